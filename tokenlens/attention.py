@@ -1,0 +1,227 @@
+"""Exact attention rows and columns from the arguments of the attention kernel, without the T×T matrix.
+
+Fused kernels stay on: the call is seen as it reaches the kernel, after q/k norms, rotary embedding and casts. Models
+that compute softmax(QKᵀ) themselves are read at the softmax instead.
+"""
+
+# Shapes: B images, H heads, T tokens, R chosen tokens, d channels of one head.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+def _as_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def attention_rows(
+    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """How some tokens attend to all: softmax(q_r·Kᵀ·scale + bias), (B, H, R, T), each row sums to 1.
+
+    Cost O(R·T·d). ``bias`` is what the kernel adds to the scores, broadcastable to (B, H, T, T).
+    """
+    k_BHTd = _as_float(k_BHTd)
+    rows = []
+    for position in positions:
+        query_BH1d = _as_float(q_BHTd[..., position : position + 1, :]) * scale
+        # Multiply and sum: three times faster on CPU than a matmul with a transposed, strided K.
+        scores_BHT = (query_BH1d * k_BHTd).sum(-1)
+        if bias is not None:
+            scores_BHT = scores_BHT + bias[..., position, :]
+        rows.append(scores_BHT.softmax(-1))
+    return torch.stack(rows, dim=-2)
+
+
+def log_sum_exp(
+    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None, rows_at_once: int = 128
+) -> Tensor:
+    """log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T), from blocks of rows.
+
+    The way for kernels that do not return it; memory is B·H·rows_at_once·T.
+    """
+    q_BHTd, k_BHTd = _as_float(q_BHTd), _as_float(k_BHTd)
+    tokens = q_BHTd.shape[-2]
+    parts = []
+    for start in range(0, tokens, rows_at_once):
+        scores = (q_BHTd[..., start : start + rows_at_once, :] * scale) @ k_BHTd.transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias[..., start : start + rows_at_once, :]
+        parts.append(scores.logsumexp(-1))
+    return torch.cat(parts, dim=-1)
+
+
+def attention_columns(
+    q_BHTd: Tensor,
+    k_BHTd: Tensor,
+    positions: Sequence[int],
+    scale: float,
+    lse_BHT: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """How much every token attends to some: exp(q_i·k_r·scale + bias − lse_i), (B, H, T, R), in [0, 1].
+
+    Cost O(R·T·d), with ``lse_BHT`` the log of each row's softmax denominator, which flash kernels return.
+    """
+    q_BHTd = _as_float(q_BHTd)
+    columns = []
+    for position in positions:
+        key_BH1d = _as_float(k_BHTd[..., position : position + 1, :]) * scale
+        scores_BHT = (q_BHTd * key_BH1d).sum(-1)
+        if bias is not None:
+            scores_BHT = scores_BHT + bias[..., :, position]
+        columns.append((scores_BHT - lse_BHT).exp())
+    return torch.stack(columns, dim=-1)
+
+
+@dataclass
+class AttentionCall:
+    """One call of attention: what the kernel got, and its log-sum-exp or, if the model made one, the pattern itself.
+
+    ``q_BHTd`` may carry the scale already where the model computes its scores itself; then ``pattern_BHTT`` is given.
+    """
+
+    q_BHTd: Tensor
+    k_BHTd: Tensor
+    v_BHTd: Tensor
+    scale: float = 1.0
+    bias: Tensor | None = None
+    lse_BHT: Tensor | None = None
+    pattern_BHTT: Tensor | None = None
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """How the tokens at ``positions`` attend to all, (B, H, R, T)."""
+        if self.pattern_BHTT is not None:
+            return _as_float(self.pattern_BHTT[..., list(positions), :])
+        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
+
+    def columns(self, positions: Sequence[int]) -> Tensor:
+        """How much every token attends to those at ``positions``, (B, H, T, R)."""
+        if self.pattern_BHTT is not None:
+            return _as_float(self.pattern_BHTT[..., list(positions)])
+        if self.lse_BHT is None:
+            self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
+        return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
+
+    def pattern(self) -> Tensor:
+        """The whole pattern, (B, H, T, T); for a few images only, its size is quadratic in the tokens."""
+        if self.pattern_BHTT is not None:
+            return self.pattern_BHTT
+        scores = (_as_float(self.q_BHTd) * self.scale) @ _as_float(self.k_BHTd).transpose(-1, -2)
+        if self.bias is not None:
+            scores = scores + self.bias
+        return scores.softmax(-1)
+
+
+# Fused kernels: the position of the log-sum-exp among their outputs (None: not returned).
+_FUSED: dict[Any, int | None] = {}
+for _name, _lse_index in {
+    "_scaled_dot_product_flash_attention_for_cpu": 1,
+    "_scaled_dot_product_flash_attention": 1,
+    "_scaled_dot_product_efficient_attention": 1,
+    "_scaled_dot_product_cudnn_attention": 1,
+    "_scaled_dot_product_fused_attention_overrideable": 1,
+    "_scaled_dot_product_attention_math_for_mps": None,
+}.items():
+    if hasattr(aten, _name):
+        _FUSED[getattr(aten, _name)] = _lse_index
+_SOFTMAX = {aten._softmax, aten._safe_softmax}
+
+
+class AttentionCapture(TorchDispatchMode):
+    """Sees the attention kernel's call while it is on, for one forward of one attention module.
+
+    Args:
+        batch: number of images of the forward.
+        tokens: number of tokens of a sequence.
+
+    ``call`` is the AttentionCall afterwards, or None if no attention over ``tokens`` tokens was seen.
+
+    Raises:
+        ValueError: if attention runs twice, with a causal mask, or with fewer key heads than query heads.
+    """
+
+    def __init__(self, batch: int, tokens: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.tokens = tokens
+        self.call: AttentionCall | None = None
+        self._product: tuple[Tensor, Tensor] | None = None
+        self._pattern: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        if packet in _FUSED:
+            return self._fused(func, packet, args, kwargs)
+        out = func(*args, **kwargs)
+        if packet is aten.bmm:
+            if self._pattern is not None and args[0].shape[-1] == self.tokens:
+                self._explicit(args[1])
+            self._product = (args[0], args[1])
+        elif packet in _SOFTMAX and out.shape[-2:] == (self.tokens, self.tokens) and self._product is not None:
+            self._pattern = out
+        return out
+
+    def _keep(self, call: AttentionCall) -> None:
+        if self.call is not None:
+            raise ValueError("attention ran twice inside one attention module; tokenlens expects one call a block")
+        self.call = call
+
+    def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if "compute_log_sumexp" in names:
+            # The same kernel then also writes the log-sum-exp that it has computed anyway.
+            given["compute_log_sumexp"] = True
+            out = func(**given)
+        else:
+            out = func(*args, **kwargs)
+        q, k, v = given["query"], given["key"], given["value"]
+        if q.shape[-2] != self.tokens:
+            return out
+        if given.get("is_causal"):
+            raise ValueError("attention with a causal mask is not attention of a Vision Transformer; not supported")
+        if k.shape[1] != q.shape[1]:
+            raise ValueError(f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped attention is not supported")
+        lse_index = _FUSED[packet]
+        lse = None if lse_index is None else out[lse_index]
+        if lse is not None:
+            # The memory-efficient kernel pads T to a multiple of 32, cuDNN's adds a last axis.
+            lse = lse.reshape(*lse.shape[:2], -1)[..., : self.tokens] if lse.numel() else None
+        scale = given.get("scale")
+        bias = given.get("attn_mask", given.get("attn_bias"))
+        if bias is not None and bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill_(~bias, -math.inf)
+        self._keep(
+            AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, lse_BHT=lse)
+        )
+        return out
+
+    def _explicit(self, value: Tensor) -> None:
+        assert self._pattern is not None and self._product is not None
+        heads = self._pattern.numel() // (self.batch * self.tokens * self.tokens)
+
+        def by_head(x: Tensor) -> Tensor:
+            return x.reshape(self.batch, heads, *x.shape[-2:])
+
+        query, key_transposed = self._product
+        self._keep(
+            AttentionCall(
+                by_head(query),
+                by_head(key_transposed).transpose(-1, -2),
+                by_head(value),
+                pattern_BHTT=by_head(self._pattern),
+            )
+        )
+        self._pattern = None

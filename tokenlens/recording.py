@@ -1,0 +1,367 @@
+"""Watching a model's forward pass at named sites, with hooks on the unmodified model.
+
+``Recorder`` owns the hooks and tells an observer what passes; ``Recording`` holds full tensors of a few images.
+"""
+
+# Shapes: B images, T tokens, D channels, H heads, d channels of one head.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenlens.attention import AttentionCall, AttentionCapture
+from tokenlens.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    from tokenlens.families import Family
+
+
+class Site(StrEnum):
+    """A place in a block where tokens are observed; ``final_norm`` belongs to the model."""
+
+    RESID_PRE = "resid_pre"
+    NORM1 = "norm1"
+    Q = "q"
+    K = "k"
+    V = "v"
+    ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
+    NORM2 = "norm2"
+    MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
+    FINAL_NORM = "final_norm"
+
+
+HEAD_SITES = (Site.Q, Site.K, Site.V)
+NORM_SITES = (Site.NORM1, Site.NORM2, Site.FINAL_NORM)
+TOKEN_SITES = tuple(site for site in Site if site not in HEAD_SITES)
+"""Sites whose tensor is (B, T, D)."""
+
+Key = tuple[int | None, str]
+
+
+class IncompleteRecording(ValueError):
+    """A forward pass in which expected sites were not seen, or were seen more than once."""
+
+
+class Observer(Protocol):
+    """What a Recorder calls. Tensors belong to the model: reduce them, or copy what you keep."""
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Tokens at a site that is not a norm."""
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """A norm's input and output; the output is the site's tensor."""
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """The attention kernel's call of one block."""
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list):
+        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
+    if isinstance(value, Mapping):
+        return next((found for item in value.values() if (found := _first_tensor(item)) is not None), None)
+    return None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every module's own mode back afterwards, also after an error."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: buffers that a model makes lazily would be unusable for training afterwards.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Recorder:
+    """Hooks on a model for the time of a ``with``; gone after it, after an error and after an interrupt.
+
+    Args:
+        model: any Vision Transformer, as it is.
+        family: what is where in it.
+        layout: its tokens; every (B, T, D) tensor's T is checked against it.
+        observer: is told what passes.
+        sites: which sites (default all); a site that a block lacks is left out, see ``expected``.
+        blocks: which blocks (default all).
+
+    Raises:
+        LookupError: for a block that the model does not have.
+        IncompleteRecording: from ``run``, if a forward pass did not show every expected site exactly once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        layout: TokenLayout,
+        observer: Observer,
+        sites: Iterable[str] | None = None,
+        blocks: Iterable[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.layout = layout
+        self.observer = observer
+        self.sites = {Site(site) for site in (Site if sites is None else sites)}
+        self._modules = list(family.blocks(model))
+        if not self._modules:
+            raise LookupError(f"the family found no transformer block in a {type(model).__qualname__}")
+        count = len(self._modules)
+        self.blocks = sorted(set(range(count) if blocks is None else (b + count if b < 0 else b for b in blocks)))
+        outside = [block for block in self.blocks if not 0 <= block < count]
+        if outside:
+            raise LookupError(f"the model has blocks 0 to {count - 1}, got {outside}")
+        self.expected: set[Key] = set()
+        self._seen: set[Key] = set()
+        self._handles: list[RemovableHandle] = []
+        self._capture: AttentionCapture | None = None
+        self._batch = 0
+
+    def __enter__(self) -> Recorder:
+        assert not self._handles, "a Recorder is entered once"
+        try:
+            for block in self.blocks:
+                self._hook_block(block)
+            norm = self.family.final_norm(self.model) if Site.FINAL_NORM in self.sites else None
+            if norm is not None:
+                self._hook_norm(None, Site.FINAL_NORM, norm)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._end_capture()
+
+    def run(self, images: Tensor) -> Any:
+        """One forward pass through the family's ``forward``; the model's own output, after the completeness check."""
+        self._seen.clear()
+        self._batch = len(images)
+        output = self.family.forward(self.model, images)
+        missing = self.expected - self._seen
+        if missing:
+            raise IncompleteRecording(_missing_text(missing, self.model))
+        return output
+
+    # -- hooks
+
+    def _hook_block(self, block: int) -> None:
+        taps = self.family.taps(self._modules[block])
+        for site, tap in taps.sites.items():
+            if site not in self.sites:
+                continue
+            if site in NORM_SITES:
+                self._hook_norm(block, site, tap.module)
+            else:
+                self._hook_tokens(block, site, tap.module, tap.side)
+        if self.sites & {*HEAD_SITES}:
+            self._hook_attention(block, taps.attention)
+
+    def _hook_tokens(self, block: int, site: Site, module: nn.Module, side: str) -> None:
+        self.expected.add((block, site))
+
+        def observe(value: Any) -> None:
+            x = self._tokens(block, site, _first_tensor(value))
+            with self._quietly(x):
+                self.observer.tokens(block, site, x.detach())
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            observe((args, kwargs))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            observe(output)
+
+        if side == "input":
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        else:
+            self._handles.append(module.register_forward_hook(after))
+
+    def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
+        self.expected.add((block, site))
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            y = self._tokens(block, site, _first_tensor(output))
+            x = _first_tensor((args, kwargs))
+            assert x is not None and x.shape == y.shape
+            with self._quietly(y):
+                self.observer.norm(block, site, module, x.detach(), y.detach())
+
+        self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def _hook_attention(self, block: int, module: nn.Module) -> None:
+        self.expected.add((block, "attention"))
+
+        def before(_module: nn.Module, _args: Any) -> None:
+            self._end_capture()
+            self._capture = AttentionCapture(self._batch, self.layout.tokens)
+            self._capture.__enter__()
+
+        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+            call = self._end_capture()
+            if call is not None:
+                self._see((block, "attention"))
+                with self._quietly(call.q_BHTd):
+                    self.observer.attention(block, call)
+
+        self._handles.append(module.register_forward_pre_hook(before))
+        # always_call: the capture must end when the attention module raises, too.
+        self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def _end_capture(self) -> AttentionCall | None:
+        capture, self._capture = self._capture, None
+        if capture is None:
+            return None
+        capture.__exit__(None, None, None)
+        return capture.call
+
+    def _tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
+        where = site if block is None else f"block {block}, {site}"
+        if x is None or x.dim() != 3:
+            shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
+            raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
+        self.layout.check(x.shape[1])
+        self._see((block, site))
+        return x
+
+    def _see(self, key: Key) -> None:
+        if key in self._seen:
+            raise IncompleteRecording(
+                f"{_key_text(key)} was seen twice in one forward pass: its module is shared or called twice, "
+                "so the family must point to another one"
+            )
+        self._seen.add(key)
+
+    @contextmanager
+    def _quietly(self, x: Tensor) -> Iterator[None]:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            yield
+
+
+def _key_text(key: Key) -> str:
+    return str(key[1]) if key[0] is None else f"block {key[0]} {key[1]}"
+
+
+def _missing_text(missing: set[Key], model: nn.Module) -> str:
+    names = [_key_text(key) for key in sorted(missing, key=lambda key: (key[0] is None, key[0] or 0, key[1]))]
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return (
+        f"the forward pass of {type(model).__qualname__} did not show {len(names)} expected sites: {shown}. "
+        "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
+        "nn.TransformerEncoder, and an attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
+        "Hand over the plain eager module, or a Family that points to modules that do run."
+    )
+
+
+@dataclass
+class Recording(Mapping[tuple[int | None, str], Tensor]):
+    """Full tensors of a few images: ``recording[block, site]`` is (B, T, D), or (B, H, T, d) for q, k and v.
+
+    ``recording[None, "final_norm"]`` is the model's final norm; ``patterns[block]`` is (B, H, T, T) where patterns
+    were asked for. Tensors are copies on the CPU in the dtype that the model computed in. Where a model computes
+    softmax(QKᵀ) itself, its q may already carry the attention scale.
+    """
+
+    layout: TokenLayout
+    model: str = ""
+    tensors: dict[tuple[int | None, str], Tensor] = field(default_factory=dict)
+    patterns: dict[int, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+
+    def __getitem__(self, key: tuple[int | None, str]) -> Tensor:
+        block, site = key
+        try:
+            return self.tensors[block, str(site)]
+        except KeyError:
+            raise KeyError(f"{key} was not recorded; recorded sites: {sorted({s for _, s in self.tensors})}") from None
+
+    def __iter__(self) -> Iterator[tuple[int | None, str]]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The recorded blocks, in order."""
+        return sorted({block for block, _ in self.tensors if block is not None})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors and patterns."""
+        return sum(x.numel() * x.element_size() for x in (*self.tensors.values(), *self.patterns.values()))
+
+    def __repr__(self) -> str:
+        images = len(next(iter(self.tensors.values()))) if self.tensors else 0
+        sites = sorted({site for _, site in self.tensors})
+        return (
+            f"Recording({self.model}: {images} images, blocks {self.blocks}, sites {sites}, "
+            f"{len(self.patterns)} patterns, {self.nbytes / 2**20:.1f} MiB)"
+        )
+
+
+class Keeper:
+    """The observer that fills a Recording, and stops before it would exceed its memory budget."""
+
+    def __init__(self, recording: Recording, sites: set[Site], patterns: bool, max_bytes: int) -> None:
+        self.recording = recording
+        self.sites = sites
+        self.patterns = patterns
+        self.max_bytes = max_bytes
+
+    def _keep(self, store: Callable[[Tensor], None], x: Tensor) -> None:
+        self.require(x.numel() * x.element_size())
+        store(x.to("cpu", copy=True))
+
+    def require(self, nbytes: int) -> None:
+        """ValueError if this many bytes more would exceed the budget."""
+        total = self.recording.nbytes + nbytes
+        if total > self.max_bytes:
+            raise ValueError(
+                f"the recording would exceed its budget of {self.max_bytes / 2**20:.0f} MiB (needs at least "
+                f"{total / 2**20:.0f} MiB); record fewer images, blocks or sites, or raise max_bytes"
+            )
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Keep a copy."""
+        self._keep(lambda copy: self.recording.tensors.__setitem__((block, str(site)), copy), x_BTD)
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """Keep a copy of the output, which is the site's tensor."""
+        self.tokens(block, site, y_BTD)
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Keep copies of q, k and v, and of the pattern where asked for."""
+        for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
+            if site in self.sites:
+                self._keep(lambda copy, site=site: self.recording.tensors.__setitem__((block, str(site)), copy), x)
+        if self.patterns:
+            self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
+            self._keep(lambda copy: self.recording.patterns.__setitem__(block, copy), call.pattern())
+
+
+__all__: Sequence[str] = [
+    "HEAD_SITES", "NORM_SITES", "TOKEN_SITES", "IncompleteRecording", "Keeper", "Observer", "Recorder", "Recording",
+    "Site", "evaluating",
+]
