@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -51,13 +52,16 @@ def log_sum_exp(
     The way for kernels that do not return it; memory is B·H·rows_at_once·T.
     """
     q_BHTd, k_BHTd = _as_float(q_BHTd), _as_float(k_BHTd)
+    if torch.get_float32_matmul_precision() != "highest":
+        # The user lets matrix products run in TF32 or bfloat16; the denominator of a softmax must not.
+        q_BHTd, k_BHTd = q_BHTd.double(), k_BHTd.double()
     tokens = q_BHTd.shape[-2]
     parts = []
     for start in range(0, tokens, rows_at_once):
         scores = (q_BHTd[..., start : start + rows_at_once, :] * scale) @ k_BHTd.transpose(-1, -2)
         if bias is not None:
             scores = scores + bias[..., start : start + rows_at_once, :]
-        parts.append(scores.logsumexp(-1))
+        parts.append(scores.logsumexp(-1).float())
     return torch.cat(parts, dim=-1)
 
 
@@ -138,6 +142,11 @@ for _name, _lse_index in {
 _SOFTMAX = {aten._softmax, aten._safe_softmax}
 
 
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    names = [argument.name for argument in func._schema.arguments]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
 class AttentionCapture(TorchDispatchMode):
     """Sees the attention kernel's call while it is on, for one forward of one attention module.
 
@@ -165,6 +174,8 @@ class AttentionCapture(TorchDispatchMode):
         if packet in _FUSED:
             return self._fused(func, packet, args, kwargs)
         out = func(*args, **kwargs)
+        if packet is aten._native_multi_head_attention:
+            self._native(_by_name(func, args, kwargs))
         if packet is aten.bmm:
             if self._pattern is not None and args[0].shape[-1] == self.tokens:
                 self._explicit(args[1])
@@ -179,9 +190,8 @@ class AttentionCapture(TorchDispatchMode):
         self.call = call
 
     def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
-        names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        if "compute_log_sumexp" in names:
+        given = _by_name(func, args, kwargs)
+        if "compute_log_sumexp" in given:
             # The same kernel then also writes the log-sum-exp that it has computed anyway.
             given["compute_log_sumexp"] = True
             out = func(**given)
@@ -193,7 +203,9 @@ class AttentionCapture(TorchDispatchMode):
         if given.get("is_causal"):
             raise ValueError("attention with a causal mask is not attention of a Vision Transformer; not supported")
         if k.shape[1] != q.shape[1]:
-            raise ValueError(f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped attention is not supported")
+            raise ValueError(
+                f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped attention is not supported"
+            )
         lse_index = _FUSED[packet]
         lse = None if lse_index is None else out[lse_index]
         if lse is not None:
@@ -203,13 +215,27 @@ class AttentionCapture(TorchDispatchMode):
         bias = given.get("attn_mask", given.get("attn_bias"))
         if bias is not None and bias.dtype == torch.bool:
             bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill_(~bias, -math.inf)
+        if bias is not None:
+            bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, self.tokens, self.tokens)))
         self._keep(
             AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, lse_BHT=lse)
         )
         return out
 
+    def _native(self, given: dict[str, Any]) -> None:
+        """``nn.MultiheadAttention``'s fast path is one kernel from tokens to tokens: q, k, v are projected once more."""
+        x_BTD = given["query"]
+        if x_BTD.shape[-2] != self.tokens:
+            return
+        if given.get("mask") is not None:
+            raise ValueError("attention with a mask is not attention of a Vision Transformer; not supported")
+        qkv_BT3D = linear(x_BTD, given["qkv_weight"], given["qkv_bias"])
+        q, k, v = qkv_BT3D.unflatten(-1, (3, given["num_head"], -1)).permute(2, 0, 3, 1, 4)
+        self._keep(AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5))
+
     def _explicit(self, value: Tensor) -> None:
-        assert self._pattern is not None and self._product is not None
+        assert self._pattern is not None
+        assert self._product is not None
         heads = self._pattern.numel() // (self.batch * self.tokens * self.tokens)
 
         def by_head(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
+from tokenlens.families._norms import NormParameters, norm_parameters
 from tokenlens.recording import Site
 from tokenlens.tokens import TokenLayout
 
@@ -100,6 +101,15 @@ def find_family(model: nn.Module) -> Family:
     )
 
 
+def is_a(module: object, *classes: str) -> bool:
+    """Whether a module is an instance of one of these classes, given as import paths; imports nothing.
+
+    >>> is_a(nn.LayerNorm(4), "torch.nn.modules.normalization.LayerNorm")
+    True
+    """
+    return any(f"{cls.__module__}.{cls.__qualname__}" in classes for cls in type(module).__mro__)
+
+
 def as_pair(size: Any) -> tuple[int, int]:
     """An int or a pair as (height, width)."""
     if isinstance(size, int):
@@ -116,3 +126,9 @@ def grid_of(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[i
             f"{patch_size[0]}×{patch_size[1]}"
         )
     return (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+
+
+__all__ = [
+    "BlockTaps", "Family", "NormParameters", "Tap", "as_pair", "families", "find_family", "grid_of", "is_a",
+    "norm_parameters",
+]

@@ -1,0 +1,348 @@
+"""What `analyze` costs over a plain forward pass: time, peak memory and growth, beside what people use today.
+
+    python benchmarks/analyze.py time    # ViT-S/16 and ViT-B/16, batch 8, interleaved in one process
+    python benchmarks/analyze.py memory  # peak resident memory over a plain forward, one fresh process a number
+    python benchmarks/analyze.py growth  # time and memory against images, tokens and blocks, with fitted exponents
+    python benchmarks/analyze.py all
+
+On a GPU: `python benchmarks/analyze.py time --device cuda --amp --batch 64`. Tables go to benchmarks/results/.
+Competitors need the extra `[bench]` (nnsight); without it they are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from torch import Tensor, nn
+
+import tokenlens
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
+
+
+# -- one forward pass by each competitor
+
+
+def hooks_that_store(model: nn.Module) -> Callable[[Tensor], object]:
+    """Plain forward hooks that keep the tensors of the same sites for one batch (and no number is computed)."""
+
+    def step(x: Tensor) -> object:
+        kept: list[Tensor] = []
+        handles = [
+            module.register_forward_hook(lambda _m, _a, out: kept.append(out))
+            for block in model.blocks
+            for module in (block.norm1, block.attn, block.norm2, block.mlp, block)
+        ]
+        model(x)
+        for handle in handles:
+            handle.remove()
+        return kept
+
+    return step
+
+
+def timm_attention_extract(model: nn.Module) -> Callable[[Tensor], object]:
+    """timm's AttentionExtract by torch.fx, which needs fused attention off: every T×T map of one batch, no number."""
+    from timm.utils import AttentionExtract
+
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    extract = AttentionExtract(model, method="fx")
+    for block in model.blocks:
+        block.attn.fused_attn = True
+    return lambda x: extract(x)
+
+
+def nnsight_trace(model: nn.Module) -> Callable[[Tensor], object]:
+    """nnsight: a trace that saves the same sites for one batch (and no number is computed)."""
+    from nnsight import NNsight
+
+    wrapped = NNsight(model)
+
+    def step(x: Tensor) -> object:
+        kept = []
+        with wrapped.trace(x):
+            for block in wrapped.blocks:
+                # In the order in which the modules run, as nnsight asks for.
+                kept.append(block.norm1.output.save())
+                kept.append(block.attn.output.save())
+                kept.append(block.norm2.output.save())
+                kept.append(block.mlp.output.save())
+                kept.append(block.output.save())
+        return kept
+
+    return step
+
+
+COMPETITORS = {
+    "hooks that store": hooks_that_store,
+    "timm AttentionExtract": timm_attention_extract,
+    "nnsight": nnsight_trace,
+}
+
+
+def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
+    """The competitors that are installed and run on this model."""
+    steps = {}
+    for name, make in COMPETITORS.items():
+        try:
+            step = make(model)
+            with torch.no_grad():
+                step(torch.rand(1, 3, 224, 224, device=next(model.parameters()).device))
+        except Exception as error:
+            print(f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            continue
+        steps[name] = step
+    return steps
+
+
+# -- time
+
+
+def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool) -> pd.DataFrame:
+    """Seconds of each way for the same batch, round by round: `analyze` runs once, the others inside its progress call."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval().to(device)
+    pixels = torch.randn(batch, 3, 224, 224)
+    on_device = pixels.to(device)
+    steps: dict[str, Callable[[Tensor], object]] = {"plain forward": model, "plain forward again": model}
+    steps |= available(model)
+    order = random.Random(0)
+    rows: list[dict[str, object]] = []
+    state = {"round": 0, "begun": 0.0}
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def others(_done: int, _total: int | None) -> None:
+        wait()
+        rows.append({"way": "tokenlens analyze", "round": state["round"], "s": time.perf_counter() - state["begun"]})
+        for way in order.sample(list(steps), len(steps)):
+            gc.collect()
+            wait()
+            begun = time.perf_counter()
+            with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=amp):
+                steps[way](on_device)
+            wait()
+            rows.append({"way": way, "round": state["round"], "s": time.perf_counter() - begun})
+        gc.collect()
+        state["round"] += 1
+        state["begun"] = time.perf_counter()
+
+    state["begun"] = time.perf_counter()
+    images = [(image, 0) for _ in range(rounds + 2) for image in pixels]
+    tokenlens.analyze(model, images, batch_size=batch, device=device, amp=amp, progress=others)
+    frame = pd.DataFrame(rows)
+    frame["model"] = name
+    return frame[frame["round"] >= 2]  # two rounds to warm up
+
+
+def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Median seconds, and the median and quartiles of each way's ratio to the plain forward of the same round."""
+    frame = pd.concat(frames)
+    rows = []
+    for (model, way), part in frame.groupby(["model", "way"], sort=False):
+        plain = frame[(frame["model"] == model) & (frame["way"] == "plain forward")].set_index("round")["s"]
+        ratio = part.set_index("round")["s"] / plain
+        rows.append({
+            "model": model, "way": way, "rounds": len(ratio), "median s": part["s"].median(),
+            "ratio": ratio.median(), "ratio q25": ratio.quantile(0.25), "ratio q75": ratio.quantile(0.75),
+        })
+    return pd.DataFrame(rows)
+
+
+# -- memory, in a fresh process for each number
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process so far, MiB (CPU)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_of(name: str, way: str, images: int, batch: int, img_size: int, depth: int | None) -> dict[str, float]:
+    """Peak memory in this process after plain forwards, and after the way has run over ``images`` images."""
+    torch.manual_seed(0)
+    arguments = {"img_size": img_size} | ({"depth": depth} if depth else {})
+    model = timm.create_model(name, **arguments).eval()
+    one = torch.randn(batch, 3, img_size, img_size)
+    with torch.no_grad():
+        for _ in range(3):
+            model(one)
+    before = peak_mib()
+    begun = time.perf_counter()
+    if way == "tokenlens analyze":
+        tokenlens.analyze(model, [(one[i % batch], 0) for i in range(images)], batch_size=batch, device="cpu")
+    elif way == "plain forward":
+        with torch.no_grad():
+            for _ in range(images // batch):
+                model(one)
+    else:
+        step = COMPETITORS[way](model)
+        kept = []
+        with torch.no_grad():
+            for _ in range(images // batch):
+                kept.append(step(one))
+    return {"plain MiB": before, "over plain MiB": peak_mib() - before, "s": time.perf_counter() - begun}
+
+
+def in_fresh_process(**arguments: object) -> dict[str, float]:
+    """Run ``memory_of`` in a new Python process."""
+    command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"left out: {arguments}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return {"plain MiB": np.nan, "over plain MiB": np.nan, "s": np.nan}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def memory_table(repeats: int) -> pd.DataFrame:
+    """Peak memory over plain for each way (16 images), and for `analyze` with 64 to 4096 images of few pixels."""
+    rows = []
+    for name, way, images, size in [
+        *[(MODELS[0], way, 16, 224) for way in ("plain forward", "tokenlens analyze", *COMPETITORS)],
+        (MODELS[0], "tokenlens analyze", 64, 224),
+        (MODELS[0], "tokenlens analyze", 256, 224),
+        (MODELS[1], "tokenlens analyze", 64, 224),
+        *[(MODELS[0], "tokenlens analyze", images, 64) for images in (64, 512, 4096)],
+    ]:
+        runs = [
+            in_fresh_process(name=name, way=way, images=images, batch=8, img_size=size, depth=None)
+            for _ in range(repeats)
+        ]
+        over = [run["over plain MiB"] for run in runs]
+        rows.append({
+            "model": name, "pixels": size, "way": way, "images": images, "runs": repeats,
+            "plain MiB": np.median([run["plain MiB"] for run in runs]),
+            "over plain MiB": np.median(over), "min": np.min(over), "max": np.max(over),
+        })
+        print(rows[-1], file=sys.stderr)
+    return pd.DataFrame(rows)
+
+
+# -- growth
+
+
+def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Time and memory of `analyze` and of plain forwards against images, tokens and blocks; exponents of a power law."""
+    name = MODELS[0]
+    cases = [("images", n, {"images": n, "img_size": 224, "depth": None}) for n in (16, 32, 64, 128)]
+    cases += [
+        ("tokens", (size // 16) ** 2, {"images": 16, "img_size": size, "depth": None}) for size in (224, 448, 592)
+    ]
+    cases += [("blocks", depth, {"images": 32, "img_size": 224, "depth": depth}) for depth in (3, 6, 12, 24)]
+    rows = []
+    for axis, value, arguments in cases:
+        for way in ("plain forward", "tokenlens analyze"):
+            for repeat in range(repeats):
+                found = in_fresh_process(name=name, way=way, batch=8, **arguments)
+                rows.append({"axis": axis, "value": value, "way": way, "repeat": repeat, **found})
+        print(rows[-1], file=sys.stderr)
+    frame = pd.DataFrame(rows)
+    table = frame.groupby(["axis", "value", "way"], sort=False)[["s", "over plain MiB"]].agg(["median", "min", "max"])
+    table.columns = [" ".join(column) for column in table.columns]
+    fits = []
+    for (axis, way), part in frame.groupby(["axis", "way"], sort=False):
+        fit = np.polyfit(np.log(part["value"]), np.log(part["s"]), 1, cov=True)
+        fits.append({
+            "axis": axis, "way": way, "time grows as": f"{axis}^{fit[0][0]:.2f}", "± (1 s.e.)": np.sqrt(fit[1][0][0]),
+            "runs": len(part), "memory over plain, smallest MiB": part.groupby("value")["over plain MiB"].median().iloc[0],
+            "memory over plain, largest MiB": part.groupby("value")["over plain MiB"].median().iloc[-1],
+        })
+    return table.reset_index(), pd.DataFrame(fits)
+
+
+# -- results
+
+
+def hardware(device: str) -> str:
+    """Processor or accelerator, threads and versions."""
+    if device.startswith("cuda"):
+        chip = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        chip = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        chip += f", {torch.get_num_threads()} threads"
+    packages = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "tokenlens-vit")]
+    return f"{chip}; Python {platform.python_version()}, {', '.join(packages)}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, three significant digits."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return "–" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        return str(value)
+
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return "\n".join([*lines, *["| " + " | ".join(cell(v) for v in row) + " |" for row in table.itertuples(index=False)]])
+
+
+def write(name: str, title: str, note: str, device: str, *tables: pd.DataFrame) -> None:
+    """Write a results page and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", "benchmarks/analyze.py", *sys.argv[1:]])
+    text = "\n\n".join([f"# {title}", f"{hardware(device)}\n\n`{command}`", note, *map(markdown, tables)]) + "\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["time", "memory", "growth", "all"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    suffix = "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
+    if options.what in ("time", "all"):
+        frames = [measure_time(name, options.batch, options.rounds, options.device, options.amp) for name in MODELS]
+        write(
+            f"analyze_time{suffix}", "Time of analyze over a plain forward",
+            f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round runs every "
+            "way on the same batch in random order in one process; ratio is to the plain forward of the same round: "
+            "median and quartiles over rounds. “plain forward again” shows the noise. The competitors only store "
+            "tensors or maps; tokenlens computes all of its default metrics.",
+            options.device, time_table(frames),
+        )
+    if options.what in ("memory", "all"):
+        write(
+            "analyze_memory", "Peak memory of analyze over a plain forward",
+            "Batch 8. Peak resident memory of a fresh process, minus its peak after three plain forwards; median, "
+            "minimum and maximum over runs. The competitors keep what they store over the 16 images, as their users do.",
+            "cpu", memory_table(options.repeats),
+        )
+    if options.what in ("growth", "all"):
+        write(
+            "analyze_growth", "Growth of analyze with images, tokens and blocks",
+            "ViT-S/16, batch 8, seconds of a whole run in a fresh process (without loading). Exponents from a straight "
+            "line through the logarithms.",
+            "cpu", *growth_table(options.repeats),
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 and sys.argv[1] == "_memory_of":
+        print(json.dumps(memory_of(**json.loads(sys.argv[2]))))
+    else:
+        main()

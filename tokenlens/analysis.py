@@ -1,0 +1,487 @@
+"""``analyze``: the one loop over images, and the ``Analysis`` it returns; ``record`` for the tensors themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import io
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from tokenlens.data import Batch, batches, open_images
+from tokenlens.families import Family
+from tokenlens.metrics import Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
+from tokenlens.metrics import metrics as metric_catalog
+from tokenlens.models import LoadedModel, load_model
+from tokenlens.recording import HEAD_SITES, Keeper, Recorder, Recording, Site, evaluating
+from tokenlens.summaries import BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary
+from tokenlens.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ("model", "metric", "part", "block", "site", "group", "head", "value", "sd", "n", "ci_low", "ci_high", "unit")
+SERIES = ("metric", "part", "block", "site", "group", "head")
+
+
+class NonFiniteActivation(ValueError):
+    """NaN or infinity in the forward pass; says where it was first seen."""
+
+
+@dataclass
+class Analysis:
+    """What ``analyze`` found out about one model on one set of images.
+
+    Attributes:
+        model: the model's full name.
+        layout: its tokens and patch grid.
+        blocks: number of blocks.
+        table: a tidy frame, a row for each number, with the columns of ``COLUMNS``. ``value`` is the mean over images,
+            ``sd`` the spread over images, ``n`` their count, ``ci_low`` and ``ci_high`` a 95 % interval; numbers of the
+            whole set of images have no ``sd``. ``block`` and ``head`` count from 0; what does not apply is empty.
+        arrays: per-channel and per-position arrays, by ``"metric/part"``.
+        per_image: a row for each kept image, a column for each series (metric, part, block, site, group, head;
+            −1 for no block or head).
+        provenance: where all this comes from, JSON-able.
+        not_applicable: metrics that were asked for and do not apply to this model, with the reason.
+    """
+
+    model: str
+    layout: TokenLayout
+    blocks: int
+    table: pd.DataFrame
+    arrays: dict[str, NamedArray]
+    per_image: pd.DataFrame
+    provenance: dict[str, Any]
+    not_applicable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are random; every figure and table then says so."""
+        return bool(self.provenance.get("untrained"))
+
+    @property
+    def images(self) -> int:
+        """How many images were analyzed."""
+        return int(self.provenance["images"]["count"])
+
+    @cached_property
+    def heads(self) -> int:
+        """How many attention heads a block has; 0 if no number per head was computed."""
+        heads = self.table["head"].dropna()
+        return int(heads.max()) + 1 if len(heads) else 0
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics in the table."""
+        return list(dict.fromkeys(self.table["metric"]))
+
+    def select(self, metric: str, **filters: Any) -> pd.DataFrame:
+        """The table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", block=3)``.
+
+        Raises:
+            LookupError: if the metric is not in the table, with the reason where it does not apply.
+        """
+        if metric not in self.metrics:
+            reason = self.not_applicable.get(metric)
+            because = f": {reason}" if reason else f"; it has {', '.join(self.metrics)}"
+            raise LookupError(f"the analysis of {self.model} has no {metric!r}{because}")
+        rows = self.table[self.table["metric"] == metric]
+        for column, wanted in filters.items():
+            wanted = wanted if isinstance(wanted, list | tuple | set) else [wanted]
+            rows = rows[rows[column].isin(list(wanted))]
+        return rows.reset_index(drop=True)
+
+    def plot(self, figure: str, **options: Any) -> Figure:
+        """Draw one of the figures of ``tokenlens list figures``; options go to its ``frame`` and ``plot``."""
+        from tokenlens.figures import draw
+
+        return draw(self, figure, **options)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write a run folder, atomically; see ``tokenlens.run_folder``."""
+        from tokenlens.run_folder import save_analysis
+
+        return save_analysis(self, Path(path), overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Analysis:
+        """Read a run folder, after checking its schema version and hashes."""
+        from tokenlens.run_folder import load_analysis
+
+        return load_analysis(Path(path))
+
+    def __repr__(self) -> str:
+        untrained = ", untrained" if self.untrained else ""
+        return (
+            f"Analysis({self.model}{untrained}: {self.blocks} blocks, {self.images} images, {len(self.table)} numbers "
+            f"from {len(self.metrics)} metrics)"
+        )
+
+    def _repr_html_(self) -> str:
+        from tokenlens.report import summary_html
+
+        return summary_html(self)
+
+
+def analyze(
+    model: str | nn.Module,
+    images: Any = "sample",
+    *,
+    metrics: Sequence[str] | str | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    amp: bool = False,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    family: Family | None = None,
+    keep_images: int = 4096,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Analysis:
+    """Run a model over images once and measure how its CLS, register and patch tokens differ at every site.
+
+    Args:
+        model: a name (timm, ``hf-hub:``, ``local-dir:``) or any module that a family owns; it is used as it is.
+        images: a folder, a file, ``"sample"``, ``hfds/…``, ``wds/…``, a preprocessed tensor (N, 3, H, W), a Dataset
+            or a DataLoader.
+        metrics: names from ``tokenlens list metrics``, ``"all"``, or None for all that are not opt-in.
+        limit: use at most this many images.
+        batch_size: images per forward pass; the numbers do not depend on it.
+        workers: processes that decode images.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``, …
+        amp: run the model under autocast in bfloat16; the metrics stay in float32 and float64.
+        seed: of the image subset, of ``sample``'s views, and of random weights.
+        checkpoint: weights from a file instead of the hub.
+        pretrained: False for random weights; the result is then marked as untrained.
+        img_size: image side, or (height, width), where the model allows one.
+        family: where the tokens and sites of a model of your own are.
+        keep_images: keep per-image values of up to this many images; moments go on beyond.
+        progress: called with images done and total (None if unknown).
+
+    Returns:
+        The Analysis. Under ``torch.distributed`` every rank takes whole batches in turn and all return the merged one.
+
+    Raises:
+        LookupError: for an unknown model, metric or family.
+        ValueError: for images or weights that cannot be used, incomplete recordings and non-finite activations.
+    """
+    started, clock = dt.datetime.now(dt.UTC), time.perf_counter()
+    chosen = [metric_catalog.get(name)() for name in metric_names(metrics)]
+    loaded = load_model(
+        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+    )
+    source = open_images(
+        images, transform=loaded.transform(), limit=limit, seed=seed, image_size=loaded.image_size
+    )
+    rank, world_size = _world()
+    run = _Run(loaded, chosen, keep_images)
+    names, hashes, indices = [], [], []
+    with evaluating(loaded.module):
+        for batch in batches(source, batch_size, workers=workers, rank=rank, world_size=world_size):
+            run.take(batch, amp=amp)
+            names += batch.names
+            hashes += batch.hashes
+            indices += batch.indices
+            if progress is not None:
+                done = len(indices) * world_size
+                progress(done if source.total is None else min(done, source.total), source.total)
+    names, hashes, skipped = _merge_ranks(run, indices, names, hashes, source.skipped, world_size)
+    if not names:
+        raise ValueError(f"no image of {source.description} could be used: {_skipped_text(skipped)}")
+    provenance = {
+        "model": loaded.name,
+        "family": loaded.family.name or type(loaded.family).__name__,
+        "untrained": loaded.untrained,
+        "weights": loaded.weights,
+        "images": {
+            "source": source.description, "count": len(names), "skipped": skipped, "names": names, "hashes": hashes,
+            "kept_per_image": min(len(names), keep_images),
+        },
+        "transform": {key: _plain(value) for key, value in loaded.data_config.items()},
+        "image_size": list(run.image_size),
+        "seed": seed,
+        "device": str(next(loaded.module.parameters()).device),
+        "dtype": "bfloat16 autocast" if amp else str(next(loaded.module.parameters()).dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "world_size": world_size,
+        "versions": versions(),
+        "command": shlex.join(["tokenlens", *sys.argv[1:]]) if _is_command_line() else "tokenlens.analyze(…) in Python",
+        "commit": _commit(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 3),
+    }
+    return run.analysis(loaded.name, provenance, names)
+
+
+def record(
+    model: str | nn.Module,
+    images: Any = "sample",
+    *,
+    sites: Iterable[str] | None = None,
+    blocks: Iterable[int] | None = None,
+    patterns: bool = False,
+    max_bytes: int = 2**30,
+    limit: int | None = 4,
+    device: str = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    family: Family | None = None,
+) -> Recording:
+    """Full tensors of a few images at chosen sites and blocks, for exploring.
+
+    Args:
+        model, images, device, seed, checkpoint, pretrained, img_size, family: as for ``analyze``.
+        sites: sites to record (default all).
+        blocks: blocks to record (default all); negative ones count from the end.
+        patterns: also keep the attention patterns, (B, H, T, T) a block.
+        max_bytes: memory budget.
+        limit: at most this many images (default 4; None for all).
+
+    Raises:
+        ValueError: before the recording would exceed ``max_bytes``.
+    """
+    loaded = load_model(
+        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+    )
+    source = open_images(images, transform=loaded.transform(), limit=limit, seed=seed, image_size=loaded.image_size)
+    parts = [batch.images for batch in batches(source, 8)]
+    if not parts:
+        raise ValueError(f"no image of {source.description} could be used: {_skipped_text(source.skipped)}")
+    pixels_B3HW = torch.cat(parts)
+    height, width = pixels_B3HW.shape[-2:]
+    layout = loaded.family.layout(loaded.module, (height, width))
+    wanted = {Site(site) for site in (Site if sites is None else sites)}
+    recording = Recording(layout, model=loaded.name, images=pixels_B3HW)
+    keeper = Keeper(recording, wanted, patterns, max_bytes)
+    watched = wanted | ({Site.Q} if patterns else set())
+    with (
+        evaluating(loaded.module),
+        Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
+    ):
+        recorder.run(pixels_B3HW.to(next(loaded.module.parameters()).device))
+    return recording
+
+
+def metric_names(metrics: Sequence[str] | str | None) -> list[str]:
+    """The metrics meant by ``metrics``: None for all that are not opt-in, ``"all"``, or names that must exist."""
+    names = metric_catalog.names()
+    if metrics is None:
+        return [name for name in names if not metric_catalog.get(name).opt_in]
+    if metrics == "all":
+        return names
+    wanted = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+    for name in wanted:
+        metric_catalog.module(name)
+    if not wanted:
+        raise ValueError("metrics is an empty list; leave it out for the default ones")
+    return wanted
+
+
+class _Run:
+    """One model, its metrics, and what they have seen; the layout comes with the first batch."""
+
+    def __init__(self, loaded: LoadedModel, chosen: list[Metric], keep_images: int) -> None:
+        self.loaded = loaded
+        self.chosen = chosen
+        self.keep_images = keep_images
+        self.applicable: list[Metric] = []
+        self.not_applicable: dict[str, str] = {}
+        self.image_size: tuple[int, int] = (0, 0)
+        self.layout: TokenLayout | None = None
+        self.blocks = len(list(loaded.family.blocks(loaded.module)))
+
+    def _prepare(self, image_size: tuple[int, int]) -> None:
+        family, module = self.loaded.family, self.loaded.module
+        self.image_size = image_size
+        self.layout = family.layout(module, image_size)
+        sites = {str(site) for block in family.blocks(module) for site in family.taps(block).sites}
+        sites |= {str(site) for site in HEAD_SITES}
+        if family.final_norm(module) is not None:
+            sites.add(str(Site.FINAL_NORM))
+        subject = Subject(module, self.layout, self.blocks, frozenset(sites), self.keep_images)
+        for metric in self.chosen:
+            reason = metric.prepare(subject)
+            if reason is None:
+                self.applicable.append(metric)
+            else:
+                self.not_applicable[metric.name] = reason
+
+    @cached_property
+    def _summarizer(self) -> Summarizer:
+        assert self.layout is not None
+        wanted: dict[str, set[Reduction]] = {}
+        for metric in self.applicable:
+            for site in metric.observes if metric.wanted or not metric.needs_pattern else ():
+                wanted.setdefault(str(site), set()).update(metric.wanted)
+        return Summarizer(
+            self.layout,
+            wanted,
+            norm_stages=any(metric.needs_norm_stages for metric in self.applicable),
+            updates=any(metric.needs_updates for metric in self.applicable),
+            pattern=any(metric.needs_pattern for metric in self.applicable),
+            raw=[(m.name, m.sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
+        )
+
+    def take(self, batch: Batch, amp: bool) -> None:
+        """One forward pass, and what the metrics make of it."""
+        height, width = batch.images.shape[-2:]
+        if self.layout is None:
+            self._prepare((height, width))
+        elif (height, width) != self.image_size:
+            raise ValueError(
+                f"all images of one analysis have one size; the first batch had {self.image_size}, then came "
+                f"{(height, width)}"
+            )
+        assert self.layout is not None
+        sites = {site for metric in self.applicable for site in metric.observes}
+        if not sites:
+            return
+        summarizer = self._summarizer
+        summarizer.start(batch.indices)
+        module = self.loaded.module
+        device = next(module.parameters()).device
+        pixels = batch.images.to(device, non_blocking=True)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
+        with Recorder(module, self.loaded.family, self.layout, summarizer, sites=sites) as recorder, autocast:
+            recorder.run(pixels)
+        with torch.no_grad():
+            _check_finite(summarizer.batch, batch.names)
+            for metric in self.applicable:
+                metric.update(summarizer.batch)
+
+    def analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
+        """The table, arrays and per-image values."""
+        frames, arrays, columns, kept = [], {}, [], []
+        for metric in self.applicable:
+            rows = metric.rows()
+            if rows:
+                frames.append(pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)}))
+            arrays |= {f"{metric.name}/{part}": array for part, array in metric.arrays().items()}
+            if isinstance(metric, PerImageMetric) and metric.keys:
+                kept.append(metric.per_image_values()[1])
+                columns += [
+                    (metric.name, part, -1 if block is None else block, site, group, -1 if head is None else head)
+                    for part, block, site, group, head in metric.keys
+                ]
+        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+        table["model"] = name
+        table = table[list(COLUMNS)].astype({"block": "Int64", "head": "Int64", "n": "int64"})
+        table = table.sort_values(["metric", "part", "site", "group", "block", "head"], kind="stable", ignore_index=True)
+        per_image = pd.DataFrame(
+            np.concatenate(kept, axis=1) if kept else np.zeros((0, 0), dtype=np.float32),
+            columns=pd.MultiIndex.from_tuples(columns, names=list(SERIES)) if columns else None,
+            index=pd.Index(names[: len(kept[0])] if kept else [], name="image"),
+        )
+        assert self.layout is not None
+        return Analysis(
+            name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable)
+        )
+
+
+def _check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
+    cells = dict(batch.cells.get(TokenSummary, {}))
+    for (block, site), summary in batch.cells.get(NormSummary, {}).items():
+        cells[block, f"input of {site}"] = summary.input
+    # A token with a NaN or an infinity has a norm that is NaN or infinite.
+    norms = [summary.norms.flatten(1) for summary in cells.values()]
+    if not norms or bool(torch.isfinite(torch.cat(norms, dim=1)).all()):
+        return
+    keys = list(cells)
+    finite = torch.stack([torch.isfinite(norm).all(1) for norm in norms])
+    cell, image = (int(i) for i in (~finite).nonzero()[0])
+    block, site = keys[cell]
+    where = site if block is None else f"block {block}, {site}"
+    raise NonFiniteActivation(
+        f"NaN or infinity in the activations at {where}, first for image {names[image]!r}; no number after it would "
+        "mean anything. Check the weights and the images, and try without --amp."
+    )
+
+
+def _world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _merge_ranks(
+    run: _Run, indices: list[int], names: list[str], hashes: list[str], skipped: list[dict[str, str]], world_size: int
+) -> tuple[list[str], list[str], list[dict[str, str]]]:
+    """Merge all ranks' metrics into this run, in rank order; names, hashes and skipped images in image order."""
+    if world_size > 1:
+        mine = (run.applicable, run.not_applicable, run.image_size, run.layout, indices, names, hashes, skipped)
+        buffer = io.BytesIO()
+        torch.save(mine, buffer)
+        received: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(received, buffer.getvalue())
+        # Our own processes' states, not somebody's file; each rank's device is its own, so they meet on the CPU.
+        everyone = [torch.load(io.BytesIO(state), map_location="cpu", weights_only=False) for state in received]
+        with_images = [state for state in everyone if state[4]]
+        if with_images:
+            run.applicable, run.not_applicable, run.image_size, run.layout = with_images[0][:4]
+            for state in with_images[1:]:
+                for metric, other in zip(run.applicable, state[0], strict=True):
+                    metric.merge(other)
+        indices = [index for state in everyone for index in state[4]]
+        names = [name for state in everyone for name in state[5]]
+        hashes = [value for state in everyone for value in state[6]]
+        skipped = [item for state in everyone for item in state[7]]
+    order = np.argsort(np.array(indices, dtype=np.int64), kind="stable")
+    return [names[i] for i in order], [hashes[i] for i in order], skipped
+
+
+def _skipped_text(skipped: list[dict[str, str]]) -> str:
+    if not skipped:
+        return "there are none"
+    first = "; ".join(f"{item['name']}: {item['reason']}" for item in skipped[:3])
+    return f"all {len(skipped)} were skipped ({first}{', …' if len(skipped) > 3 else ''})"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = {"tokenlens": "tokenlens-vit", **{name: name for name in ("torch", "timm", "numpy", "scipy", "pandas")}}
+    found = {"python": platform.python_version()}
+    for name, distribution in names.items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(distribution)
+    return found
+
+
+def _is_command_line() -> bool:
+    return Path(sys.argv[0]).name in ("tokenlens", "__main__.py")
+
+
+def _commit() -> str:
+    """The commit that tokenlens itself is at, empty for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+

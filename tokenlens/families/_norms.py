@@ -1,0 +1,115 @@
+"""The parameters of a norm layer, whichever library it comes from."""
+
+# Shapes: D channels; 3 tokens of one image in the trial.
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NormParameters:
+    """What a norm layer does to prefix tokens and to patches: (x − μ)/σ · weight + bias.
+
+    Args:
+        kind: ``"layer"`` centres each token and divides by its standard deviation, ``"rms"`` divides by its root mean
+            square and does not centre.
+        weight_prefix: γ (D,) for the prefix tokens, as it multiplies (a norm that stores γ−1 is added up); None for 1.
+        bias_prefix: β (D,) for the prefix tokens; None for 0.
+        weight_patch: γ (D,) for the patches; the same tensor as ``weight_prefix`` unless the norm is specialized.
+        bias_patch: β (D,) for the patches.
+        eps: what is added to the variance or to the mean square.
+    """
+
+    kind: Literal["layer", "rms"]
+    weight_prefix: Tensor | None
+    bias_prefix: Tensor | None
+    weight_patch: Tensor | None
+    bias_patch: Tensor | None
+    eps: float
+
+
+def norm_parameters(module: nn.Module) -> NormParameters:
+    """The parameters of a norm over channels: ``nn.LayerNorm``, ``nn.RMSNorm``, timm's, Hugging Face's, specialized.
+
+    A specialized norm has two child norms called ``cls`` (prefix tokens) and ``patch``. Another class with a ``weight``
+    and an ``eps`` is tried on a few numbers and taken for what it computes.
+
+    Raises:
+        LookupError: for a module that is not such a norm; the message names its class.
+
+    >>> norm_parameters(nn.LayerNorm(4)).kind
+    'layer'
+    """
+    children = dict(module.named_children())
+    if {"cls", "patch"} <= children.keys():
+        prefix, patch = norm_parameters(children["cls"]), norm_parameters(children["patch"])
+        if (prefix.kind, prefix.eps) == (patch.kind, patch.eps):
+            return replace(prefix, weight_patch=patch.weight_prefix, bias_patch=patch.bias_prefix)
+    elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return _shared("layer", module.weight, module.bias, module.eps)
+    elif isinstance(module, nn.RMSNorm) and len(module.normalized_shape) == 1:
+        dtype = torch.get_default_dtype() if module.weight is None else module.weight.dtype
+        return _shared("rms", module.weight, None, torch.finfo(dtype).eps if module.eps is None else module.eps)
+    elif _is_timm_rms(module):
+        assert isinstance(module.eps, float)
+        return _shared("rms", _detached(getattr(module, "weight", None)), None, module.eps)
+    else:
+        found = _tried(module)
+        if found is not None:
+            return found
+    cls = type(module)
+    raise LookupError(
+        f"the parameters of the norm {cls.__module__}.{cls.__qualname__} are not known to tokenlens: it is not "
+        "nn.LayerNorm or nn.RMSNorm over channels, a norm of timm or Hugging Face that computes the same, or a module "
+        "with two such norms called cls and patch"
+    )
+
+
+def _shared(kind: Literal["layer", "rms"], weight: Tensor | None, bias: Tensor | None, eps: float) -> NormParameters:
+    weight, bias = _detached(weight), _detached(bias)
+    return NormParameters(kind, weight, bias, weight, bias, float(eps))
+
+
+def _detached(x: object) -> Tensor | None:
+    return x.detach() if isinstance(x, Tensor) else None
+
+
+def _is_timm_rms(module: nn.Module) -> bool:
+    if "timm.layers" not in sys.modules:
+        return False
+    from timm.layers import RmsNorm, RmsNormFp32
+
+    return isinstance(module, RmsNorm | RmsNormFp32)
+
+
+@torch.no_grad()
+def _tried(module: nn.Module) -> NormParameters | None:
+    """Which norm an unknown module computes, found by running its forward on a few numbers; None if on none we know."""
+    weight, bias = _detached(getattr(module, "weight", None)), _detached(getattr(module, "bias", None))
+    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    if weight is None or weight.dim() != 1 or weight.is_meta or not isinstance(eps, float) or list(module.buffers()):
+        return None
+    # Mean and variance both far from 0 and 1, and no two numbers alike.
+    angles = torch.linspace(-2.0, 5.0, 3 * len(weight), dtype=torch.float64)
+    x_13D = (3 * angles.sin() + 1).view(1, 3, -1).to(weight)
+    try:
+        y_13D = module.forward(x_13D)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if not isinstance(y_13D, Tensor) or y_13D.shape != x_13D.shape:
+        return None
+    x_13D = x_13D.double()
+    for kind in ("rms", "layer"):
+        centred_13D = x_13D if kind == "rms" else x_13D - x_13D.mean(-1, keepdim=True)
+        normed_13D = centred_13D / (centred_13D.square().mean(-1, keepdim=True) + eps).sqrt()
+        for gamma_D in (weight, 1 + weight):
+            expected_13D = normed_13D * gamma_D + (0 if bias is None else bias)
+            if torch.allclose(y_13D.double(), expected_13D, rtol=0.02, atol=0.02 * float(expected_13D.abs().max())):
+                return _shared(kind, gamma_D, bias, eps)
+    return None

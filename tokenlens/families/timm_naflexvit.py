@@ -1,0 +1,22 @@
+"""timm's NaFlexVit, fed with whole images of one size (not with sequences of patches)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenlens.families import as_pair, grid_of
+from tokenlens.families._timm import TimmFamily
+
+
+class TimmNaFlexVit(TimmFamily):
+    """timm.models.naflexvit.NaFlexVit and its subclasses."""
+
+    name = "timm_naflexvit"
+    timm_class = "timm.models.naflexvit.NaFlexVit"
+
+    def grid(self, model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Any image size that divides into patches, or is padded to one that does."""
+        patch_rows, patch_columns = as_pair(model.embeds.patch_size)
+        if model.embeds.dynamic_img_pad:
+            return (-(-image_size[0] // patch_rows), -(-image_size[1] // patch_columns))
+        return grid_of(image_size, (patch_rows, patch_columns))

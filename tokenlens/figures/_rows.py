@@ -1,0 +1,128 @@
+"""The rows of an analysis that a figure draws, or a clear reason why there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tokenlens.figures import NothingToDraw
+
+if TYPE_CHECKING:
+    from tokenlens.analysis import Analysis
+
+NORMS = {"norm1": "norm1 (before attention)", "norm2": "norm2 (before MLP)", "final_norm": "final"}
+"""Titles of the panels of the norms."""
+
+PAIRS = {
+    "cls-patch": "CLS–patch",
+    "patch-patch": "patch–patch",
+    "cls-cls": "CLS–CLS",
+    "reg-cls": "register–CLS",
+    "reg-patch": "register–patch",
+}
+GROUPS = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch": "patches"}
+
+
+def title_of(analysis: Analysis) -> str:
+    """The model's full name, and "(untrained)" behind it where the weights are random."""
+    return f"{analysis.model} (untrained)" if analysis.untrained else str(analysis.model)
+
+
+def pair_title(group: str) -> str:
+    """A pair of groups or a group in words."""
+    return PAIRS.get(group) or GROUPS.get(group) or group.replace("-", " → ")
+
+
+def missing(analysis: Analysis, metric: str) -> NothingToDraw:
+    """The error that says why there are no numbers of a metric."""
+    reason = analysis.not_applicable.get(metric)
+    if reason:
+        return NothingToDraw(f"{metric} does not apply to {analysis.model}: {reason}")
+    have = ", ".join(sorted(analysis.table["metric"].unique())) or "none"
+    return NothingToDraw(
+        f"{metric} was not computed for {analysis.model}. Analyze again with metrics=[{metric!r}, …]. "
+        f"This analysis has: {have}."
+    )
+
+
+def rows_of(
+    analysis: Analysis,
+    metric: str,
+    *,
+    parts: Sequence[str] | None = None,
+    sites: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """The table's rows of one metric, with the model's title in the place of its name.
+
+    Raises:
+        NothingToDraw: if there are none; the text says what is there.
+    """
+    table = analysis.table
+    found = table[table["metric"] == metric]
+    if found.empty:
+        raise missing(analysis, metric)
+    for column, wanted in (("part", parts), ("site", sites), ("group", groups)):
+        if wanted is None:
+            continue
+        chosen = found[found[column].isin(list(wanted))]
+        if chosen.empty:
+            have = ", ".join(repr(str(value)) for value in found[column].unique())
+            raise NothingToDraw(
+                f"{metric} of {analysis.model} has no {column} {', '.join(map(repr, wanted))}. It has: {have}."
+            )
+        found = chosen
+    found = found.copy()
+    found["model"] = title_of(analysis)
+    return found.reset_index(drop=True)
+
+
+def array_of(analysis: Analysis, metric: str, part: str) -> NDArray[np.float64]:
+    """One of a metric's arrays in float64; NothingToDraw if the analysis does not hold it."""
+    key = f"{metric}/{part}"
+    if key not in analysis.arrays:
+        if not (analysis.table["metric"] == metric).any():
+            raise missing(analysis, metric)
+        have = ", ".join(sorted(name for name in analysis.arrays if name.startswith(f"{metric}/"))) or "none"
+        raise NothingToDraw(f"{analysis.model} has no array {key}. It has: {have}.")
+    return np.asarray(analysis.arrays[key].values, dtype=np.float64)
+
+
+def count_of(analysis: Analysis, metric: str) -> int:
+    """How many images a metric has seen."""
+    counts = analysis.table.loc[analysis.table["metric"] == metric, "n"]
+    return int(counts.max()) if len(counts) else 0
+
+
+def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics of token sites on both sides of each norm, in the columns that ``draw_before_after`` draws.
+
+    Before norm1 is ``resid_pre``, before norm2 ``resid_mid``, before the final norm the last block's ``resid_post``.
+    The final norm stands at block ``blocks``.
+    """
+    frames = []
+    for metric in metrics:
+        rows = rows_of(analysis, metric)
+        last = (rows["block"] == analysis.blocks - 1).fillna(False)
+        for norm, before, after in (
+            ("norm1", rows["site"] == "resid_pre", rows["site"] == "norm1"),
+            ("norm2", rows["site"] == "resid_mid", rows["site"] == "norm2"),
+            ("final_norm", (rows["site"] == "resid_post") & last, rows["site"] == "final_norm"),
+        ):
+            if not after.any():
+                continue
+            for state, chosen in (("before", before), ("after", after)):
+                part = rows[chosen].copy()
+                part["norm"], part["state"] = norm, state
+                if norm == "final_norm":
+                    part["block"] = analysis.blocks
+                frames.append(part)
+    found = pd.concat(frames) if frames else pd.DataFrame()
+    if found.empty:
+        raise NothingToDraw(f"{', '.join(metrics)} of {analysis.model} has no value at a norm.")
+    columns = ["model", "metric", "group", "norm", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high"]
+    return found[[*columns, "unit"]].reset_index(drop=True)

@@ -1,0 +1,90 @@
+"""How alike the geometry of CLS features and of mean-patch features is, block by block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from tokenlens.figures import COLOURS, MARKERS, NothingToDraw
+from tokenlens.figures._panels import canvas, colour_bar, depth_axis, depth_line, heat_map, styled, whole_ticks
+from tokenlens.figures._rows import array_of, count_of, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.analysis import Analysis
+
+TITLE = "Which blocks say the same about the images"
+ORDER = 120
+CAPTION = (
+    "Debiased linear CKA between features at the end of each block: 1 where two feature sets arrange the images in the same "
+    "way, about 0 where they are unrelated. The last panel is the diagonal of CLS against mean patch: how alike the two are "
+    "within one block, with its interval. Definition: cka."
+)
+
+PAIRS = {"cls-cls": ("CLS", "CLS"), "patch-patch": ("mean patch", "mean patch"), "cls-patch": ("CLS", "mean patch")}
+
+
+def frame(analysis: Analysis) -> pd.DataFrame:
+    """CKA per pair of feature sets and pair of blocks; NaN where a feature set does not vary over images.
+
+    Raises:
+        NothingToDraw: if cka was not computed, does not apply, or has too few images to be defined.
+    """
+    frames = []
+    for pair in PAIRS:
+        value, low, high = (array_of(analysis, "cka", pair + suffix) for suffix in ("", "_low", "_high"))
+        first, second = np.indices(value.shape).reshape(2, -1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "model": title_of(analysis), "pair": pair, "block_1": first, "block_2": second,
+                    "value": value.ravel(), "ci_low": low.ravel(), "ci_high": high.ravel(),
+                }
+            )
+        )
+    found = pd.concat(frames, ignore_index=True)
+    if found["value"].isna().all():
+        raise NothingToDraw(f"cka of {analysis.model} is not defined: it needs four images that differ")
+    found["n"], found["unit"] = count_of(analysis, "cka"), "CKA"
+    return found
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Draw it: a matrix for each pair of feature sets, and the diagonal of CLS with mean patch.
+
+    Args:
+        frame: of ``frame``.
+        ax: four Axes; a new figure by default.
+    """
+    page = canvas(ax, 1, 4, 58, width_ratios=[1, 1, 1, 1.15])
+    blocks = int(frame["block_1"].max()) + 1
+    image = None
+    for column, (pair, (first, second)) in enumerate(PAIRS.items()):
+        panel = page.axes[0, column]
+        inside = frame[frame["pair"] == pair]
+        matrix = inside.pivot(index="block_1", columns="block_2", values="value").to_numpy(dtype=float)
+        image = heat_map(panel, matrix, 0, 1)
+        panel.set_aspect("equal")
+        panel.invert_yaxis()
+        panel.set_title(f"{first}, {second}" if first != second else f"{first}, {first}")
+        panel.set_xticks(whole_ticks(blocks, 6))
+        panel.set_yticks(whole_ticks(blocks, 6))
+        panel.tick_params(length=2)
+        panel.set_xlabel(f"block ({second})")
+        panel.set_ylabel(f"block ({first})")
+    assert image is not None
+    colour_bar(page.figure, image, list(page.axes[0, :3]), "CKA", orientation="horizontal", aspect=40, shrink=0.5)
+    panel = page.axes[0, 3]
+    diagonal = frame[(frame["pair"] == "cls-patch") & (frame["block_1"] == frame["block_2"])]
+    depth_line(panel, diagonal.rename(columns={"block_1": "block"}), COLOURS["cls-patch"], MARKERS["cls-patch"])
+    depth_axis(panel, diagonal["block_1"])
+    panel.set_ylim(min(0.0, float(np.nanmin(diagonal["ci_low"].fillna(0)))), 1.0)
+    panel.grid(axis="y")
+    panel.set_title("same block")
+    panel.set_ylabel("CKA of CLS and mean patch")
+    page.header(frame, "band: 95 % interval (jackknife over images)")
+    return page.figure

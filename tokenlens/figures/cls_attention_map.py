@@ -1,0 +1,93 @@
+"""Where on the image CLS looks: its mean attention map in each block, or in each head of one block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from tokenlens.figures import NothingToDraw
+from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled
+from tokenlens.figures._rows import array_of, count_of, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.analysis import Analysis
+
+TITLE = "Where CLS looks"
+ORDER = 70
+CAPTION = (
+    "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches: 1 is what uniform "
+    "attention would give. What remains of an average over many images is a habit of the model, such as the centre or a "
+    "border, not the content of one image. All maps share one colour scale. Definition: cls_attention_map."
+)
+
+
+def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
+    """Attention per place, in units of uniform attention.
+
+    Args:
+        analysis: where the numbers come from.
+        block: show this block's heads instead of all blocks averaged over heads.
+
+    Raises:
+        NothingToDraw: if cls_attention_map was not computed, does not apply, or has no such block.
+    """
+    maps_LHhw = array_of(analysis, "cls_attention_map", "mean")
+    blocks, heads, rows, columns = maps_LHhw.shape
+    if block is not None and not 0 <= block < blocks:
+        raise NothingToDraw(f"{analysis.model} has blocks 0 to {blocks - 1}, got {block}")
+    maps_Nhw = maps_LHhw.mean(1) if block is None else maps_LHhw[block]
+    maps_Nhw = maps_Nhw / maps_Nhw.mean((1, 2), keepdims=True)
+    count = len(maps_Nhw)
+    index = np.indices(maps_Nhw.shape).reshape(3, -1)
+    return pd.DataFrame(
+        {
+            "model": title_of(analysis),
+            "block": index[0] if block is None else block,
+            "head": pd.array([pd.NA] * index.shape[1] if block is None else index[0], dtype="Int64"),
+            "map": [f"block {i}" if block is None else f"head {i}" for i in range(count) for _ in range(rows * columns)],
+            "row": index[1], "column": index[2], "value": maps_Nhw.ravel(),
+            "heads": heads, "n": count_of(analysis, "cls_attention_map"), "unit": "× uniform",
+        }
+    )
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Draw it: one map for each block or head, on a colour scale that all share.
+
+    Args:
+        frame: of ``frame``.
+        ax: one Axes for each map; a new figure by default.
+    """
+    names = list(dict.fromkeys(frame["map"]))
+    height, width = int(frame["row"].max()) + 1, int(frame["column"].max()) + 1
+    columns = next(c for c in (6, 8, 10, 12) if len(names) <= 3 * c or c == 12)
+    columns = min(columns, max(len(names), 3)) if ax is None else len(names)
+    rows = -(-len(names) // columns)
+    cell = 148 / columns
+    page = canvas(ax, rows, columns, 12 + rows * (cell * min(height / width, 3) + 4))
+    for panel in page.axes.flat[len(names):]:
+        panel.remove()
+    high = max(float(np.quantile(frame["value"], 0.995)), 1.5)
+    clipped = bool((frame["value"] > high * 1.0001).any())
+    image = None
+    for panel, name in zip(page.axes.flat, names, strict=False):
+        inside = frame[frame["map"] == name]
+        values = inside.pivot(index="row", columns="column", values="value").to_numpy(dtype=float)
+        image = heat_map(panel, values, 0, high)
+        panel.set_aspect("equal")
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.set_title(name, fontsize=7, fontweight="normal", pad=2)
+    assert image is not None
+    drawn = list(page.axes.flat[: len(names)])
+    colour_bar(page.figure, image, drawn, "attention / uniform", extend="max" if clipped else "neither")
+    head = frame["head"].isna().all()
+    what = f"mean of {int(frame['heads'].iloc[0])} heads and of images" if head else f"block {frame['block'].iloc[0]}, mean over images"
+    peak = f"; largest {frame['value'].max():.1f}" if clipped else ""
+    page.header(frame, f"{what}{peak}")
+    return page.figure

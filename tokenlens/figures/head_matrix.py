@@ -1,0 +1,105 @@
+"""Where each head of each block looks: attention mass between token groups, and entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tokenlens.figures import NothingToDraw
+from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled, whole_ticks
+from tokenlens.figures._rows import GROUPS, missing, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.analysis import Analysis
+
+TITLE = "What each head attends to"
+ORDER = 60
+CAPTION = (
+    "Each cell is one head of one block. Attention mass is the share of attention that tokens of the first group pay to all "
+    "tokens of the second, so a row of CLS's shares adds up to 1. Entropy is of CLS's attention over patches, divided by "
+    "log P: 1 is uniform, 0 a single patch. The heads of a block have no order. "
+    "Definitions: attention_mass, attention_entropy."
+)
+
+QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch-reg", "patch-dist", "entropy")
+
+
+def frame(analysis: Analysis, quantities: Sequence[str] | None = None) -> pd.DataFrame:
+    """Attention mass and entropy per block and head.
+
+    Args:
+        analysis: where the numbers come from.
+        quantities: pairs of groups, query first, and ``entropy``; by default all that the model has.
+
+    Raises:
+        NothingToDraw: if neither attention_mass nor attention_entropy was computed, or a quantity is not there.
+    """
+    computed = set(analysis.table["metric"])
+    if not computed & {"attention_mass", "attention_entropy"}:
+        raise missing(analysis, "attention_mass")
+    frames = []
+    if "attention_mass" in computed:
+        mass = rows_of(analysis, "attention_mass")
+        mass["quantity"] = mass["group"]
+        frames.append(mass)
+    if "attention_entropy" in computed:
+        entropy = rows_of(analysis, "attention_entropy", parts=["normalized"])
+        entropy["quantity"] = "entropy"
+        frames.append(entropy)
+    found = pd.concat(frames)
+    have = [quantity for quantity in QUANTITIES if quantity in set(found["quantity"])]
+    wanted = have if quantities is None else list(quantities)
+    if absent := [quantity for quantity in wanted if quantity not in have]:
+        raise NothingToDraw(f"{analysis.model} has no {', '.join(absent)} per head. It has: {', '.join(have)}.")
+    found = found[found["quantity"].isin(wanted)]
+    found["quantity"] = pd.Categorical(found["quantity"], wanted)
+    columns = ["model", "metric", "quantity", "block", "head", "value", "sd", "n", "ci_low", "ci_high", "unit"]
+    return found.sort_values(["quantity", "block", "head"])[columns].reset_index(drop=True)
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Draw it: a heat map of block × head for each quantity, each with its own colour scale.
+
+    Args:
+        frame: of ``frame``.
+        ax: one Axes for each quantity; a new figure by default.
+    """
+    quantities = list(dict.fromkeys(frame["quantity"].astype(str)))
+    columns = min(4, len(quantities)) if ax is None and len(quantities) != 5 else 3
+    rows = -(-len(quantities) // columns)
+    blocks = frame["block"].nunique()
+    if ax is None:
+        page = canvas(None, rows, columns, 14 + rows * (17 + 1.9 * min(max(blocks, 8), 24)))
+    else:
+        page, rows, columns = canvas(ax, 1, len(quantities), 0), 1, len(quantities)
+    for panel in page.axes.flat[len(quantities):]:
+        panel.remove()
+    for index, (panel, quantity) in enumerate(zip(page.axes.flat, quantities, strict=False)):
+        inside = frame[frame["quantity"] == quantity]
+        matrix = inside.pivot(index="block", columns="head", values="value")
+        values = matrix.to_numpy(dtype=float)
+        high = float(values.max()) if quantity != "entropy" else 1.0
+        low = min(0.0 if quantity != "entropy" else float(values.min()), high - 1e-6)
+        image = heat_map(panel, values, low, high)
+        panel.set_title(_title(quantity))
+        panel.set_xticks(whole_ticks(matrix.shape[1], 7))
+        panel.set_yticks(whole_ticks(matrix.shape[0], 13))
+        panel.tick_params(length=2)
+        panel.set_xlabel("head" if index + columns >= len(quantities) else "")
+        panel.set_ylabel("block" if index % columns == 0 else "")
+        label = "entropy / log P" if quantity == "entropy" else "share of attention"
+        colour_bar(page.figure, image, panel, label, fraction=0.08, pad=0.02, aspect=20)
+    page.header(frame, "mean over images")
+    return page.figure
+
+
+def _title(quantity: str) -> str:
+    if quantity == "entropy":
+        return "entropy of CLS → patches"
+    query, key = quantity.split("-")
+    return f"{GROUPS[query]} → {GROUPS[key]}"

@@ -1,0 +1,101 @@
+"""Which stage of each norm moves the cosines: centring, the weight γ or the bias β."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tokenlens.figures import INK, PAPER, STAGE_COLOURS
+from tokenlens.figures._panels import canvas, depth_axis, norm_columns, styled, zero_line
+from tokenlens.figures._rows import NORMS, pair_title, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.analysis import Analysis
+
+TITLE = "What each stage of the norm contributes"
+ORDER = 20
+CAPTION = (
+    "The fall of the cosine across each norm, split exactly into the norm's stages: subtracting the mean (centring), the "
+    "weight γ and the bias β. Dividing by σ cannot move a cosine. Bars add up to the total (diamond): above 0 the stage "
+    "pulls apart, below 0 it brings together. RMSNorm has no centring. Definition: norm_differentiation."
+)
+
+STAGES = {"centring": "centring (x − μ)", "gamma": "weight γ", "beta": "bias β"}
+
+
+def frame(analysis: Analysis) -> pd.DataFrame:
+    """Contributions of the stages, and their total, per norm, block and pair of groups.
+
+    Raises:
+        NothingToDraw: if norm_differentiation was not computed or does not apply.
+    """
+    rows = rows_of(analysis, "norm_differentiation", parts=[*STAGES, "total"])
+    rows = rows.rename(columns={"part": "stage", "site": "norm"})
+    rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
+    columns = ["model", "metric", "norm", "group", "block", "stage", "value", "sd", "n", "ci_low", "ci_high", "unit"]
+    return rows[columns].reset_index(drop=True)
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Draw it: signed, stacked bars, a row of panels for each pair of groups and a column for each norm.
+
+    Args:
+        frame: of ``frame``.
+        ax: as many Axes as there are panels; a new figure by default.
+    """
+    norms, widths = norm_columns(frame["norm"])
+    groups = list(dict.fromkeys(frame["group"]))
+    page = canvas(ax, len(groups), len(norms), 25 + 46 * len(groups), sharex="col", sharey="row", width_ratios=widths)
+    for row, group in enumerate(groups):
+        for column, norm in enumerate(norms):
+            panel = page.axes[row, column]
+            inside = frame[(frame["norm"] == norm) & (frame["group"] == group)]
+            _stack(panel, inside)
+            last = row == len(groups) - 1
+            depth_axis(panel, inside["block"], final=norm == "final_norm", label=last)
+            panel.grid(axis="y")
+            panel.tick_params(axis="y", left=column == 0)
+            zero_line(panel)
+            if row == 0:
+                panel.set_title(NORMS[norm])
+        page.axes[row, 0].set_ylabel(f"fall of {pair_title(group)} cosine")
+    present = [stage for stage in STAGES if (frame["stage"] == stage).any()]
+    page.legend(
+        [Patch(facecolor=STAGE_COLOURS[stage], label=STAGES[stage]) for stage in present]
+        + [Line2D([], [], label="total: before − after", **_TOTAL)]
+    )
+    page.header(frame, "mean over images; bar on the total: 95 % interval")
+    return page.figure
+
+
+_TOTAL: dict[str, Any] = {
+    "linestyle": "none", "marker": "D", "markersize": 3, "markerfacecolor": PAPER, "markeredgecolor": INK
+}
+
+
+def _stack(panel: Any, inside: pd.DataFrame) -> None:
+    up: dict[int, float] = {}
+    down: dict[int, float] = {}
+    for stage in STAGES:
+        rows = inside[inside["stage"] == stage].dropna(subset=["value"])
+        if rows.empty:
+            continue
+        blocks = [int(block) for block in rows["block"]]
+        values = rows["value"].to_numpy(dtype=float)
+        bottoms = np.array([(up if v >= 0 else down).get(b, 0.0) for b, v in zip(blocks, values, strict=True)])
+        panel.bar(blocks, values, 0.72, bottom=bottoms, color=STAGE_COLOURS[stage], linewidth=0, zorder=2)
+        for block, value, bottom in zip(blocks, values, bottoms, strict=True):
+            (up if value >= 0 else down)[block] = float(bottom + value)
+    total = inside[inside["stage"] == "total"]
+    x, y = total["block"].to_numpy(dtype=float), total["value"].to_numpy(dtype=float)
+    panel.vlines(
+        x, total["ci_low"].to_numpy(dtype=float), total["ci_high"].to_numpy(dtype=float), color=INK, linewidth=0.9, zorder=4
+    )
+    panel.plot(x, y, zorder=5, **_TOTAL)

@@ -1,0 +1,28 @@
+"""How aligned the registers are with CLS."""
+# Shapes: B images, R registers, D channels; "..." any leading axes.
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokenlens.metrics import FEATURE_SITES, HEAD_SITE_NAMES, TokenMetric, Values
+from tokenlens.summaries import TokenSummary
+
+
+def reg_cls_cosine(reg_BRD: Tensor, cls_BD: Tensor) -> Tensor:
+    """Mean over registers of cos(register, CLS), per image, in [-1, 1]."""
+    return (normalize(reg_BRD, dim=-1) * normalize(cls_BD, dim=-1).unsqueeze(-2)).sum(-1).mean(-1)
+
+
+class RegCLSCosine(TokenMetric):
+    """At every token site, and per head for q, k and v."""
+
+    title = "register–CLS cosine"
+    unit = "cosine"
+    sites = FEATURE_SITES + HEAD_SITE_NAMES
+    requires = ("cls", "reg")
+
+    def per_image(self, summary: TokenSummary) -> Values:
+        """As ``reg_cls_cosine``; the hook keeps the prefix tokens themselves."""
+        return {("", "reg-cls"): reg_cls_cosine(summary.group("reg"), summary.group("cls").squeeze(-2))}

@@ -1,0 +1,140 @@
+"""What a model's name stands for: an architecture of timm's and the place its published weights are in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from huggingface_hub.utils import HFValidationError
+
+from tokenlens.catalog import nearest
+from tokenlens.hub import UnreachableError, hub_file
+
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+FORMS = "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name or local-dir:PATH"
+GET_WEIGHTS = (
+    "Get them once on a machine with network (they are then kept in the cache), hand over a file that you have with "
+    "--checkpoint FILE (checkpoint=…), or look at random weights with --no-pretrained (pretrained=False)."
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a named model is made from.
+
+    Args:
+        name: as the user gave it.
+        timm_name: what ``timm.create_model`` takes; for a hub model the folder of its snapshot in the cache.
+        repo: of the Hugging Face hub, where the weights are there; with ``revision`` and the ``files`` to look for.
+        revision: branch, tag or commit; None is the main branch.
+        files: names that the weights may have, the preferred one first.
+        url: of the weights, where they are elsewhere on the web.
+        folder: of the weights, where they are on this machine.
+        custom: whether timm reads the file with the model's own loader (JAX archives).
+    """
+
+    name: str
+    timm_name: str
+    repo: str | None = None
+    revision: str | None = None
+    files: tuple[str, ...] = WEIGHT_NAMES
+    url: str | None = None
+    folder: Path | None = None
+    custom: bool = False
+
+
+def find_origin(name: str) -> Origin:
+    """Where a named model is made from; for a model of the hub this fetches its configuration.
+
+    Raises:
+        LookupError: for an unknown name or weights tag, with the ones there are.
+        ValueError: for a hub or a folder that does not give the configuration of a timm model.
+    """
+    prefix, colon, rest = name.partition(":")
+    prefix = prefix.lower().replace("_", "-") if colon else ""
+    if prefix == "specialized":
+        raise ValueError(f"{name!r}: specialized models are not yet available in this version of tokenlens")
+    if prefix == "local-dir":
+        return _folder_origin(name, Path(rest).expanduser())
+    if prefix == "hf-hub":
+        repo, _, revision = rest.partition("@")
+        try:
+            config = hub_file(repo, ["config.json"], revision or None)
+        except (UnreachableError, HFValidationError) as error:
+            raise ValueError(
+                f"the model {name!r} cannot be had: {error}. Get it once on a machine with network (it is then kept in "
+                "the cache), or name a folder that timm saved with local-dir:PATH."
+            ) from error
+        _check_config(name, config)
+        return Origin(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None)
+    if Path(name).is_dir() and not timm.is_model(name.partition(".")[0]):
+        raise ValueError(
+            f"{name!r} is a folder; a model in timm's format is read with local-dir:{name}. Folders of training "
+            "runs are not yet available in this version of tokenlens"
+        )
+    if colon or "/" in name:
+        hint = "" if colon else f" For a model of the Hugging Face hub write hf-hub:{name}."
+        raise LookupError(f"no model is called {name!r}; names are {FORMS}.{hint}")
+    return _registered_origin(name)
+
+
+def _registered_origin(name: str) -> Origin:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        close = nearest(architecture, timm.list_models())
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise LookupError(f"no model is called {name!r}.{hint} `tokenlens list models` shows all of timm's.")
+    renamed = timm.models.get_deprecated_models()
+    if architecture in renamed:
+        raise LookupError(f"timm has renamed {architecture!r} to {renamed[architecture]!r}; use that name")
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        raise LookupError(
+            f"{architecture} has no weights tagged {tag!r}. Available: {', '.join(filter(None, tags)) or 'none'}."
+        ) from error
+    if config is None or not config.has_weights:
+        return Origin(name, name)
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHT_NAMES
+    url = config.url if isinstance(config.url, str) else None
+    return Origin(name, name, repo=config.hf_hub_id, files=files, url=url or None, custom=bool(config.custom_load))
+
+
+def _folder_origin(name: str, folder: Path) -> Origin:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf)")
+    _check_config(name, folder / "config.json")
+    return Origin(name, f"local-dir:{folder}", folder=folder)
+
+
+def _check_config(name: str, file: Path) -> None:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        architecture = config.get("architecture")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{name!r}: {file} is no JSON object") from error
+    if architecture is None:
+        raise ValueError(
+            f"{name!r} is not in timm's format: its config.json names no \"architecture\". Load a model of another "
+            "library with that library and hand the module over"
+        )
+    if not timm.is_model(architecture):
+        raise LookupError(f"{name!r} is a {architecture!r}, which timm {timm.__version__} does not have")
+
+
+def weights_in(name: str, folder: Path) -> Path:
+    """The file of weights in a model's folder."""
+    for known in WEIGHT_NAMES:
+        if (folder / known).is_file():
+            return folder / known
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    if len(files) == 1:
+        return files[0]
+    found = f"{len(files)} files of weights ({', '.join(file.name for file in files[:8])})" if files else "no weights"
+    raise ValueError(
+        f"{name!r}: {folder} holds {found}; expected {' or '.join(WEIGHT_NAMES)}, or choose with --checkpoint FILE "
+        "(checkpoint=…), or look at random weights with --no-pretrained (pretrained=False)."
+    )

@@ -1,0 +1,395 @@
+"""What is kept of a tensor when its hook ends: a few sums over its tokens, from which the metrics are computed.
+
+The sums are taken on the device, in one pass each; the small results of all blocks are stacked once a batch and turned
+into float64 there, so that the metrics cost a few operations a batch and not a few operations a site.
+"""
+
+# Shapes: N cells (block, site), B images, T tokens, P patches, R prefix tokens, D channels, H heads, d channels a head.
+# "..." stands for (B,), (B, H), and in stacked summaries (N, B), (N, B, H).
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenlens.attention import AttentionCall
+from tokenlens.families import NormParameters, norm_parameters
+from tokenlens.recording import HEAD_SITES, Key, Site
+from tokenlens.tokens import TokenLayout
+
+Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum"]
+"""Sums over patches that a metric can ask for; the prefix tokens and every token's norm are always kept."""
+
+
+def precise(x: Tensor) -> Tensor:
+    """``x`` in float64, or in float32 on devices that have no float64."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _weighted_sums(weights: Tensor, patches: Tensor) -> Tensor:
+    """Σ_i w_ki·x_i for K sets of weights: (..., K, P) and (..., P, D) give (..., K, D)."""
+    if torch.get_float32_matmul_precision() == "highest":
+        return torch.matmul(weights, patches)
+    # The user lets matrix products run in TF32 or bfloat16; these sums must not.
+    return torch.stack([(row.unsqueeze(-1) * patches).sum(-2) for row in weights.unbind(-2)], dim=-2)
+
+
+@dataclass
+class TokenSummary:
+    """Of the tokens at one site: the prefix tokens, every token's norm, and sums over the patches.
+
+    Attributes:
+        prefix: (..., R, D), the prefix tokens themselves, in layout order.
+        norms: (..., T), Euclidean norm of every token.
+        unit_patch_sum: (..., D), Σ_i x_i/‖x_i‖ over patches.
+        patch_sum: (..., D), Σ_i x_i over patches.
+        patch_abs_sum: (..., D), Σ_i |x_i| over patches.
+    """
+
+    layout: TokenLayout
+    prefix: Tensor
+    norms: Tensor
+    unit_patch_sum: Tensor | None = None
+    patch_sum: Tensor | None = None
+    patch_abs_sum: Tensor | None = None
+
+    def add(self, x: Tensor, wanted: Iterable[Reduction]) -> None:
+        """Compute the wanted sums of ``x`` that are not there yet."""
+        missing = [name for name in wanted if getattr(self, name) is None]
+        if not missing:
+            return
+        patches = self.layout.patches_of(x)
+        linear = [name for name in missing if name != "patch_abs_sum"]
+        if linear:
+            # One pass over the patches for all weighted sums: a batched product with one row of weights for each.
+            inverse = self.layout.patches_of(self.norms.unsqueeze(-1)).squeeze(-1).reciprocal()
+            rows = [inverse if name == "unit_patch_sum" else torch.ones_like(inverse) for name in linear]
+            sums = _weighted_sums(torch.stack(rows, dim=-2), patches)
+            for index, name in enumerate(linear):
+                setattr(self, name, sums[..., index, :])
+        if "patch_abs_sum" in missing:
+            self.patch_abs_sum = patches.abs().sum(-2)
+
+    @property
+    def patches(self) -> int:
+        """Number of patch tokens."""
+        return self.layout.patches
+
+    def group(self, group: str) -> Tensor:
+        """The tokens of a prefix group, (..., R_group, D)."""
+        return self.prefix[..., list(self.layout.prefix_index(group)), :]
+
+    def unit_group(self, group: str) -> Tensor:
+        """The same, each divided by its norm."""
+        return self.unit_prefix[..., list(self.layout.prefix_index(group)), :]
+
+    @cached_property
+    def unit_prefix(self) -> Tensor:
+        """All prefix tokens divided by their norms, (..., R, D)."""
+        return self.prefix / torch.linalg.vector_norm(self.prefix, dim=-1, keepdim=True)
+
+    def norms_of(self, group: str) -> Tensor:
+        """Norms of one group's tokens, (..., tokens of the group)."""
+        if group == "patch":
+            return self.norms[..., self.layout.patch_slice]
+        return self.norms[..., list(self.layout.positions(group))]
+
+
+def summarize(x: Tensor, layout: TokenLayout, wanted: Iterable[Reduction] = ()) -> TokenSummary:
+    """The summary of tokens (..., T, D); half precision is summed in float32."""
+    summary = TokenSummary(
+        layout, prefix=layout.prefix_of(x).clone(), norms=torch.linalg.vector_norm(x, dim=-1)
+    )
+    summary.add(x, wanted)
+    return summary
+
+
+@dataclass
+class NormSummary:
+    """Of one norm: its tokens before and after, what it computes per token, and the stages between.
+
+    Attributes:
+        input, output: the tokens before and after.
+        patch_mean: (..., P), the mean that a LayerNorm subtracts; None for RMSNorm.
+        patch_variance: (..., P), the variance that it divides by the root of (mean square for RMSNorm), without ε.
+        centred_patch_sum: (..., D), Σ_i of the unit vectors of x_i − μ_i.
+        weighted_patch_sum: (..., D), Σ_i of the unit vectors of γ⊙(x_i − μ_i).
+        weight_prefix, weight_patch: (..., D), γ for prefix tokens and patches; None if the norm has none.
+    """
+
+    kind: str
+    input: TokenSummary
+    output: TokenSummary
+    patch_mean: Tensor | None
+    patch_variance: Tensor
+    centred_patch_sum: Tensor
+    weighted_patch_sum: Tensor
+    weight_prefix: Tensor | None
+    weight_patch: Tensor | None
+    has_bias: bool
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout."""
+        return self.input.layout
+
+    @cached_property
+    def centred_prefix(self) -> Tensor:
+        """Prefix tokens minus their mean (RMSNorm: as they are), (..., R, D)."""
+        prefix = self.input.prefix
+        return prefix - prefix.mean(-1, keepdim=True) if self.kind == "layer" else prefix
+
+    @cached_property
+    def weighted_prefix(self) -> Tensor:
+        """γ⊙(x − μ) of the prefix tokens, (..., R, D)."""
+        if self.weight_prefix is None:
+            return self.centred_prefix
+        return self.centred_prefix * self.weight_prefix.unsqueeze(-2).unsqueeze(-2)
+
+
+def summarize_norm(
+    x_BTD: Tensor, parameters: NormParameters, before: TokenSummary, after: TokenSummary
+) -> NormSummary:
+    """The summary of a norm's input (B, T, D), given the summaries of its input and output tokens."""
+    layout = before.layout
+    centred_BPD = layout.patches_of(x_BTD)
+    patch_mean = None
+    if parameters.kind == "layer":
+        mean_BP1 = centred_BPD.mean(-1, keepdim=True)
+        # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ. torch.var is 20 times slower on CPU.
+        centred_BPD = centred_BPD - mean_BP1
+        patch_mean = mean_BP1.squeeze(-1)
+    length_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
+    centred_sum = _weighted_sums(length_BP.reciprocal().unsqueeze(-2), centred_BPD).squeeze(-2)
+    weight = parameters.weight_patch
+    if weight is None:
+        weighted_sum = centred_sum
+    else:
+        weighted_BPD = centred_BPD * weight.to(centred_BPD.dtype)
+        weighted_length = torch.linalg.vector_norm(weighted_BPD, dim=-1)
+        weighted_sum = _weighted_sums(weighted_length.reciprocal().unsqueeze(-2), weighted_BPD).squeeze(-2)
+    return NormSummary(
+        kind=parameters.kind,
+        input=before,
+        output=after,
+        patch_mean=patch_mean,
+        patch_variance=length_BP.square() / x_BTD.shape[-1],
+        centred_patch_sum=centred_sum,
+        weighted_patch_sum=weighted_sum,
+        weight_prefix=parameters.weight_prefix,
+        weight_patch=weight,
+        has_bias=parameters.bias_patch is not None,
+    )
+
+
+@dataclass
+class AttentionSummary:
+    """Of one block's attention.
+
+    Attributes:
+        cls_row: (..., H, T), how CLS attends to every token; None without CLS.
+        patch_to_prefix: (..., H, R), how patches attend to each prefix token, mean over patches; None without prefix.
+    """
+
+    layout: TokenLayout
+    cls_row: Tensor | None
+    patch_to_prefix: Tensor | None
+
+
+@dataclass
+class UpdateSummary:
+    """Of what a branch adds to the residual.
+
+    Attributes:
+        product: (..., T), inner product of update and residual, token by token.
+        update_norms, residual_norms: (..., T).
+    """
+
+    layout: TokenLayout
+    product: Tensor
+    update_norms: Tensor
+    residual_norms: Tensor
+
+
+S = TypeVar("S", TokenSummary, NormSummary, AttentionSummary, UpdateSummary)
+Kind = type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[UpdateSummary]
+
+
+_OPTIONAL = ("unit_patch_sum", "patch_sum", "patch_abs_sum")
+
+
+def _signature(summary: Any) -> tuple[Any, ...]:
+    """What must be equal for cells to be stacked; which optional sums happen to be there does not matter."""
+    parts: list[Any] = []
+    for item in fields(summary):
+        value = getattr(summary, item.name)
+        if item.name in _OPTIONAL:
+            continue
+        if isinstance(value, Tensor):
+            parts.append(tuple(value.shape))
+        elif isinstance(value, TokenSummary):
+            parts.append(_signature(value))
+        else:
+            parts.append(value)
+    return tuple(parts)
+
+
+def stack(summaries: list[S]) -> S:
+    """Several summaries of one signature as one, with a first axis of cells, in float64; sums that all of them have."""
+    changes: dict[str, Any] = {}
+    for item in fields(summaries[0]):
+        values = [getattr(summary, item.name) for summary in summaries]
+        if any(value is None for value in values):
+            changes[item.name] = None
+        elif isinstance(values[0], Tensor):
+            changes[item.name] = precise(torch.stack(values))
+        elif isinstance(values[0], TokenSummary):
+            changes[item.name] = stack(values)
+    return cast(S, replace(summaries[0], **changes))
+
+
+@dataclass
+class Stack:
+    """Cells of equal shape and their stacked summary."""
+
+    keys: list[Key]
+    summary: Any
+
+
+@dataclass
+class BatchSummary:
+    """All that one forward pass left behind.
+
+    Attributes:
+        indices: each image's index in the image source.
+        cells: the summaries, by kind and (block, site).
+        raw: results of the metrics that looked at the tokens themselves, by metric and (block, site).
+    """
+
+    indices: list[int]
+    cells: dict[Kind, dict[Key, Any]] = field(default_factory=dict)
+    raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
+    _stacks: dict[tuple[Kind, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
+
+    def stacks(self, kind: Kind, sites: Iterable[str]) -> list[Stack]:
+        """Stacked summaries of one kind at some sites, a Stack for each distinct shape; computed once a batch."""
+        wanted = tuple(sites)
+        if (kind, wanted) not in self._stacks:
+            by_shape: dict[Any, list[Key]] = {}
+            cells = self.cells.get(kind, {})
+            for key, summary in cells.items():
+                if key[1] in wanted:
+                    by_shape.setdefault(_signature(summary), []).append(key)
+            self._stacks[kind, wanted] = [
+                Stack(keys, stack([cells[key] for key in keys])) for keys in by_shape.values()
+            ]
+        return self._stacks[kind, wanted]
+
+
+class Summarizer:
+    """The observer of ``analyze``: turns what passes into summaries and lets go of it.
+
+    Args:
+        layout: the model's tokens.
+        wanted: the sums over patches to take at each site.
+        norm_stages: whether norms are followed stage by stage.
+        updates: whether the inner products of updates and residuals are taken.
+        pattern: whether the CLS row and the prefix columns of the pattern are taken.
+        raw: for each metric that looks at the tokens themselves, its name, sites and function.
+    """
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        wanted: Mapping[str, set[Reduction]],
+        norm_stages: bool = True,
+        updates: bool = True,
+        pattern: bool = True,
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Tensor], Any]]] = (),
+    ) -> None:
+        self.layout = layout
+        self.wanted = wanted
+        self.norm_stages = norm_stages
+        self.updates = updates
+        self.pattern = pattern
+        self.raw = list(raw)
+        self.batch = BatchSummary([])
+        self._residual: Tensor | None = None
+        self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
+        self._parameters: dict[int, NormParameters] = {}
+
+    def start(self, indices: list[int]) -> None:
+        """Begin a new batch."""
+        self.batch = BatchSummary(indices)
+        self._residual = None
+        self._recent.clear()
+
+    def _summary(self, x: Tensor, wanted: Iterable[Reduction]) -> TokenSummary:
+        """The summary of a tensor, taken once however many sites it stands for (a block's output is the next's input)."""
+        known = self._recent.get(id(x))
+        if known is not None and known[0]() is x and known[1] == x._version:
+            summary = known[2]
+            summary.add(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, wanted)
+            return summary
+        summary = summarize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, self.layout, wanted)
+        if len(self._recent) > 4:
+            self._recent.pop(next(iter(self._recent)))
+        self._recent[id(x)] = (weakref.ref(x), x._version, summary)
+        return summary
+
+    def _put(self, kind: Kind, key: Key, summary: Any) -> None:
+        self.batch.cells.setdefault(kind, {})[key] = summary
+
+    def _look(self, key: Key, x: Tensor) -> None:
+        for name, sites, function in self.raw:
+            if key[1] in sites:
+                self.batch.raw.setdefault(name, {})[key] = function(self.layout, precise(x))
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Summarize a site; with its residual, if it is an update."""
+        summary = self._summary(x_BTD, self.wanted.get(site, ()))
+        self._put(TokenSummary, (block, site), summary)
+        self._look((block, site), x_BTD)
+        if not self.updates:
+            return
+        if site in (Site.RESID_PRE, Site.RESID_MID):
+            # Held until the branch's update arrives; the block holds it that long, too.
+            self._residual = x_BTD
+        elif site in (Site.ATTN_OUT, Site.MLP_OUT):
+            residual, self._residual = self._residual, None
+            if residual is None:
+                return
+            product = torch.linalg.vecdot(x_BTD.float(), residual.float())
+            norms = self._summary(residual, ()).norms
+            self._put(UpdateSummary, (block, site), UpdateSummary(self.layout, product, summary.norms, norms))
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """Summarize a norm's output and, where wanted, its input and stages."""
+        after = self._summary(y_BTD, self.wanted.get(site, ()))
+        self._put(TokenSummary, (block, site), after)
+        self._look((block, site), y_BTD)
+        if self.norm_stages:
+            if id(module) not in self._parameters:
+                self._parameters[id(module)] = norm_parameters(module)
+            before = self._summary(x_BTD, self.wanted.get(site, ()))
+            x = x_BTD.float() if x_BTD.dtype in (torch.float16, torch.bfloat16) else x_BTD
+            self._put(NormSummary, (block, site), summarize_norm(x, self._parameters[id(module)], before, after))
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Summarize q, k and v per head, the CLS row and the columns of the prefix tokens."""
+        for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
+            if site in self.wanted:
+                x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+                self._put(TokenSummary, (block, site), summarize(x, self.layout, self.wanted[site]))
+        if self.pattern:
+            row = call.rows(self.layout.positions("cls")).squeeze(-2) if self.layout.has("cls") else None
+            columns = None
+            if self.layout.prefix:
+                columns = call.columns(self.layout.prefix_positions)[..., self.layout.patch_slice, :].mean(-2)
+            self._put(AttentionSummary, (block, "pattern"), AttentionSummary(self.layout, row, columns))
