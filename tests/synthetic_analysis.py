@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-COLUMNS = "model metric part block site group head value sd n ci_low ci_high unit".split()
+COLUMNS = ["model", "metric", "part", "block", "site", "group", "head", "value", "sd", "n", "ci_low", "ci_high", "unit"]
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
 
@@ -107,14 +107,7 @@ def synthetic_analysis(
             if not rms:
                 put("norm_statistics", "mean", block, norm, group, 0.02 * scale * (d - 0.4), "activation", 0.01)
         if cls:
-            put("norm_statistics", "log_std_ratio", block, norm, "cls-patch", 0.5 * np.log(1.6) + 0.2 * d, "natural log")
-            for side, up in (("input", 0.0), ("output", 0.2 if differentiates else 0.0)):
-                for part, value, unit in (
-                    ("mean", 0.3 + up, "mean |s|"), ("share", 0.2 + 1.5 * up, "share of channels"),
-                    ("top_overlap", 0.5 - up, "share"), ("gamma_correlation", 0.4 - 0.3 * d, "Spearman's ρ"),
-                ):
-                    put("dimension_selectivity", f"{side}_{part}", block, norm, "cls-patch", value, unit, 0.2,
-                        jackknife=True)
+            put("norm_statistics", "log_std_ratio", block, norm, "cls-patch", 0.2 + 0.2 * d, "natural log")
     for block, site, d in [(b, s, depth[b]) for b in range(blocks) for s in SITES] + [(None, "final_norm", 1.0)]:
         norm = "norm" in site
         pairs = {"patch_patch_cosine": ("patch-patch", 0.5 - 0.25 * d - 0.1 * norm)}
@@ -143,9 +136,9 @@ def synthetic_analysis(
             put("cka", "", block, "resid_post", "cls-patch", 0.2 + 0.6 * d, "CKA", 0.1, jackknife=True)
         for head in range(heads):
             for prefix in (g for g in groups if g != "patch"):
-                put("attention_mass", "", block, "pattern", f"patch-{prefix}", rng.uniform(0, 0.2), "share", head=head)
-                if cls:
-                    put("attention_mass", "", block, "pattern", f"cls-{prefix}", rng.uniform(0, 0.4), "share", head=head)
+                for query in ("cls", "patch") if cls else ("patch",):
+                    mass = rng.uniform(0, 0.4)
+                    put("attention_mass", "", block, "pattern", f"{query}-{prefix}", mass, "share", head=head)
             if cls:
                 put("attention_mass", "", block, "pattern", "cls-patch", rng.uniform(0.5, 1), "share", head=head)
                 put("attention_entropy", "normalized", block, "pattern", "cls-patch", rng.uniform(0.6, 1),
@@ -159,13 +152,22 @@ def synthetic_analysis(
         for norm in ("norm1", "norm2", "final_norm"):
             shape = (channels,) if norm == "final_norm" else (blocks, channels)
             patch_in = np.abs(rng.normal(size=shape)) + 0.3
-            cls_in = patch_in * np.exp(rng.normal(scale=0.5, size=shape))
+            cls_in = patch_in * np.exp(rng.normal(scale=0.7, size=shape))
             sharpen = 2.0 if differentiates else 1.0
             for side, a, b in (("input", cls_in, patch_in), ("output", cls_in**sharpen, patch_in**sharpen)):
                 dims = ("block", "channel")[-len(shape):]
-                arrays[f"dimension_selectivity/{side}_{norm}"] = NamedArray((a - b) / (a + b), dims, "selectivity")
+                selectivity = (a - b) / (a + b)
+                arrays[f"dimension_selectivity/{side}_{norm}"] = NamedArray(selectivity, dims, "selectivity")
                 arrays[f"dimension_selectivity/cls_{side}_{norm}"] = NamedArray(a, dims, "mean |activation|")
                 arrays[f"dimension_selectivity/patch_{side}_{norm}"] = NamedArray(b, dims, "mean |activation|")
+                for index, size in enumerate(np.abs(np.atleast_2d(selectivity))):
+                    block, d = (None, 1.0) if norm == "final_norm" else (index, depth[index])
+                    for part, value, unit in (
+                        ("mean", size.mean(), "mean |s|"), ("share", (size > 0.5).mean(), "share of channels"),
+                        ("top_overlap", 0.5 - 0.2 * d, "share"), ("gamma_correlation", 0.4 - 0.3 * d, "Spearman's ρ"),
+                    ):
+                        put("dimension_selectivity", f"{side}_{part}", block, norm, "cls-patch", value, unit, 0.2,
+                            jackknife=True)
         y, x = np.mgrid[: grid[0], : grid[1]]
         centre = np.exp(-((y - grid[0] / 2) ** 2 + (x - grid[1] / 2) ** 2) / (0.15 * grid[0] * grid[1]))
         maps = (0.3 + centre)[None, None] * rng.uniform(0.7, 1.3, size=(blocks, heads, *grid))

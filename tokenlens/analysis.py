@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from tokenlens.data import Batch, batches, open_images
+from tokenlens.data import Batch, ImageSource, batches, open_images
 from tokenlens.families import Family
 from tokenlens.metrics import Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
 from tokenlens.metrics import metrics as metric_catalog
@@ -189,9 +190,7 @@ def analyze(
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )
-    source = open_images(
-        images, transform=loaded.transform(), limit=limit, seed=seed, image_size=loaded.image_size
-    )
+    source = _open(images, loaded, limit, seed)
     rank, world_size = _world()
     run = _Run(loaded, chosen, keep_images)
     names, hashes, indices = [], [], []
@@ -264,7 +263,7 @@ def record(
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )
-    source = open_images(images, transform=loaded.transform(), limit=limit, seed=seed, image_size=loaded.image_size)
+    source = _open(images, loaded, limit, seed)
     parts = [batch.images for batch in batches(source, 8)]
     if not parts:
         raise ValueError(f"no image of {source.description} could be used: {_skipped_text(source.skipped)}")
@@ -397,6 +396,13 @@ class _Run:
         return Analysis(
             name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable)
         )
+
+
+def _open(images: Any, loaded: LoadedModel, limit: int | None, seed: int) -> ImageSource:
+    """The images, through the model's transform; batches that are tensors already bring their own size."""
+    ready = isinstance(images, Tensor | DataLoader)
+    size = None if ready else loaded.image_size
+    return open_images(images, transform=loaded.transform(), limit=limit, seed=seed, image_size=size)
 
 
 def _check_finite(batch: BatchSummary, names: Sequence[str]) -> None:

@@ -52,6 +52,7 @@ def log_sum_exp(
     The way for kernels that do not return it; memory is B·H·rows_at_once·T.
     """
     q_BHTd, k_BHTd = _as_float(q_BHTd), _as_float(k_BHTd)
+    dtype = q_BHTd.dtype
     if torch.get_float32_matmul_precision() != "highest":
         # The user lets matrix products run in TF32 or bfloat16; the denominator of a softmax must not.
         q_BHTd, k_BHTd = q_BHTd.double(), k_BHTd.double()
@@ -61,7 +62,7 @@ def log_sum_exp(
         scores = (q_BHTd[..., start : start + rows_at_once, :] * scale) @ k_BHTd.transpose(-1, -2)
         if bias is not None:
             scores = scores + bias[..., start : start + rows_at_once, :]
-        parts.append(scores.logsumexp(-1).float())
+        parts.append(scores.logsumexp(-1).to(dtype))
     return torch.cat(parts, dim=-1)
 
 
@@ -92,7 +93,7 @@ def attention_columns(
 class AttentionCall:
     """One call of attention: what the kernel got, and its log-sum-exp or, if the model made one, the pattern itself.
 
-    ``q_BHTd`` may carry the scale already where the model computes its scores itself; then ``pattern_BHTT`` is given.
+    Where no fused kernel runs, ``pattern_BHTT`` is given, and ``q_BHTd`` and ``k_BHTd`` may carry the scale already.
     """
 
     q_BHTd: Tensor

@@ -37,7 +37,7 @@ class Checkpoint:
     """The tensors of one file.
 
     Args:
-        tensors: by parameter name, on the CPU.
+        tensors: by parameter name, on the CPU; half precision as float32, which resampling would round otherwise.
         source: the path, and how the tensors lay in the file.
         sha256: of the file.
     """
@@ -84,9 +84,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"checkpoint {path} {what}; expected a safetensors file or a PyTorch file of plain tensors")
     content = _read(path)
     steps: list[str] = []
-    tensors = _strip(_unwrap(content, path, steps), steps)
-    return Checkpoint(tensors=tensors, source=": ".join([str(path), *filter(None, [", ".join(steps)])]),
-                      sha256=file_sha256(path))
+    tensors = {
+        name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        for name, tensor in _strip(_unwrap(content, path, steps), steps).items()
+    }
+    source = f"{path}: {', '.join(steps)}" if steps else str(path)
+    return Checkpoint(tensors=tensors, source=source, sha256=file_sha256(path))
 
 
 def _read(path: Path) -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
 PROBE_SECONDS = 5.0
@@ -72,9 +72,9 @@ def hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Pa
     for name in names:
         try:
             return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
-        except EntryNotFoundError:
-            continue
-        except (OSError, ValueError) as error:  # not found, gated, cut off: huggingface_hub derives them from these
+        except Exception as error:  # not found, gated, cut off: of several libraries, with no common ancestor
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue  # the repository is there, this file is not
             raise UnreachableError(_failed(repo, error)) from error
     raise UnreachableError(f"the hub's {repo} has none of {', '.join(names)}")
 

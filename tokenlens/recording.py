@@ -281,7 +281,7 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
 
     ``recording[None, "final_norm"]`` is the model's final norm; ``patterns[block]`` is (B, H, T, T) where patterns
     were asked for. Tensors are copies on the CPU in the dtype that the model computed in. Where a model computes
-    softmax(QKᵀ) itself, its q may already carry the attention scale.
+    softmax(QKᵀ) itself, or a kernel falls back to that, q and k may already carry the attention scale or its root.
     """
 
     layout: TokenLayout

@@ -217,10 +217,12 @@ def check_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path) -> None:
+    written = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    for file in written:
+        file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
     files = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        for file in written
     }
     text = json.dumps({"schema_version": SCHEMA_VERSION, "files": files}, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text, encoding="utf-8")

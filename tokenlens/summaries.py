@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -221,37 +221,47 @@ S = TypeVar("S", TokenSummary, NormSummary, AttentionSummary, UpdateSummary)
 Kind = type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[UpdateSummary]
 
 
-_OPTIONAL = ("unit_patch_sum", "patch_sum", "patch_abs_sum")
+_SUMS: frozenset[str] = frozenset(get_args(Reduction))
 
 
 def _signature(summary: Any) -> tuple[Any, ...]:
-    """What must be equal for cells to be stacked; which optional sums happen to be there does not matter."""
+    """What must be equal for cells to be stacked, but for the sums over patches."""
     parts: list[Any] = []
     for item in fields(summary):
         value = getattr(summary, item.name)
-        if item.name in _OPTIONAL:
-            continue
         if isinstance(value, Tensor):
-            parts.append(tuple(value.shape))
+            parts.append(None if item.name in _SUMS else tuple(value.shape))
         elif isinstance(value, TokenSummary):
             parts.append(_signature(value))
         else:
-            parts.append(value)
+            parts.append(None if item.name in _SUMS else value)
     return tuple(parts)
 
 
-def stack(summaries: list[S]) -> S:
-    """Several summaries of one signature as one, with a first axis of cells, in float64; sums that all of them have."""
+def stack(summaries: list[S], sums: frozenset[str] = _SUMS) -> S:
+    """Several summaries of one signature as one, with a first axis of cells, in float64; of the sums only those named."""
     changes: dict[str, Any] = {}
     for item in fields(summaries[0]):
         values = [getattr(summary, item.name) for summary in summaries]
-        if any(value is None for value in values):
+        if item.name in _SUMS - sums:
             changes[item.name] = None
         elif isinstance(values[0], Tensor):
             changes[item.name] = precise(torch.stack(values))
         elif isinstance(values[0], TokenSummary):
-            changes[item.name] = stack(values)
+            changes[item.name] = stack(values, sums)
     return cast(S, replace(summaries[0], **changes))
+
+
+def _select(summary: S, rows: list[int]) -> S:
+    """Some cells of a stacked summary."""
+    changes: dict[str, Any] = {}
+    for item in fields(summary):
+        value = getattr(summary, item.name)
+        if isinstance(value, Tensor):
+            changes[item.name] = value[rows]
+        elif isinstance(value, TokenSummary):
+            changes[item.name] = _select(value, rows)
+    return cast(S, replace(summary, **changes))
 
 
 @dataclass
@@ -268,28 +278,41 @@ class BatchSummary:
 
     Attributes:
         indices: each image's index in the image source.
+        wanted: the sums over patches that were taken at each site.
         cells: the summaries, by kind and (block, site).
         raw: results of the metrics that looked at the tokens themselves, by metric and (block, site).
     """
 
     indices: list[int]
+    wanted: Mapping[str, set[Reduction]] = field(default_factory=dict)
     cells: dict[Kind, dict[Key, Any]] = field(default_factory=dict)
     raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
-    _stacks: dict[tuple[Kind, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
+    _whole: dict[Kind, list[Stack]] = field(default_factory=dict)
+    _parts: dict[tuple[Kind, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
 
     def stacks(self, kind: Kind, sites: Iterable[str]) -> list[Stack]:
-        """Stacked summaries of one kind at some sites, a Stack for each distinct shape; computed once a batch."""
-        wanted = tuple(sites)
-        if (kind, wanted) not in self._stacks:
-            by_shape: dict[Any, list[Key]] = {}
-            cells = self.cells.get(kind, {})
-            for key, summary in cells.items():
-                if key[1] in wanted:
-                    by_shape.setdefault(_signature(summary), []).append(key)
-            self._stacks[kind, wanted] = [
-                Stack(keys, stack([cells[key] for key in keys])) for keys in by_shape.values()
-            ]
-        return self._stacks[kind, wanted]
+        """Stacked summaries of one kind at some sites, one for each distinct shape; computed once a batch."""
+        chosen = tuple(sites)
+        if kind not in self._whole:
+            self._whole[kind] = self._stack_all(kind)
+        if (kind, chosen) not in self._parts:
+            found = []
+            for cells in self._whole[kind]:
+                rows = [row for row, (_, site) in enumerate(cells.keys) if site in chosen]
+                if len(rows) == len(cells.keys):
+                    found.append(cells)
+                elif rows:
+                    found.append(Stack([cells.keys[row] for row in rows], _select(cells.summary, rows)))
+            self._parts[kind, chosen] = found
+        return self._parts[kind, chosen]
+
+    def _stack_all(self, kind: Kind) -> list[Stack]:
+        cells = self.cells.get(kind, {})
+        alike: dict[Any, list[Key]] = {}
+        for key, summary in cells.items():
+            sums = frozenset(self.wanted.get(key[1], ()))
+            alike.setdefault((sums, _signature(summary)), []).append(key)
+        return [Stack(keys, stack([cells[key] for key in keys], sums)) for (sums, _), keys in alike.items()]
 
 
 class Summarizer:
@@ -319,14 +342,14 @@ class Summarizer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
-        self.batch = BatchSummary([])
+        self.batch = BatchSummary([], wanted)
         self._residual: Tensor | None = None
         self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._parameters: dict[int, NormParameters] = {}
 
     def start(self, indices: list[int]) -> None:
         """Begin a new batch."""
-        self.batch = BatchSummary(indices)
+        self.batch = BatchSummary(indices, self.wanted)
         self._residual = None
         self._recent.clear()
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
@@ -84,18 +83,21 @@ def find_family(model: nn.Module) -> Family:
     Raises:
         LookupError: if none does; the message names the model's class and what a family must provide.
     """
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise LookupError(
-            "the model is compiled (torch.compile); forward hooks do not fire reliably inside compiled code. "
-            "Hand over the original module, model._orig_mod."
-        )
+    for path, module in model.named_modules():
+        if is_a(module, "torch._dynamo.eval_frame.OptimizedModule") or module._compiled_call_impl is not None:
+            raise LookupError(
+                f"{path or 'the model'} is compiled (torch.compile); forward hooks do not fire reliably inside "
+                "compiled code. Hand over the original module: model._orig_mod, or a model without a call of compile()."
+            )
     for name in families.names():
         family: Family = families.get(name)()
         if family.matches(model):
             return family
     cls = type(model)
+    inner = getattr(model, "module", None)
+    wrapped = f"It wraps a {type(inner).__qualname__}; hand over model.module. " if isinstance(inner, nn.Module) else ""
     raise LookupError(
-        f"no family of tokenlens owns a {cls.__module__}.{cls.__qualname__}. Known families: "
+        f"no family of tokenlens owns a {cls.__module__}.{cls.__qualname__}. {wrapped}Known families: "
         f"{', '.join(families.names())}. A Family must provide layout(), blocks() and taps(); write one and hand it "
         "over as family=… (docs/add-a-family.md shows one in full)."
     )

@@ -1,7 +1,7 @@
 """Figures: one file each, numbers first (``frame``) and drawing second (``plot``).
 
-What all of them share is here: the colours of the token groups, the style, how one is drawn by name and how it is saved.
-See docs/add-a-figure.md.
+What all of them share is here: the colours of the token groups, the style, how one is drawn by name and how it is
+saved. See docs/add-a-figure.md.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def svg_of(figure: Figure, name: str) -> str:
     svg = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", svg)
     svg = re.sub(r"\n\s+", "\n", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
+    svg = re.sub(r' (?:d|x|y)="[^"]*"', _rounded, svg)
     # One style for a row of markers, on their group.
     svg = re.sub(
         r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*( style="[^"]*")/>\n)(?:<use [^>]*\3/>\n)*)</g>',
@@ -177,13 +177,21 @@ def svg_of(figure: Figure, name: str) -> str:
     return svg.replace("<svg ", f"<svg {look} ", 1)
 
 
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point, of markers and of long lines to a tenth."""
+    text = attribute[0]
+    coarse = not text.startswith(" d") or text.count("L") > 15
+    return re.sub(r"(\.\d)(\d?)\d*", r"\1" if coarse else r"\1\2", text)
+
+
 def _without_bare_groups(svg: str) -> str:
     """Leave out ``<g>`` elements that say nothing; every tag of a group is on a line of its own."""
-    kept, stack = [], []
+    kept: list[str] = []
+    stack: list[bool] = []
     for line in svg.split("\n"):
         if line.startswith("<g"):
             stack.append(line == "<g>")
-        bare = line.startswith("<g") and stack[-1] or line == "</g>" and stack.pop()
+        bare = stack[-1] if line.startswith("<g") else line == "</g>" and stack.pop()
         if not bare:
             kept.append(line)
     return "\n".join(kept)

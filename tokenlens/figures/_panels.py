@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from tokenlens.figures import COLOURS, DIVERGING, FAINT, INK, MARKERS, SEQUENTIAL, STYLE, WIDTH_MM, svg_of
-from tokenlens.figures._rows import NORMS, pair_title
+from tokenlens.figures._rows import NORMS, in_order, pair_title
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,7 +73,14 @@ class Canvas:
         else:
             first = self.axes.flat[0]
             title = "\n".join(filter(None, [wrapped(text, 60), first.get_title(loc="left")]))
-            first.set_title(title, fontsize=7, loc="left")
+            first.set_title(title, fontsize=7, fontweight="normal", loc="left")
+
+    def level(self) -> None:
+        """Give the panels of a row one y scale where they are the caller's; our own share it already."""
+        for row in () if self.own else self.axes:
+            limits = np.array([panel.get_ylim() for panel in row])
+            for panel in row:
+                panel.set_ylim(limits.min(), limits.max())
 
     def legend(self, handles: Sequence[Any], columns: int = 4) -> None:
         """One legend under all panels, or inside the last panel where the axes are the caller's."""
@@ -115,21 +122,23 @@ def canvas(ax: Any, rows: int, columns: int, height_mm: float, **subplots: Any) 
     return Canvas(given[0].figure, given.reshape(rows, columns), own=False)
 
 
-def norm_columns(norms: Sequence[str]) -> tuple[list[str], list[float]]:
+def norm_columns(norms: Iterable[str]) -> tuple[list[str], list[float]]:
     """The norms in order, and their panels' widths: the final norm is one point and needs little."""
     order = [norm for norm in NORMS if norm in set(norms)]
     single = len(order) == 1
     return order, [0.13 if norm == "final_norm" and not single else 1.0 for norm in order]
 
 
-def depth_axis(ax: Axes, blocks: NDArray[Any] | pd.Series, final: bool = False, label: bool = True) -> None:
-    """A block axis: whole numbers only, with half a block of room on both sides."""
+def depth_axis(
+    ax: Axes, blocks: NDArray[Any] | pd.Series, final: bool = False, label: bool = True, room: float = 12.5
+) -> None:
+    """A block axis: whole numbers only, at most about ``room`` of them, with half a block of space on both sides."""
     present = np.unique(np.asarray(pd.Series(blocks).dropna(), dtype=int))
     if not len(present):
         return
     low, high = int(present[0]), int(present[-1])
     ax.set_xlim(low - 0.5, high + 0.5)
-    step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if (high - low) / s <= 12.5 or s == 100)
+    step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if (high - low) / s <= room or s == 100)
     ticks = np.arange(low, high + 1, step)
     ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     if final:
@@ -137,11 +146,14 @@ def depth_axis(ax: Axes, blocks: NDArray[Any] | pd.Series, final: bool = False, 
         ax.set_xlim(low - 0.9, high + 0.9)
     elif label:
         ax.set_xlabel("block")
+    if not label:
+        ax.tick_params(axis="x", bottom=False)
 
 
 def plain_number(value: float, _: object = None) -> str:
     """1000 as 1000, 0.05 as 0.05, 1e6 as 1e6; no mathematics markup."""
-    text = f"{value:g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+    moderate = value == 0 or 1e-3 <= abs(value) < 1e5
+    text = f"{value:g}" if moderate else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
     return text.replace("-", "−")
 
 
@@ -203,7 +215,7 @@ def draw_before_after(
     """
     norms, widths = norm_columns(frame["norm"])
     page = canvas(ax, 1, len(norms), 72, sharey=True, width_ratios=widths)
-    groups = list(dict.fromkeys(frame["group"]))
+    groups = in_order(frame["group"])
     for column, norm in enumerate(norms):
         panel = page.axes[0, column]
         inside = frame[frame["norm"] == norm]
@@ -211,16 +223,18 @@ def draw_before_after(
             for state in ("before", "after"):
                 rows = inside[(inside["group"] == group) & (inside["state"] == state)]
                 if len(rows):
-                    depth_line(panel, rows, COLOURS[group], MARKERS[group], hollow=state == "before")
+                    aside = 0.0 if norm != "final_norm" else -0.35 if state == "before" else 0.35
+                    depth_line(panel, rows, COLOURS[group], MARKERS[group], hollow=state == "before", shift=aside)
         depth_axis(panel, inside["block"], final=norm == "final_norm")
         panel.set_title(NORMS[norm])
         panel.grid(axis="y")
-        panel.tick_params(axis="y", left=column == 0)
+        panel.tick_params(axis="y", which="both", left=column == 0)
         if zero:
             zero_line(panel)
     if log:
         log_axis(page.axes[0, 0])
     page.axes[0, 0].set_ylabel(ylabel)
+    page.level()
     page.legend(
         [
             handle(f"{pair_title(group)}, {state}", COLOURS[group], MARKERS[group], state == "before")
@@ -248,8 +262,9 @@ def heat_map(
 def colour_bar(figure: Figure, image: ScalarMappable, axes: Any, label: str, **options: Any) -> None:
     """A colour bar with its unit."""
     bar = figure.colorbar(image, ax=axes, **{"pad": 0.015, "aspect": 28, "fraction": 0.05, **options})
-    bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    if label:
+        bar.set_label(label)
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
 
 

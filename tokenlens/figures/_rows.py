@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,12 @@ PAIRS = {
 GROUPS = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch": "patches"}
 
 
+BEFORE_AFTER = (
+    "model", "metric", "group", "norm", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high", "unit"
+)
+"""Columns of a frame that ``draw_before_after`` draws."""
+
+
 def title_of(analysis: Analysis) -> str:
     """The model's full name, and "(untrained)" behind it where the weights are random."""
     return f"{analysis.model} (untrained)" if analysis.untrained else str(analysis.model)
@@ -35,6 +41,12 @@ def title_of(analysis: Analysis) -> str:
 def pair_title(group: str) -> str:
     """A pair of groups or a group in words."""
     return PAIRS.get(group) or GROUPS.get(group) or group.replace("-", " → ")
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Token groups and pairs in the order in which all figures show them."""
+    order = [*GROUPS, *PAIRS]
+    return sorted(set(groups), key=lambda group: (order.index(group) if group in order else len(order), group))
 
 
 def missing(analysis: Analysis, metric: str) -> NothingToDraw:
@@ -124,5 +136,4 @@ def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
     found = pd.concat(frames) if frames else pd.DataFrame()
     if found.empty:
         raise NothingToDraw(f"{', '.join(metrics)} of {analysis.model} has no value at a norm.")
-    columns = ["model", "metric", "group", "norm", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high"]
-    return found[[*columns, "unit"]].reset_index(drop=True)
+    return found[list(BEFORE_AFTER)].reset_index(drop=True)

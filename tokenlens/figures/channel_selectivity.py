@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 TITLE = "Channels of CLS and channels of patches"
 ORDER = 40
 CAPTION = (
-    "Each column is a channel, each row a block. Red: the channel is larger in CLS; blue: larger in patches; s = ±0.5 is "
-    "three times the other's magnitude. Channels are in the same order in all panels (mean s at the first panel's output). "
-    "At the input a tint of a whole row is only a difference in the tokens' length, which the norm takes out. "
-    "Definition: dimension_selectivity."
+    "Each column is a channel, each row a block. Red: the channel is larger in CLS; blue: larger in patches; s = "
+    "±0.5 is three times the other's magnitude. Channels are in the same order in all panels (mean s at the first "
+    "panel's output). A tint of a whole row is a difference in scale: of the tokens themselves at the input, and of "
+    "what is left for most channels once the norm has divided each token by its σ, which a few huge channels can "
+    "dominate. Definition: dimension_selectivity."
 )
 
 MOST_COLUMNS = 1024
@@ -39,7 +40,7 @@ def frame(analysis: Analysis, norms: tuple[str, ...] = ("norm1", "norm2")) -> pd
     Raises:
         NothingToDraw: if dimension_selectivity was not computed or does not apply.
     """
-    frames = []
+    frames: list[pd.DataFrame] = []
     for norm in norms:
         for side in ("input", "output"):
             try:
@@ -92,7 +93,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             ticks = whole_ticks(len(matrix))
             panel.set_yticks(ticks, [str(matrix.index[tick]) for tick in ticks])
             panel.set_xticks([])
-            panel.tick_params(axis="y", left=column == 0, length=2)
+            panel.tick_params(axis="y", which="both", left=column == 0, length=2)
             if row == len(norms) - 1:
                 together = f", means of {width} neighbours" if width > 1 else ""
                 panel.set_xlabel(f"{len(order)} channels, patches' ← sorted → CLS's{together}")

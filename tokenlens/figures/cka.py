@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 TITLE = "Which blocks say the same about the images"
 ORDER = 120
 CAPTION = (
-    "Debiased linear CKA between features at the end of each block: 1 where two feature sets arrange the images in the same "
-    "way, about 0 where they are unrelated. The last panel is the diagonal of CLS against mean patch: how alike the two are "
-    "within one block, with its interval. Definition: cka."
+    "Debiased linear CKA between features at the end of each block: 1 where two feature sets arrange the images in "
+    "the same way, about 0 where they are unrelated. The last panel is the diagonal of CLS against mean patch: how "
+    "alike the two are within one block, with its interval. Definition: cka."
 )
 
 PAIRS = {"cls-cls": ("CLS", "CLS"), "patch-patch": ("mean patch", "mean patch"), "cls-patch": ("CLS", "mean patch")}
@@ -81,10 +81,10 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     panel = page.axes[0, 3]
     diagonal = frame[(frame["pair"] == "cls-patch") & (frame["block_1"] == frame["block_2"])]
     depth_line(panel, diagonal.rename(columns={"block_1": "block"}), COLOURS["cls-patch"], MARKERS["cls-patch"])
-    depth_axis(panel, diagonal["block_1"])
+    depth_axis(panel, diagonal["block_1"], room=6)
     panel.set_ylim(min(0.0, float(np.nanmin(diagonal["ci_low"].fillna(0)))), 1.0)
     panel.grid(axis="y")
     panel.set_title("same block")
-    panel.set_ylabel("CKA of CLS and mean patch")
+    panel.set_ylabel("CKA(CLS, mean patch)")
     page.header(frame, "band: 95 % interval (jackknife over images)")
     return page.figure

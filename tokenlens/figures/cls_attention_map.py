@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 TITLE = "Where CLS looks"
 ORDER = 70
 CAPTION = (
-    "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches: 1 is what uniform "
-    "attention would give. What remains of an average over many images is a habit of the model, such as the centre or a "
-    "border, not the content of one image. All maps share one colour scale. Definition: cls_attention_map."
+    "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches: 1 is what "
+    "uniform attention would give. What remains of an average over many images is a habit of the model, such as the "
+    "centre or a border, not the content of one image. All maps share one colour scale. Definition: "
+    "cls_attention_map."
 )
 
 
@@ -48,7 +49,7 @@ def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
             "model": title_of(analysis),
             "block": index[0] if block is None else block,
             "head": pd.array([pd.NA] * index.shape[1] if block is None else index[0], dtype="Int64"),
-            "map": [f"block {i}" if block is None else f"head {i}" for i in range(count) for _ in range(rows * columns)],
+            "map": np.repeat([f"{'block' if block is None else 'head'} {i}" for i in range(count)], rows * columns),
             "row": index[1], "column": index[2], "value": maps_Nhw.ravel(),
             "heads": heads, "n": count_of(analysis, "cls_attention_map"), "unit": "× uniform",
         }
@@ -68,8 +69,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     columns = next(c for c in (6, 8, 10, 12) if len(names) <= 3 * c or c == 12)
     columns = min(columns, max(len(names), 3)) if ax is None else len(names)
     rows = -(-len(names) // columns)
-    cell = 148 / columns
-    page = canvas(ax, rows, columns, 12 + rows * (cell * min(height / width, 3) + 4))
+    cell = 144 / columns
+    page = canvas(ax, rows, columns, 8 + rows * (cell * min(height / width, 3) + 3.5))
     for panel in page.axes.flat[len(names):]:
         panel.remove()
     high = max(float(np.quantile(frame["value"], 0.995)), 1.5)
@@ -86,8 +87,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     assert image is not None
     drawn = list(page.axes.flat[: len(names)])
     colour_bar(page.figure, image, drawn, "attention / uniform", extend="max" if clipped else "neither")
-    head = frame["head"].isna().all()
-    what = f"mean of {int(frame['heads'].iloc[0])} heads and of images" if head else f"block {frame['block'].iloc[0]}, mean over images"
+    averaged = frame["head"].isna().all()
+    over = f"of {int(frame['heads'].iloc[0])} heads and" if averaged else f"of block {frame['block'].iloc[0]},"
+    what = f"mean {over} of images" if averaged else f"heads {over} mean of images"
     peak = f"; largest {frame['value'].max():.1f}" if clipped else ""
     page.header(frame, f"{what}{peak}")
     return page.figure

@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import COLOURS, MARKERS, NothingToDraw
+from tokenlens.figures import COLOURS, INK, MARKERS, NothingToDraw
 from tokenlens.figures._panels import (
-    INTERVALS, canvas, depth_axis, depth_line, draw_before_after, handle, log_axis, styled, zero_line,
+    INTERVALS,
+    canvas,
+    depth_axis,
+    depth_line,
+    draw_before_after,
+    handle,
+    log_axis,
+    styled,
+    zero_line,
 )
-from tokenlens.figures._rows import before_after, pair_title, rows_of
+from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +29,10 @@ if TYPE_CHECKING:
 TITLE = "Cosine of CLS and patches, before and after each norm"
 ORDER = 10
 CAPTION = (
-    "Mean cosine of CLS with the patches, and of the patches with each other, over the blocks. Dashed: what goes into the "
-    "norm; solid: what comes out. A norm that differentiates pulls the CLS–patch line down further than the patch–patch "
-    "line. 1 is the same direction, 0 unrelated, below 0 opposed. Definitions: cls_patch_cosine, patch_patch_cosine."
+    "Mean cosine of CLS with the patches, and of the patches with each other, over the blocks. Dashed: what goes "
+    "into the norm; solid: what comes out. A norm that differentiates pulls the CLS–patch line down further than the "
+    "patch–patch line. 1 is the same direction, 0 unrelated, below 0 opposed. Definitions: cls_patch_cosine, "
+    "patch_patch_cosine."
 )
 
 SITE_COLOURS = {
@@ -78,8 +87,7 @@ def _around_norms(analysis: Analysis) -> pd.DataFrame:
         rows = rows.rename(columns={"part": "state"})
         rows["norm"] = rows["site"]
         rows.loc[rows["site"] == "final_norm", "block"] = analysis.blocks
-        columns = ["model", "metric", "group", "norm", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high"]
-        return rows[[*columns, "unit"]].reset_index(drop=True)
+        return rows[list(BEFORE_AFTER)].reset_index(drop=True)
     have = [name for name in ("cls_patch_cosine", "patch_patch_cosine") if (analysis.table["metric"] == name).any()]
     return before_after(analysis, have or ["cls_patch_cosine"])
 
@@ -99,37 +107,45 @@ def plot(frame: pd.DataFrame, ax: Any = None, log: bool = False) -> Figure:
         named = metrics == ["norm_differentiation"] or len(metrics) > 1
         label = "cosine" if named else f"{metrics[0]} [{frame['unit'].iloc[0]}]"
         return draw_before_after(frame, ax, label, zero=cosines, log=log)
-    parts = list(dict.fromkeys(frame["part"]))
-    page = canvas(ax, len(parts), 1, 20 + 50 * len(parts), sharex=True)
-    groups, sites = list(dict.fromkeys(frame["group"])), list(dict.fromkeys(frame["site"]))
-    by_site = len(groups) == 1
-    handles = {}
-    for panel, part in zip(page.axes[:, 0], parts, strict=True):
-        inside = frame[frame["part"] == part]
-        for index, site in enumerate(sites):
-            for group in groups:
-                rows = inside[(inside["site"] == site) & (inside["group"] == group)]
-                if rows.empty:
-                    continue
-                look = (
-                    (SITE_COLOURS.get(site, "#1b1b1f"), SITE_MARKERS.get(site, "o")) if by_site
-                    else (COLOURS.get(group, "#1b1b1f"), MARKERS.get(group, "o"))
-                )
-                hollow = not by_site and index > 0
-                depth_line(panel, rows, *look, hollow=hollow)
-                label = site if by_site else (pair_title(group) + (f", {site}" if len(sites) > 1 else ""))
-                handles[label] = handle(label, *look, hollow)
-        unit = inside["unit"].iloc[0]
-        name = inside["metric"].iloc[0] + (f" {part}" if part else "")
-        panel.set_ylabel(name if unit in ("", name) else f"{name} [{unit}]")
-        panel.grid(axis="y")
-        low, high = inside["value"].min(), inside["value"].max()
-        if low < 0 < high:
-            zero_line(panel)
+    return _series(frame, ax, log)
+
+
+def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
+    """A row of panels for each part. One group: a line for each site; several: a column for each site."""
+    parts, groups = list(dict.fromkeys(frame["part"])), in_order(frame["group"])
+    sites = [site for site in SITE_COLOURS if site in set(frame["site"])]
+    sites += sorted(set(frame["site"]) - set(sites))
+    columns = [[site] for site in sites] if len(groups) > 1 else [sites]
+    page = canvas(ax, len(parts), len(columns), 20 + 50 * len(parts), sharex="col", sharey="row")
+    by_group, handles = len(groups) > 1, {}
+    for row, part in enumerate(parts):
+        for column, shown in enumerate(columns):
+            panel = page.axes[row, column]
+            inside = frame[(frame["part"] == part) & frame["site"].isin(shown)]
+            for site in shown:
+                for group in groups:
+                    rows = inside[(inside["site"] == site) & (inside["group"] == group)]
+                    if rows.empty:
+                        continue
+                    colour = COLOURS.get(group, INK) if by_group else SITE_COLOURS.get(site, INK)
+                    marker = (MARKERS if by_group else SITE_MARKERS).get(group if by_group else site, "o")
+                    depth_line(panel, rows, colour, marker)
+                    label = pair_title(group) if by_group else f"{pair_title(group)} at {site}"
+                    handles[label] = handle(label, colour, marker)
+            depth_axis(panel, frame["block"], label=row == len(parts) - 1, room=26 / (1 + len(columns)))
+            panel.grid(axis="y")
+            panel.tick_params(axis="y", which="both", left=column == 0)
+            panel.set_title(shown[0] if len(columns) > 1 else "")
+            if inside["value"].min() < 0 < inside["value"].max():
+                zero_line(panel)
         if log:
-            log_axis(panel)
-        depth_axis(panel, inside["block"], label=part == parts[-1])
-    page.legend(list(handles.values()), columns=5)
+            log_axis(page.axes[row, 0])
+        unit = frame.loc[frame["part"] == part, "unit"].iloc[0]
+        page.axes[row, 0].set_ylabel(f"{part} [{unit}]" if part else unit)
+    page.level()
+    order = [pair_title(group) for group in groups]
+    page.legend([handles[label] for label in sorted(handles, key=order.index)] if by_group else list(handles.values()))
     heads = (frame["band"] == "heads").any()
-    page.header(frame, "mean of the heads; bands: lowest to highest head" if heads else INTERVALS)
+    bands = "mean of the heads; bands: lowest to highest head" if heads else INTERVALS
+    page.header(frame, f"{', '.join(dict.fromkeys(frame['metric']))} · {bands}")
     return page.figure

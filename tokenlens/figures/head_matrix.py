@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 TITLE = "What each head attends to"
 ORDER = 60
 CAPTION = (
-    "Each cell is one head of one block. Attention mass is the share of attention that tokens of the first group pay to all "
-    "tokens of the second, so a row of CLS's shares adds up to 1. Entropy is of CLS's attention over patches, divided by "
-    "log P: 1 is uniform, 0 a single patch. The heads of a block have no order. "
-    "Definitions: attention_mass, attention_entropy."
+    "Each cell is one head of one block. Attention mass is the share of attention that tokens of the first group pay "
+    "to all tokens of the second, so a row of CLS's shares adds up to 1. Entropy is of CLS's attention over patches, "
+    "divided by log P: 1 is uniform, 0 a single patch. The heads of a block have no order. Definitions: "
+    "attention_mass, attention_entropy."
 )
 
 QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch-reg", "patch-dist", "entropy")
@@ -89,17 +89,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel.set_title(_title(quantity))
         panel.set_xticks(whole_ticks(matrix.shape[1], 7))
         panel.set_yticks(whole_ticks(matrix.shape[0], 13))
-        panel.tick_params(length=2)
+        panel.tick_params(length=2, left=index % columns == 0, labelleft=index % columns == 0)
         panel.set_xlabel("head" if index + columns >= len(quantities) else "")
         panel.set_ylabel("block" if index % columns == 0 else "")
-        label = "entropy / log P" if quantity == "entropy" else "share of attention"
-        colour_bar(page.figure, image, panel, label, fraction=0.08, pad=0.02, aspect=20)
-    page.header(frame, "mean over images")
+        colour_bar(page.figure, image, panel, "", fraction=0.06, pad=0.02, aspect=24)
+    page.header(frame, "mean over images; shares of attention, entropy divided by log P")
     return page.figure
 
 
 def _title(quantity: str) -> str:
     if quantity == "entropy":
-        return "entropy of CLS → patches"
-    query, key = quantity.split("-")
-    return f"{GROUPS[query]} → {GROUPS[key]}"
+        return "CLS entropy"
+    return " → ".join("dist. token" if group == "dist" else GROUPS[group] for group in quantity.split("-"))

@@ -8,9 +8,17 @@ import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS
 from tokenlens.figures._panels import (
-    INTERVALS, canvas, depth_axis, depth_line, handle, log_axis, norm_columns, styled, zero_line,
+    INTERVALS,
+    canvas,
+    depth_axis,
+    depth_line,
+    handle,
+    log_axis,
+    norm_columns,
+    styled,
+    zero_line,
 )
-from tokenlens.figures._rows import NORMS, pair_title, rows_of
+from tokenlens.figures._rows import NORMS, in_order, pair_title, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +28,9 @@ if TYPE_CHECKING:
 TITLE = "What each norm measures, per token group"
 ORDER = 30
 CAPTION = (
-    "The mean μ and the variance σ² over channels that each norm computes for a token and then removes, averaged per token "
-    "group, and the log ratio of CLS's σ to the patches': above 0 the norm shrinks CLS more than patches. RMSNorm has the "
-    "mean square in place of the variance and no mean. Definition: norm_statistics."
+    "The mean μ and the variance σ² over channels that each norm computes for a token and then removes, averaged per "
+    "token group, and the log ratio of CLS's σ to the patches': above 0 the norm shrinks CLS more than patches. "
+    "RMSNorm has the mean square in place of the variance and no mean. Definition: norm_statistics."
 )
 
 PARTS = {
@@ -64,7 +72,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
                 depth_line(panel, rows, COLOURS[str(group)], MARKERS[str(group)])
             depth_axis(panel, frame.loc[frame["norm"] == norm, "block"], norm == "final_norm", part == parts[-1])
             panel.grid(axis="y")
-            panel.tick_params(axis="y", left=column == 0)
+            panel.tick_params(axis="y", which="both", left=column == 0)
             if part in ("mean", "log_std_ratio"):
                 zero_line(panel)
             if row == 0:
@@ -73,7 +81,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             log_axis(page.axes[row, 0])
         unit = frame.loc[frame["part"] == part, "unit"].iloc[0]
         page.axes[row, 0].set_ylabel(PARTS[part] if part == "log_std_ratio" else f"{PARTS[part]} [{unit}]")
-    groups = list(dict.fromkeys(frame["group"]))
+    groups = in_order(frame["group"])
+    page.level()
     page.legend([handle(pair_title(group), COLOURS[group], MARKERS[group]) for group in groups if "-" not in group])
     page.header(frame, INTERVALS)
     return page.figure

@@ -19,9 +19,9 @@ TITLE = "Selectivity of the channels over the blocks"
 ORDER = 50
 CAPTION = (
     "Summaries over channels, at each norm's input (dashed) and output (solid): mean |s|; the share of channels with "
-    "|s| > 0.5; the overlap of CLS's and the patches' largest 5 % of channels; and the rank correlation of the norm's |γ| "
-    "with |s| over channels: above 0, the norm weights selective channels up. Where CLS is the same for all images, chance "
-    "alone makes about 23 % of channels selective. Definition: dimension_selectivity."
+    "|s| > 0.5; the overlap of CLS's and the patches' largest 5 % of channels; and the rank correlation of the "
+    "norm's |γ| with |s| over channels: above 0, the norm weights selective channels up. Where CLS is the same for "
+    "all images, chance alone makes about 23 % of channels selective. Definition: dimension_selectivity."
 )
 
 PARTS = {
@@ -66,7 +66,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
                 depth_line(panel, rows, INK, "o", hollow=side == "input")
             depth_axis(panel, frame.loc[frame["norm"] == norm, "block"], norm == "final_norm", part == parts[-1])
             panel.grid(axis="y")
-            panel.tick_params(axis="y", left=column == 0)
+            panel.tick_params(axis="y", which="both", left=column == 0)
             if part == "gamma_correlation":
                 zero_line(panel)
             if row == 0:
@@ -74,6 +74,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         if part != "gamma_correlation":
             page.axes[row, 0].set_ylim(bottom=0)
         page.axes[row, 0].set_ylabel(PARTS[part])
+    page.level()
     page.legend([handle("norm's input", INK, "o", hollow=True), handle("norm's output", INK, "o")])
     page.header(frame, JACKKNIFE)
     return page.figure

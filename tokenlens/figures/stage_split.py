@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from tokenlens.figures import INK, PAPER, STAGE_COLOURS
 from tokenlens.figures._panels import canvas, depth_axis, norm_columns, styled, zero_line
-from tokenlens.figures._rows import NORMS, pair_title, rows_of
+from tokenlens.figures._rows import NORMS, in_order, pair_title, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 TITLE = "What each stage of the norm contributes"
 ORDER = 20
 CAPTION = (
-    "The fall of the cosine across each norm, split exactly into the norm's stages: subtracting the mean (centring), the "
-    "weight γ and the bias β. Dividing by σ cannot move a cosine. Bars add up to the total (diamond): above 0 the stage "
-    "pulls apart, below 0 it brings together. RMSNorm has no centring. Definition: norm_differentiation."
+    "The fall of the cosine across each norm, split exactly into the norm's stages: subtracting the mean (centring), "
+    "the weight γ and the bias β. Dividing by σ cannot move a cosine. Bars add up to the total (diamond): above 0 "
+    "the stage pulls apart, below 0 it brings together. RMSNorm has no centring. Definition: norm_differentiation."
 )
 
 STAGES = {"centring": "centring (x − μ)", "gamma": "weight γ", "beta": "bias β"}
@@ -51,7 +51,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         ax: as many Axes as there are panels; a new figure by default.
     """
     norms, widths = norm_columns(frame["norm"])
-    groups = list(dict.fromkeys(frame["group"]))
+    groups = in_order(frame["group"])
     page = canvas(ax, len(groups), len(norms), 25 + 46 * len(groups), sharex="col", sharey="row", width_ratios=widths)
     for row, group in enumerate(groups):
         for column, norm in enumerate(norms):
@@ -61,12 +61,13 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             last = row == len(groups) - 1
             depth_axis(panel, inside["block"], final=norm == "final_norm", label=last)
             panel.grid(axis="y")
-            panel.tick_params(axis="y", left=column == 0)
+            panel.tick_params(axis="y", which="both", left=column == 0)
             zero_line(panel)
             if row == 0:
                 panel.set_title(NORMS[norm])
         page.axes[row, 0].set_ylabel(f"fall of {pair_title(group)} cosine")
     present = [stage for stage in STAGES if (frame["stage"] == stage).any()]
+    page.level()
     page.legend(
         [Patch(facecolor=STAGE_COLOURS[stage], label=STAGES[stage]) for stage in present]
         + [Line2D([], [], label="total: before − after", **_TOTAL)]
@@ -95,7 +96,6 @@ def _stack(panel: Any, inside: pd.DataFrame) -> None:
             (up if value >= 0 else down)[block] = float(bottom + value)
     total = inside[inside["stage"] == "total"]
     x, y = total["block"].to_numpy(dtype=float), total["value"].to_numpy(dtype=float)
-    panel.vlines(
-        x, total["ci_low"].to_numpy(dtype=float), total["ci_high"].to_numpy(dtype=float), color=INK, linewidth=0.9, zorder=4
-    )
+    low, high = total["ci_low"].to_numpy(dtype=float), total["ci_high"].to_numpy(dtype=float)
+    panel.vlines(x, low, high, color=INK, linewidth=0.9, zorder=4)
     panel.plot(x, y, zorder=5, **_TOTAL)

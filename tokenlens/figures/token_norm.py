@@ -8,7 +8,7 @@ import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS
 from tokenlens.figures._panels import INTERVALS, canvas, depth_axis, depth_line, handle, log_axis, styled
-from tokenlens.figures._rows import GROUPS, rows_of
+from tokenlens.figures._rows import GROUPS, in_order, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TITLE = "Length of the tokens"
 ORDER = 90
 CAPTION = (
-    "Left: mean norm ‖x‖ per token group on the residual stream. Middle: the longest patch over the median patch of the "
-    "same image. Right: the share of patches longer than three times that median (high-norm tokens). "
-    "Definition: token_norm."
+    "Left: mean norm ‖x‖ per token group on the residual stream. Middle: the longest patch over the median patch of "
+    "the same image. Right: the share of patches longer than three times that median (high-norm tokens). Definition: "
+    "token_norm."
 )
 
 PARTS = {"mean": "norm ‖x‖", "max_over_median": "longest patch / median", "high_norm_share": "high-norm patches [%]"}
@@ -53,15 +53,14 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             inside[["value", "ci_low", "ci_high"]] *= 100
         for group, rows in inside.groupby("group", sort=False):
             depth_line(panel, rows, COLOURS[str(group)], MARKERS[str(group)])
-        depth_axis(panel, inside["block"])
+        depth_axis(panel, inside["block"], room=7)
         panel.grid(axis="y")
         panel.set_title(PARTS[part])
-        panel.set_ylabel(f"{PARTS[part]} at {frame['site'].iloc[0]}" if part == "mean" else "")
         if part == "mean":
             log_axis(panel)
         else:
             panel.set_ylim(bottom=1.0 if part == "max_over_median" else 0.0)
-    groups = list(dict.fromkeys(frame["group"]))
+    groups = in_order(frame["group"])
     page.legend([handle(GROUPS[group], COLOURS[group], MARKERS[group]) for group in groups])
-    page.header(frame, INTERVALS)
+    page.header(frame, f"at {frame['site'].iloc[0]} · {INTERVALS}")
     return page.figure

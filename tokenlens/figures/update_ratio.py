@@ -8,7 +8,7 @@ import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS
 from tokenlens.figures._panels import INTERVALS, canvas, depth_axis, depth_line, handle, log_axis, styled, zero_line
-from tokenlens.figures._rows import GROUPS, rows_of
+from tokenlens.figures._rows import GROUPS, in_order, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 TITLE = "How much each branch changes the residual"
 ORDER = 80
 CAPTION = (
-    "Top: length of what a branch adds over the length of the residual it is added to. Bottom: their cosine; below 0 the "
-    "branch takes away some of what is there. Definition: update_ratio."
+    "Top: length of what a branch adds over the length of the residual it is added to. Bottom: their cosine; below 0 "
+    "the branch takes away some of what is there. Definition: update_ratio."
 )
 
 SITES = {"attn_out": "attention (over resid_pre)", "mlp_out": "MLP (over resid_mid)"}
@@ -56,7 +56,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
                 depth_line(panel, rows, COLOURS[str(group)], MARKERS[str(group)])
             depth_axis(panel, inside["block"], label=part == parts[-1])
             panel.grid(axis="y")
-            panel.tick_params(axis="y", left=column == 0)
+            panel.tick_params(axis="y", which="both", left=column == 0)
             if part == "cosine":
                 zero_line(panel)
             if row == 0:
@@ -64,7 +64,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         if part == "ratio":
             log_axis(page.axes[row, 0])
         page.axes[row, 0].set_ylabel(PARTS[part])
-    groups = list(dict.fromkeys(frame["group"]))
+    groups = in_order(frame["group"])
+    page.level()
     page.legend([handle(GROUPS[group], COLOURS[group], MARKERS[group]) for group in groups])
     page.header(frame, INTERVALS)
     return page.figure

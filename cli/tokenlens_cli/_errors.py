@@ -1,0 +1,70 @@
+"""What the user gets to see of an error: one sentence on stderr and an exit code; a traceback with ``--debug``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from tokenlens_cli._output import say
+from tokenlens_cli._processes import first_to_fail
+
+STATED_ERROR = 1
+INTERRUPTED = 130
+
+_DEBUG = inspect.Parameter(
+    "debug",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends in a sentence and an exit code instead of a traceback; it gains the option ``--debug``."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            say("interrupted; nothing was written")
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise  # typer's own ways to end a command; it also ends quietly when the output's reader is gone
+        except Exception as error:
+            if first_to_fail():
+                if debug:
+                    traceback.print_exc()
+                say(f"error: {sentence(error)}")
+            raise typer.Exit(STATED_ERROR) from None
+
+    signature = inspect.signature(command, eval_str=True)
+    vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), _DEBUG])
+    return run
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, on one line.
+
+    >>> sentence(ValueError("expected 3,\\n got 4"))
+    'expected 3, got 4'
+    >>> sentence(OSError(28, "No space left on device", "reports/run"))
+    'No space left on device: reports/run'
+    """
+    name = type(error).__name__
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"out of memory; a smaller --batch-size or --img-size needs less ({text or name})"
+    if name == "SafetensorError":
+        return f"the arrays could not be written or read: {text}"
+    stated = isinstance(error, ValueError | LookupError | OSError) and not isinstance(error, KeyError | IndexError)
+    if stated and text:
+        return text
+    return f"{name}: {text}; this was not expected, so it is a bug here or in the model: --debug shows where"

@@ -1,0 +1,74 @@
+"""The ``tokenlens`` command. Its subcommands are the files of this folder, found by name.
+
+Nothing heavy is imported here or at the top of a command's file: help and completion must start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tokenlens_cli._errors import guarded
+
+app = typer.Typer(
+    name="tokenlens",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "TOKENLENS", "help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 a stated error, 2 wrong usage, "
+        "130 interrupted."
+    ),
+)
+
+
+class Command(TyperCommand):
+    """A command that says once, and not beside each option, which environment variables it reads."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for parameter in self.params:
+            if hasattr(parameter, "show_envvar"):
+                parameter.show_envvar = False
+
+
+def command_names() -> list[str]:
+    """The commands: the files of this folder, but this one and those whose name starts with an underscore."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in found if not name.startswith("_") and name != "app")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tokenlens {version('tokenlens-vit')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def tokenlens(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_show_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+        ),
+    ] = False,
+) -> None:
+    """What the [CLS] token and the patch tokens of a Vision Transformer do to each other."""
+
+
+for _name in command_names():
+    _variables = f"Every option also reads the environment: TOKENLENS_{_name.upper()}_<OPTION>, with _ for -."
+    _command = guarded(importlib.import_module(f"tokenlens_cli.{_name}").command)
+    app.command(_name, cls=Command, epilog=_variables)(_command)

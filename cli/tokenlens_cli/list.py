@@ -1,0 +1,134 @@
+"""``tokenlens list``: what there is to choose from, by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import typer
+
+from tokenlens_cli._output import print_json, say
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    metrics = "metrics"
+    figures = "figures"
+    families = "families"
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="Only names that contain this, or match it where it has * or ? in it."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Show this many; 0 shows all. How many there are is always said.")] = 60,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """List models, metrics, figures or families.
+
+    Models are timm's names that tokenlens can look into, with their weights tags. Besides those, hf-hub:owner/name,
+    local-dir:PATH and, in Python, any module of a known family can be analyzed.
+    """
+    everything = _LISTS[kind]()
+    found = [item for item in everything if pattern is None or matches(item["name"], pattern)]
+    shown = found[:limit] if limit else found
+    if json:
+        print_json({"kind": kind.value, "pattern": pattern, "count": len(found), "shown": len(shown), "items": shown})
+        return
+    width = max((len(item["name"]) for item in shown), default=0)
+    for item in shown:
+        typer.echo(f"{item['name']:<{width}}  {_text(item)}".rstrip())
+    if not found:
+        from tokenlens.catalog import nearest
+
+        close = nearest(pattern or "", (item["name"] for item in everything))
+        hint = f"; near it: {', '.join(close)}" if close else ""
+        say(f"none of the {len(everything)} {kind.value} matches {pattern!r}{hint}")
+    elif len(shown) < len(found):
+        say(f"{len(shown)} of {len(found)} {kind.value}; a PATTERN narrows them down, --limit 0 shows all")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name contains the pattern or, where that has wildcards, matches it as a whole.
+
+    >>> matches("vit_base_patch16_224", "base"), matches("vit_base_patch16_224", "base*")
+    (True, False)
+    """
+    return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else pattern in name
+
+
+def _text(item: dict[str, Any]) -> str:
+    cost = f" (opt-in: {item['cost']})" if item.get("opt_in") else ""
+    return f"{item['description']}{cost}"
+
+
+def _models() -> list[dict[str, Any]]:
+    import timm
+
+    tags: dict[str, list[str]] = {}
+    for name in timm.list_pretrained():
+        tags.setdefault(name.partition(".")[0], []).append(name)
+    architectures = sorted(name for module in _timm_modules() for name in timm.list_models(module=module))
+    return [
+        {"name": name, "description": "" if name in tags.get(architecture, ()) else "no published weights"}
+        for architecture in architectures
+        for name in tags.get(architecture, [architecture])
+    ]
+
+
+def _timm_modules() -> Iterable[str]:
+    """timm's modules that define or build on a class that one of the families owns."""
+    import timm
+
+    from tokenlens.families import families
+
+    owned = {getattr(families.get(name), "timm_class", None) for name in families.names()}
+    for module in timm.models.list_modules():
+        values = vars(sys.modules.get(f"timm.models.{module}", object)).values()
+        classes = [cls for value in values if isinstance(value, type) for cls in value.__mro__]
+        if any(f"{cls.__module__}.{cls.__qualname__}" in owned for cls in classes):
+            yield module
+
+
+def _metrics() -> list[dict[str, Any]]:
+    from tokenlens.metrics import metrics
+
+    return [
+        {
+            "name": name,
+            "description": metrics.describe(name),
+            "opt_in": metric.opt_in,
+            "cost": metric.cost,
+            "sites": list(metric.sites),
+            "requires": list(metric.requires),
+        }
+        for name in metrics.names()
+        for metric in [metrics.get(name)]
+    ]
+
+
+def _figures() -> list[dict[str, Any]]:
+    from tokenlens.figures import figures
+
+    return [{"name": name, "description": figures.describe(name)} for name in figures.names()]
+
+
+def _families() -> list[dict[str, Any]]:
+    from tokenlens.families import families
+
+    return [{"name": name, "description": families.describe(name)} for name in families.names()]
+
+
+_LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
+    Kind.models: _models,
+    Kind.metrics: _metrics,
+    Kind.figures: _figures,
+    Kind.families: _families,
+}

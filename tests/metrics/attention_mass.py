@@ -1,0 +1,21 @@
+"""Sums over the whole pattern: what CLS pays to each group, and the patches' mean payment to each prefix group."""
+
+import numpy as np
+
+from ._stored import Number, Stored
+
+LEVEL = "image"
+NEEDS = ("prefix",)
+
+
+def reference_attention_mass(stored: Stored) -> dict[Number, object]:
+    numbers: dict[Number, object] = {}
+    for block, pattern in stored.patterns.items():
+        for query in [group for group in ("cls", "patch") if group in stored.groups]:
+            for key in stored.groups:
+                if (query, key) == ("patch", "patch"):
+                    continue
+                paid = pattern[:, :, stored.positions(query)][..., stored.positions(key)].sum(-1)
+                for head in range(pattern.shape[1]):
+                    numbers["", block, "pattern", f"{query}-{key}", head] = np.mean(paid[:, head], axis=-1)
+    return numbers

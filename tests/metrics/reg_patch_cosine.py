@@ -1,0 +1,13 @@
+"""Mean over registers and patches of cos(register, patch)."""
+
+from ._stored import Number, Stored, cosines
+
+LEVEL = "image"
+NEEDS = ("reg",)
+
+
+def reference_reg_patch_cosine(stored: Stored) -> dict[Number, object]:
+    return {
+        ("", block, site, "reg-patch", head): cosines(stored.of("reg", x), stored.of("patch", x)).mean((-1, -2))
+        for block, site, head, x in stored.cosine_places()
+    }
