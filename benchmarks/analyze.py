@@ -116,7 +116,7 @@ def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
 
 
 def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool) -> pd.DataFrame:
-    """Seconds of each way for the same batch, round by round: `analyze` runs once, the others inside its progress call."""
+    """Seconds of each way for one batch, round by round: `analyze` runs once, the others in its progress call."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval().to(device)
     pixels = torch.randn(batch, 3, 224, 224)
@@ -240,7 +240,7 @@ def memory_table(repeats: int) -> pd.DataFrame:
 
 
 def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Time and memory of `analyze` and of plain forwards against images, tokens and blocks; exponents of a power law."""
+    """Time and memory of `analyze` and of plain forwards against images, tokens and blocks, with fitted exponents."""
     name = MODELS[0]
     cases = [("images", n, {"images": n, "img_size": 224, "depth": None}) for n in (16, 32, 64, 128)]
     cases += [
@@ -260,10 +260,11 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     fits = []
     for (axis, way), part in frame.groupby(["axis", "way"], sort=False):
         fit = np.polyfit(np.log(part["value"]), np.log(part["s"]), 1, cov=True)
+        memory = part.groupby("value")["over plain MiB"].median()
         fits.append({
             "axis": axis, "way": way, "time grows as": f"{axis}^{fit[0][0]:.2f}", "± (1 s.e.)": np.sqrt(fit[1][0][0]),
-            "runs": len(part), "memory over plain, smallest MiB": part.groupby("value")["over plain MiB"].median().iloc[0],
-            "memory over plain, largest MiB": part.groupby("value")["over plain MiB"].median().iloc[-1],
+            "runs": len(part), "memory over plain, smallest MiB": memory.iloc[0],
+            "memory over plain, largest MiB": memory.iloc[-1],
         })
     return table.reset_index(), pd.DataFrame(fits)
 
@@ -292,7 +293,8 @@ def markdown(table: pd.DataFrame) -> str:
         return str(value)
 
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    return "\n".join([*lines, *["| " + " | ".join(cell(v) for v in row) + " |" for row in table.itertuples(index=False)]])
+    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines)
 
 
 def write(name: str, title: str, note: str, device: str, *tables: pd.DataFrame) -> None:
@@ -319,9 +321,9 @@ def main() -> None:
         frames = [measure_time(name, options.batch, options.rounds, options.device, options.amp) for name in MODELS]
         write(
             f"analyze_time{suffix}", "Time of analyze over a plain forward",
-            f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round runs every "
-            "way on the same batch in random order in one process; ratio is to the plain forward of the same round: "
-            "median and quartiles over rounds. “plain forward again” shows the noise. The competitors only store "
+            f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
+            "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
+            "same round: median and quartiles over rounds. “plain forward again” shows the noise. The competitors only store "
             "tensors or maps; tokenlens computes all of its default metrics.",
             options.device, time_table(frames),
         )
@@ -329,7 +331,7 @@ def main() -> None:
         write(
             "analyze_memory", "Peak memory of analyze over a plain forward",
             "Batch 8. Peak resident memory of a fresh process, minus its peak after three plain forwards; median, "
-            "minimum and maximum over runs. The competitors keep what they store over the 16 images, as their users do.",
+            "minimum and maximum over runs. The competitors keep what they store over the 16 images, as users do.",
             "cpu", memory_table(options.repeats),
         )
     if options.what in ("growth", "all"):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,9 @@ def in_batches(name: str, split: Sequence[Sequence[int]]) -> DataLoader[Any]:
 
 @cache
 def analysis(name: str, split: tuple[tuple[int, ...], ...] = WHOLE) -> Analysis:
-    return tokenlens.analyze(model(name), in_batches(name, split), metrics="all")
+    # The metrics are fed batch by batch, not once for all of these few images.
+    with patch("tokenlens.analysis.POOL_IMAGES", 1):
+        return tokenlens.analyze(model(name), in_batches(name, split), metrics="all")
 
 
 def run_over(name: str, indices: range) -> _Run:
@@ -72,6 +75,7 @@ def run_over(name: str, indices: range) -> _Run:
         for batch in batches(open_images(images(name)[indices.start : indices.stop]), 3):
             batch.indices[:] = [index + indices.start for index in batch.indices]
             run.take(batch, amp=False)
+        run.flush()
     return run
 
 

@@ -30,13 +30,17 @@ from tokenlens.metrics import Metric, NamedArray, PerImageMetric, RawTokenMetric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models import LoadedModel, load_model
 from tokenlens.recording import HEAD_SITES, Keeper, Recorder, Recording, Site, evaluating
-from tokenlens.summaries import BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary
+from tokenlens.summaries import BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary, pool
 from tokenlens.tokens import TokenLayout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+POOL_IMAGES = 32
+"""The metrics are fed once for at least this many images, so that small batches do not pay for them each time."""
+
 COLUMNS = ("model", "metric", "part", "block", "site", "group", "head", "value", "sd", "n", "ci_low", "ci_high", "unit")
+_ORDER = [str(site) for site in Site]
 SERIES = ("metric", "part", "block", "site", "group", "head")
 
 
@@ -203,6 +207,7 @@ def analyze(
             if progress is not None:
                 done = len(indices) * world_size
                 progress(done if source.total is None else min(done, source.total), source.total)
+        run.flush()
     names, hashes, skipped = _merge_ranks(run, indices, names, hashes, source.skipped, world_size)
     if not names:
         raise ValueError(f"no image of {source.description} could be used: {_skipped_text(skipped)}")
@@ -309,6 +314,8 @@ class _Run:
         self.image_size: tuple[int, int] = (0, 0)
         self.layout: TokenLayout | None = None
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
+        self._pending: list[BatchSummary] = []
+        self._pending_names: list[str] = []
 
     def _prepare(self, image_size: tuple[int, int]) -> None:
         family, module = self.loaded.family, self.loaded.module
@@ -364,14 +371,26 @@ class _Run:
         autocast = torch.autocast(device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         with Recorder(module, self.loaded.family, self.layout, summarizer, sites=sites) as recorder, autocast:
             recorder.run(pixels)
+        self._pending.append(summarizer.finish())
+        self._pending_names += batch.names
+        if len(self._pending_names) >= POOL_IMAGES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand the metrics what has been summarized since the last time."""
+        if not self._pending:
+            return
         with torch.no_grad():
-            _check_finite(summarizer.batch, batch.names)
+            batch, names = pool(self._pending), self._pending_names
+            self._pending, self._pending_names = [], []
+            _check_finite(batch, names)
             for metric in self.applicable:
-                metric.update(summarizer.batch)
+                metric.update(batch)
 
     def analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """The table, arrays and per-image values."""
-        frames, arrays, columns, kept = [], {}, [], []
+        frames, columns, kept = [], [], []
+        arrays: dict[str, NamedArray] = {}
         for metric in self.applicable:
             rows = metric.rows()
             if rows:
@@ -385,8 +404,11 @@ class _Run:
                 ]
         table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
         table["model"] = name
-        table = table[list(COLUMNS)].astype({"block": "Int64", "head": "Int64", "n": "int64"})
-        table = table.sort_values(["metric", "part", "site", "group", "block", "head"], kind="stable", ignore_index=True)
+        kinds: dict[str, Any] = dict.fromkeys(("model", "metric", "part", "site", "group", "unit"), str)
+        kinds |= dict.fromkeys(("value", "sd", "ci_low", "ci_high"), "float64")
+        table = table[list(COLUMNS)].astype(kinds | {"block": "Int64", "head": "Int64", "n": "int64"})
+        order = ["metric", "part", "site", "group", "block", "head"]
+        table = table.sort_values(order, kind="stable", ignore_index=True)
         per_image = pd.DataFrame(
             np.concatenate(kept, axis=1) if kept else np.zeros((0, 0), dtype=np.float32),
             columns=pd.MultiIndex.from_tuples(columns, names=list(SERIES)) if columns else None,
@@ -406,18 +428,20 @@ def _open(images: Any, loaded: LoadedModel, limit: int | None, seed: int) -> Ima
 
 
 def _check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
-    cells = dict(batch.cells.get(TokenSummary, {}))
-    for (block, site), summary in batch.cells.get(NormSummary, {}).items():
-        cells[block, f"input of {site}"] = summary.input
     # A token with a NaN or an infinity has a norm that is NaN or infinite.
-    norms = [summary.norms.flatten(1) for summary in cells.values()]
-    if not norms or bool(torch.isfinite(torch.cat(norms, dim=1)).all()):
+    stacks = [(cells.keys, cells.summary.norms, "") for cells in batch.kinds.get(TokenSummary, ())]
+    stacks += [(c.keys, c.summary.input.norms, "input of ") for c in batch.kinds.get(NormSummary, ())]
+    norms = [norms.flatten(2) for _, norms, _ in stacks]
+    if not norms or bool(torch.isfinite(torch.cat([norm.flatten() for norm in norms])).all()):
         return
-    keys = list(cells)
-    finite = torch.stack([torch.isfinite(norm).all(1) for norm in norms])
-    cell, image = (int(i) for i in (~finite).nonzero()[0])
-    block, site = keys[cell]
-    where = site if block is None else f"block {block}, {site}"
+    found = []
+    for (keys, _, prefix), norm in zip(stacks, norms, strict=True):
+        for row, image in (~torch.isfinite(norm).all(-1)).nonzero().tolist():
+            block, site = keys[row]
+            place = _ORDER.index(str(site)) - (0.5 if prefix else 0)
+            found.append((block is None, -1 if block is None else block, place, image, f"{prefix}{site}"))
+    _, first, _, image, site = min(found)
+    where = site if first < 0 else f"block {first}, {site}"
     raise NonFiniteActivation(
         f"NaN or infinity in the activations at {where}, first for image {names[image]!r}; no number after it would "
         "mean anything. Check the weights and the images, and try without --amp."

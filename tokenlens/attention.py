@@ -224,7 +224,7 @@ class AttentionCapture(TorchDispatchMode):
         return out
 
     def _native(self, given: dict[str, Any]) -> None:
-        """``nn.MultiheadAttention``'s fast path is one kernel from tokens to tokens: q, k, v are projected once more."""
+        """``nn.MultiheadAttention``'s fast path is one kernel from tokens to tokens: project q, k, v once more."""
         x_BTD = given["query"]
         if x_BTD.shape[-2] != self.tokens:
             return

@@ -85,7 +85,7 @@ class Finding:
         verdict: supported, not supported, inconclusive or not applicable.
         sentence: what was seen, with numbers.
         n: images behind it.
-        effect: the number that says how large it is (a difference of cosines), NaN if there is none.
+        effect: the number that says how large it is (a difference of cosines), None if there is none.
         interval: its 95 % interval: the mean of the blocks' intervals, which is too wide rather than too narrow.
         rule: how the verdict comes about.
     """
@@ -95,8 +95,8 @@ class Finding:
     verdict: Verdict
     sentence: str
     n: int
-    effect: float
-    interval: tuple[float, float]
+    effect: float | None
+    interval: tuple[float, float] | None
     rule: str
 
 
@@ -118,7 +118,7 @@ class _Evidence:
     n: int
 
 
-class _NoNumbers(Exception):  # noqa: N818
+class _NoNumbers(Exception):
     """The analysis does not have what a check needs."""
 
 
@@ -128,11 +128,11 @@ def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence
             raise _NoNumbers(name)
         evidence = check(analysis)
     except _NoNumbers as missing:
-        metric, nan = str(missing), float("nan")
+        metric = str(missing)
         reason = "the model has no [CLS] token" if metric == name else analysis.not_applicable.get(metric)
         verdict: Verdict = "not applicable" if reason else "inconclusive"
         sentence = f"{metric} does not apply: {reason}." if reason else f"{metric} was not computed in this analysis."
-        return Finding(name, TITLES[name], verdict, sentence, 0, nan, (nan, nan), RULES[name])
+        return Finding(name, TITLES[name], verdict, sentence, 0, None, None, RULES[name])
     blocks = len(evidence.outcomes)
     holds, fails = int((evidence.outcomes == 1).sum()), int((evidence.outcomes == 0).sum())
     sentence = f"{evidence.sentence} All conditions hold in {holds} of {_plural(blocks, 'block')}."
@@ -149,7 +149,8 @@ def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence
     else:
         verdict = "inconclusive"
     effect, low, high = (float(x) for x in evidence.effect)
-    return Finding(name, TITLES[name], verdict, sentence, evidence.n, effect, (low, high), RULES[name])
+    interval = None if np.isnan(low + high) else (low, high)
+    return Finding(name, TITLES[name], verdict, sentence, evidence.n, effect, interval, RULES[name])
 
 
 def _first(analysis: Analysis) -> _Evidence:

@@ -16,8 +16,8 @@ COLUMNS = ("quantity", "value", "ci_low", "ci_high", "n", "unit", "block", "head
 def headlines(analysis: Analysis) -> pd.DataFrame:
     """A few numbers that describe the model as a whole, a row each.
 
-    Means over blocks are taken image by image first, so their 95 % t interval is over images. ``block`` and ``head`` say
-    where an extreme lies; its interval is that of the cell and does not know that the cell was picked.
+    Means over blocks are taken image by image first, so their 95 % t interval is over images. ``block`` and ``head``
+    say where an extreme lies; its interval is that of the cell and does not know that the cell was picked.
 
     Returns:
         A frame with the columns of ``COLUMNS``; rows whose metrics were not computed or do not apply are left out.

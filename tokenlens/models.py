@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def load_model(
     model: str | nn.Module,
     *,
     pretrained: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -126,7 +127,7 @@ def _adopt(
     module: nn.Module,
     *,
     pretrained: bool,
-    checkpoint: str | Path | None,
+    checkpoint: str | os.PathLike[str] | None,
     size: tuple[int, int] | None,
     device: str | torch.device,
     family: Family | None,

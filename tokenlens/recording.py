@@ -81,8 +81,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # Not inference_mode: buffers that a model makes lazily would be unusable for training afterwards.
-        with torch.no_grad():
+        # Not inference_mode: buffers that a model makes lazily would be unusable for training afterwards, and attention
+        # is not seen in it. It is left here where the user is in it.
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module in training:
@@ -203,7 +204,8 @@ class Recorder:
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             y = self._tokens(block, site, _first_tensor(output))
             x = _first_tensor((args, kwargs))
-            assert x is not None and x.shape == y.shape
+            assert x is not None
+            assert x.shape == y.shape
             self._tell(y, self.observer.norm, block, site, module, x, y)
 
         self._handles.append(module.register_forward_hook(after, with_kwargs=True))
@@ -331,9 +333,9 @@ class Keeper:
         self.patterns = patterns
         self.max_bytes = max_bytes
 
-    def _keep(self, store: Callable[[Tensor], None], x: Tensor) -> None:
+    def _copy(self, x: Tensor) -> Tensor:
         self.require(x.numel() * x.element_size())
-        store(x.to("cpu", copy=True))
+        return x.to("cpu", copy=True)
 
     def require(self, nbytes: int) -> None:
         """ValueError if this many bytes more would exceed the budget."""
@@ -346,7 +348,7 @@ class Keeper:
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Keep a copy."""
-        self._keep(lambda copy: self.recording.tensors.__setitem__((block, str(site)), copy), x_BTD)
+        self.recording.tensors[block, str(site)] = self._copy(x_BTD)
 
     def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
         """Keep a copy of the output, which is the site's tensor."""
@@ -356,10 +358,10 @@ class Keeper:
         """Keep copies of q, k and v, and of the pattern where asked for."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.sites:
-                self._keep(lambda copy, site=site: self.recording.tensors.__setitem__((block, str(site)), copy), x)
+                self.recording.tensors[block, str(site)] = self._copy(x)
         if self.patterns:
             self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
-            self._keep(lambda copy: self.recording.patterns.__setitem__(block, copy), call.pattern())
+            self.recording.patterns[block] = self._copy(call.pattern())
 
 
 __all__: Sequence[str] = [

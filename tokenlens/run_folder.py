@@ -1,8 +1,8 @@
 """Saving and loading a run: one folder, written whole or not at all, with a manifest of sizes and hashes.
 
-``analysis.json`` holds the schema version, provenance and settings, ``table.csv`` the tidy table, ``arrays.safetensors`` the
-per-image values and the per-channel and per-position arrays with their dimension names. ``MANIFEST.json`` is written
-last: a folder without one is no finished run.
+``analysis.json`` holds the schema version, provenance and settings, ``table.csv`` the tidy table,
+``arrays.safetensors`` the per-image values and the per-channel and per-position arrays with their dimension names.
+``MANIFEST.json`` is written last: a folder without one is no finished run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from tokenlens.tokens import TokenLayout
 SCHEMA_VERSION = 1
 MANIFEST = "MANIFEST.json"
 _PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
-_NUMBERS = ("block", "head", "value", "sd", "n", "ci_low", "ci_high")
 
 
 def save_analysis(
@@ -58,16 +57,13 @@ def load_analysis(path: Path) -> Analysis:
         FileNotFoundError: if there is no finished run at ``path``.
         ValueError: if a file is missing, was changed, or was written by a newer version of tokenlens.
     """
-    check_manifest(path)
+    listed = check_manifest(path)["files"]
+    for name in ("analysis.json", "table.csv", "arrays.safetensors"):
+        if name not in listed:
+            raise ValueError(f"{path} is incomplete: its {MANIFEST} does not list {name}")
     settings = json.loads((path / "analysis.json").read_text(encoding="utf-8"))
     _check_schema(settings, path)
-    table = pd.read_csv(
-        path / "table.csv",
-        dtype={"block": "Int64", "head": "Int64", **dict.fromkeys(("model", "part", "site", "group", "unit"), str)},
-        keep_default_na=False,
-        na_values={column: [""] for column in _NUMBERS},
-        float_precision="round_trip",
-    )[list(COLUMNS)]
+    table = _read_table(path / "table.csv")
     try:
         stored = load_file(path / "arrays.safetensors")
     except SafetensorError as error:
@@ -98,6 +94,16 @@ def load_analysis(path: Path) -> Analysis:
     )
 
 
+def _read_table(file: Path) -> pd.DataFrame:
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)[list(COLUMNS)]
+    for column in ("value", "sd", "ci_low", "ci_high"):
+        # Python's float gives back the very number that was written; pandas' own parser does so in some versions.
+        table[column] = np.array([float(text or "nan") for text in table[column]], dtype=np.float64)
+    for column in ("block", "head"):
+        table[column] = pd.array([int(text) if text else pd.NA for text in table[column]], dtype="Int64")
+    return table.astype({"n": "int64"})
+
+
 def _array_label(label: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     return tuple(label["dims"]), label["unit"]
 
@@ -115,7 +121,9 @@ def _write_analysis(analysis: Analysis, folder: Path) -> None:
         "arrays": labels,
         "provenance": analysis.provenance,
     }
-    (folder / "analysis.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    # A path that is not Unicode holds lone surrogates; the replacement is JSON's own way to write them.
+    (folder / "analysis.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     analysis.table.to_csv(folder / "table.csv", index=False)
     arrays = {name: np.ascontiguousarray(array.values) for name, array in analysis.arrays.items()}
     arrays[_PER_IMAGE] = np.ascontiguousarray(analysis.per_image.to_numpy(dtype=np.float32))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,11 @@ class TokenSummary:
         linear = [name for name in missing if name != "patch_abs_sum"]
         if linear:
             # One pass over the patches for all weighted sums: a batched product with one row of weights for each.
-            inverse = self.layout.patches_of(self.norms.unsqueeze(-1)).squeeze(-1).reciprocal()
-            rows = [inverse if name == "unit_patch_sum" else torch.ones_like(inverse) for name in linear]
-            sums = _weighted_sums(torch.stack(rows, dim=-2), patches)
+            norms = self.norms[..., self.layout.patch_slice]
+            weights = norms.new_ones((*norms.shape[:-1], len(linear), norms.shape[-1]))
+            if "unit_patch_sum" in linear:
+                torch.reciprocal(norms, out=weights[..., linear.index("unit_patch_sum"), :])
+            sums = _weighted_sums(weights, patches)
             for index, name in enumerate(linear):
                 setattr(self, name, sums[..., index, :])
         if "patch_abs_sum" in missing:
@@ -166,14 +168,13 @@ def summarize_norm(
         centred_BPD = centred_BPD - mean_BP1
         patch_mean = mean_BP1.squeeze(-1)
     length_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
-    centred_sum = _weighted_sums(length_BP.reciprocal().unsqueeze(-2), centred_BPD).squeeze(-2)
-    weight = parameters.weight_patch
-    if weight is None:
-        weighted_sum = centred_sum
-    else:
-        weighted_BPD = centred_BPD * weight.to(centred_BPD.dtype)
-        weighted_length = torch.linalg.vector_norm(weighted_BPD, dim=-1)
-        weighted_sum = _weighted_sums(weighted_length.reciprocal().unsqueeze(-2), weighted_BPD).squeeze(-2)
+    lengths, weight = [length_BP], parameters.weight_patch
+    if weight is not None:
+        lengths.append(torch.linalg.vector_norm(centred_BPD * weight.to(centred_BPD.dtype), dim=-1))
+    # Both sums in one pass: γ is the same for all patches and can be applied to the sum.
+    sums_BKD = _weighted_sums(torch.stack(lengths, dim=-2).reciprocal_(), centred_BPD)
+    centred_sum = sums_BKD[..., 0, :]
+    weighted_sum = centred_sum if weight is None else sums_BKD[..., 1, :] * weight.to(centred_BPD.dtype)
     return NormSummary(
         kind=parameters.kind,
         input=before,
@@ -222,6 +223,8 @@ Kind = type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[Up
 
 
 _SUMS: frozenset[str] = frozenset(get_args(Reduction))
+_CONSTANTS = ("weight_prefix", "weight_patch")
+"""Fields without an axis of images."""
 
 
 def _signature(summary: Any) -> tuple[Any, ...]:
@@ -238,81 +241,94 @@ def _signature(summary: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def stack(summaries: list[S], sums: frozenset[str] = _SUMS) -> S:
-    """Several summaries of one signature as one, with a first axis of cells, in float64; of the sums only those named."""
+def _combine(summaries: list[S], tensors: Callable[[str, list[Tensor]], Tensor | None]) -> S:
+    """One summary from several: each field's tensors go through ``tensors(name of the field, tensors)``."""
     changes: dict[str, Any] = {}
     for item in fields(summaries[0]):
         values = [getattr(summary, item.name) for summary in summaries]
-        if item.name in _SUMS - sums:
-            changes[item.name] = None
+        if isinstance(values[0], TokenSummary):
+            changes[item.name] = _combine(values, tensors)
         elif isinstance(values[0], Tensor):
-            changes[item.name] = precise(torch.stack(values))
-        elif isinstance(values[0], TokenSummary):
-            changes[item.name] = stack(values, sums)
-    return cast(S, replace(summaries[0], **changes))
-
-
-def _select(summary: S, rows: list[int]) -> S:
-    """Some cells of a stacked summary."""
-    changes: dict[str, Any] = {}
-    for item in fields(summary):
-        value = getattr(summary, item.name)
-        if isinstance(value, Tensor):
-            changes[item.name] = value[rows]
-        elif isinstance(value, TokenSummary):
-            changes[item.name] = _select(value, rows)
-    return cast(S, replace(summary, **changes))
+            changes[item.name] = tensors(item.name, values)
+    return replace(summaries[0], **changes)
 
 
 @dataclass
 class Stack:
-    """Cells of equal shape and their stacked summary."""
+    """Cells of equal shape and their summary, with a first axis of cells."""
 
     keys: list[Key]
     summary: Any
 
 
+def _stacks(cells: Mapping[Key, Any], wanted: Mapping[str, set[Reduction]]) -> list[Stack]:
+    """The summaries of many cells as few, one for each distinct shape and set of wanted sums."""
+    alike: dict[Any, list[Key]] = {}
+    for key, summary in cells.items():
+        # Sums that are there only because another site shares the tensor are left behind.
+        sums = frozenset(wanted.get(key[1], ()))
+        alike.setdefault((sums, _signature(summary)), []).append(key)
+
+    def stack(name: str, values: list[Tensor]) -> Tensor | None:
+        return None if name in unwanted else torch.stack(values)
+
+    found = []
+    for (sums, _), keys in alike.items():
+        unwanted = _SUMS - sums
+        found.append(Stack(keys, _combine([cells[key] for key in keys], stack)))
+    return found
+
+
 @dataclass
 class BatchSummary:
-    """All that one forward pass left behind.
+    """All that one or several forward passes left behind.
 
     Attributes:
         indices: each image's index in the image source.
-        wanted: the sums over patches that were taken at each site.
-        cells: the summaries, by kind and (block, site).
+        kinds: the stacked summaries by kind; float64 after ``pool``.
         raw: results of the metrics that looked at the tokens themselves, by metric and (block, site).
     """
 
     indices: list[int]
-    wanted: Mapping[str, set[Reduction]] = field(default_factory=dict)
-    cells: dict[Kind, dict[Key, Any]] = field(default_factory=dict)
+    kinds: dict[Kind, list[Stack]] = field(default_factory=dict)
     raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
-    _whole: dict[Kind, list[Stack]] = field(default_factory=dict)
     _parts: dict[tuple[Kind, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
 
     def stacks(self, kind: Kind, sites: Iterable[str]) -> list[Stack]:
-        """Stacked summaries of one kind at some sites, one for each distinct shape; computed once a batch."""
+        """Stacked summaries of one kind at some sites, one for each distinct shape; selected once."""
         chosen = tuple(sites)
-        if kind not in self._whole:
-            self._whole[kind] = self._stack_all(kind)
         if (kind, chosen) not in self._parts:
             found = []
-            for cells in self._whole[kind]:
+            for cells in self.kinds.get(kind, ()):
                 rows = [row for row, (_, site) in enumerate(cells.keys) if site in chosen]
                 if len(rows) == len(cells.keys):
                     found.append(cells)
                 elif rows:
-                    found.append(Stack([cells.keys[row] for row in rows], _select(cells.summary, rows)))
+                    part = _combine([cells.summary], lambda _, values, rows=rows: values[0][rows])  # type: ignore[misc]
+                    found.append(Stack([cells.keys[row] for row in rows], part))
             self._parts[kind, chosen] = found
         return self._parts[kind, chosen]
 
-    def _stack_all(self, kind: Kind) -> list[Stack]:
-        cells = self.cells.get(kind, {})
-        alike: dict[Any, list[Key]] = {}
-        for key, summary in cells.items():
-            sums = frozenset(self.wanted.get(key[1], ()))
-            alike.setdefault((sums, _signature(summary)), []).append(key)
-        return [Stack(keys, stack([cells[key] for key in keys], sums)) for (sums, _), keys in alike.items()]
+
+def pool(batches: list[BatchSummary]) -> BatchSummary:
+    """Several batches as one, in float64: the metrics then cost their few operations once for all of them."""
+
+    def join(name: str, values: list[Tensor]) -> Tensor:
+        return precise(values[0] if name in _CONSTANTS or len(values) == 1 else torch.cat(values, dim=1))
+
+    kinds: dict[Kind, list[Stack]] = {}
+    for kind in batches[0].kinds:
+        parts = zip(*(batch.kinds[kind] for batch in batches), strict=True)
+        for same in parts:
+            assert all(cells.keys == same[0].keys for cells in same), "every forward pass shows the same cells"
+            kinds.setdefault(kind, []).append(Stack(same[0].keys, _combine([c.summary for c in same], join)))
+    raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = {}
+    for name, cells in batches[0].raw.items():
+        raw[name] = {
+            key: {label: torch.cat([batch.raw[name][key][label] for batch in batches]) for label in values}
+            for key, values in cells.items()
+        }
+    return BatchSummary([index for batch in batches for index in batch.indices], kinds, raw)
 
 
 class Summarizer:
@@ -342,19 +358,28 @@ class Summarizer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
-        self.batch = BatchSummary([], wanted)
+        self._indices: list[int] = []
+        self._cells: dict[Kind, dict[Key, Any]] = {}
+        self._seen: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = {}
         self._residual: Tensor | None = None
         self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._parameters: dict[int, NormParameters] = {}
 
     def start(self, indices: list[int]) -> None:
         """Begin a new batch."""
-        self.batch = BatchSummary(indices, self.wanted)
+        self._indices, self._cells, self._seen = indices, {}, {}
         self._residual = None
         self._recent.clear()
 
+    def finish(self) -> BatchSummary:
+        """What the batch left behind."""
+        kinds = {kind: _stacks(cells, self.wanted) for kind, cells in self._cells.items()}
+        batch = BatchSummary(self._indices, kinds, self._seen)
+        self.start([])
+        return batch
+
     def _summary(self, x: Tensor, wanted: Iterable[Reduction]) -> TokenSummary:
-        """The summary of a tensor, taken once however many sites it stands for (a block's output is the next's input)."""
+        """The summary of a tensor, taken once for all sites it stands for: a block's output is the next's input."""
         known = self._recent.get(id(x))
         if known is not None and known[0]() is x and known[1] == x._version:
             summary = known[2]
@@ -367,12 +392,12 @@ class Summarizer:
         return summary
 
     def _put(self, kind: Kind, key: Key, summary: Any) -> None:
-        self.batch.cells.setdefault(kind, {})[key] = summary
+        self._cells.setdefault(kind, {})[key] = summary
 
     def _look(self, key: Key, x: Tensor) -> None:
         for name, sites, function in self.raw:
             if key[1] in sites:
-                self.batch.raw.setdefault(name, {})[key] = function(self.layout, precise(x))
+                self._seen.setdefault(name, {})[key] = function(self.layout, precise(x))
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Summarize a site; with its residual, if it is an update."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli._output import print_json, progress_of, say
-from tokenlens_cli._processes import joined, leads
+from tokenlens_cli._processes import joined
 
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis

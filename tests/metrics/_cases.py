@@ -1,4 +1,4 @@
-"""Small models as training leaves them, every parameter off its start and some channels far out; photographs for them."""
+"""Small models as training leaves them, no parameter at its start and some channels far out; photographs for them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def has(self) -> set[str]:
-        """Token groups, and ``prefix`` and ``twins`` if there are any; the references' ``NEEDS`` are among these words."""
+        """Token groups, ``prefix`` and ``twins`` if there are any: the words of the references' ``NEEDS``."""
         return {*self.prefix, "patch", *(["prefix"] if self.prefix else []), *(["twins"] if self.specialized else [])}
 
 
@@ -76,7 +76,7 @@ def model(name: str) -> Any:
     case = CASES[name]
     if name == "rotary":
         return case.make()
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(sum(map(ord, name)))
         size = (8 * case.grid[0], 8 * case.grid[1])
         options = {"img_size": size, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -120,6 +120,7 @@ def train(module: nn.Module) -> None:
 
 
 @cache
+@torch.inference_mode(False)
 def photographs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     """Views of scikit-learn's two photographs, normalized, (count, 3, height, width)."""
     generator = np.random.default_rng(seed)
@@ -128,7 +129,8 @@ def photographs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     views = []
     for index in range(count):
         source = sources[index % len(sources)]
-        zoom = int(generator.integers(2, 6))
+        largest = min(5, source.shape[1] // height, source.shape[2] // width)
+        zoom = int(generator.integers(1, largest + 1))
         top = int(generator.integers(0, source.shape[1] - zoom * height + 1))
         left = int(generator.integers(0, source.shape[2] - zoom * width + 1))
         view = source[:, top : top + zoom * height, left : left + zoom * width]

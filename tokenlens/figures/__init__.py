@@ -118,7 +118,7 @@ STYLE: Mapping[str, Any] = {
 """matplotlib settings, on top of matplotlib's own defaults and whatever the user has set."""
 
 
-class NothingToDraw(ValueError):  # noqa: N818
+class NothingToDraw(ValueError):
     """The analysis has no numbers for a figure: the metric was not computed, or does not apply to the model."""
 
 

@@ -19,9 +19,9 @@ TITLE = "Distance of the CLS cloud from the patch cloud"
 ORDER = 110
 CAPTION = (
     "Distance of the mean CLS token from the mean patch token over the whole set of images, in units of the spread "
-    "of both clouds: 0 is on top of each other; above 1 the clouds lie further apart than they are wide. Definition: "
-    "centroid_separation."
+    "of both clouds: 0 is on top of each other; above 1 the clouds lie further apart than they are wide."
 )
+METRICS = ("centroid_separation",)
 
 
 def frame(analysis: Analysis) -> pd.DataFrame:

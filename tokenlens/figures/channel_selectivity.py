@@ -23,8 +23,9 @@ CAPTION = (
     "±0.5 is three times the other's magnitude. Channels are in the same order in all panels (mean s at the first "
     "panel's output). A tint of a whole row is a difference in scale: of the tokens themselves at the input, and of "
     "what is left for most channels once the norm has divided each token by its σ, which a few huge channels can "
-    "dominate. Definition: dimension_selectivity."
+    "dominate."
 )
+METRICS = ("dimension_selectivity",)
 
 MOST_COLUMNS = 1024
 """More channels than this are drawn as means of neighbours, so that a figure stays small."""

@@ -21,8 +21,9 @@ ORDER = 120
 CAPTION = (
     "Debiased linear CKA between features at the end of each block: 1 where two feature sets arrange the images in "
     "the same way, about 0 where they are unrelated. The last panel is the diagonal of CLS against mean patch: how "
-    "alike the two are within one block, with its interval. Definition: cka."
+    "alike the two are within one block, with its interval."
 )
+METRICS = ("cka",)
 
 PAIRS = {"cls-cls": ("CLS", "CLS"), "patch-patch": ("mean patch", "mean patch"), "cls-patch": ("CLS", "mean patch")}
 

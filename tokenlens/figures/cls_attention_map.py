@@ -21,9 +21,9 @@ ORDER = 70
 CAPTION = (
     "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches: 1 is what "
     "uniform attention would give. What remains of an average over many images is a habit of the model, such as the "
-    "centre or a border, not the content of one image. All maps share one colour scale. Definition: "
-    "cls_attention_map."
+    "centre or a border, not the content of one image. All maps share one colour scale."
 )
+METRICS = ("cls_attention_map",)
 
 
 def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:

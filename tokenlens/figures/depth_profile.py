@@ -31,9 +31,9 @@ ORDER = 10
 CAPTION = (
     "Mean cosine of CLS with the patches, and of the patches with each other, over the blocks. Dashed: what goes "
     "into the norm; solid: what comes out. A norm that differentiates pulls the CLS–patch line down further than the "
-    "patch–patch line. 1 is the same direction, 0 unrelated, below 0 opposed. Definitions: cls_patch_cosine, "
-    "patch_patch_cosine."
+    "patch–patch line. 1 is the same direction, 0 unrelated, below 0 opposed."
 )
+METRICS = ("norm_differentiation", "cls_patch_cosine", "patch_patch_cosine")
 
 SITE_COLOURS = {
     "resid_pre": "#1b1b1f", "norm1": "#332288", "q": "#AA4499", "k": "#882255", "v": "#CC6677", "attn_out": "#117733",

@@ -21,9 +21,9 @@ ORDER = 60
 CAPTION = (
     "Each cell is one head of one block. Attention mass is the share of attention that tokens of the first group pay "
     "to all tokens of the second, so a row of CLS's shares adds up to 1. Entropy is of CLS's attention over patches, "
-    "divided by log P: 1 is uniform, 0 a single patch. The heads of a block have no order. Definitions: "
-    "attention_mass, attention_entropy."
+    "divided by log P: 1 is uniform, 0 a single patch. The heads of a block have no order."
 )
+METRICS = ("attention_mass", "attention_entropy")
 
 QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch-reg", "patch-dist", "entropy")
 
@@ -92,7 +92,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel.tick_params(length=2, left=index % columns == 0, labelleft=index % columns == 0)
         panel.set_xlabel("head" if index + columns >= len(quantities) else "")
         panel.set_ylabel("block" if index % columns == 0 else "")
-        colour_bar(page.figure, image, panel, "", fraction=0.06, pad=0.02, aspect=24)
+        colour_bar(page.figure, image, panel, "", fraction=0.06, pad=0.02, aspect=45)
     page.header(frame, "mean over images; shares of attention, entropy divided by log P")
     return page.figure
 

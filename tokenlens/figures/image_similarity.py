@@ -19,8 +19,9 @@ TITLE = "How alike the images are to each other"
 ORDER = 100
 CAPTION = (
     "Mean cosine between different images of their CLS tokens, and of their mean patches. Near 1 the token is nearly "
-    "the same for every image and says little about this one. Definitions: cls_cls_cosine, patch_mean_cosine."
+    "the same for every image and says little about this one."
 )
+METRICS = ("cls_cls_cosine", "patch_mean_cosine")
 
 METRICS = ("cls_cls_cosine", "patch_mean_cosine")
 

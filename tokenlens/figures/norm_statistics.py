@@ -30,8 +30,9 @@ ORDER = 30
 CAPTION = (
     "The mean μ and the variance σ² over channels that each norm computes for a token and then removes, averaged per "
     "token group, and the log ratio of CLS's σ to the patches': above 0 the norm shrinks CLS more than patches. "
-    "RMSNorm has the mean square in place of the variance and no mean. Definition: norm_statistics."
+    "RMSNorm has the mean square in place of the variance and no mean."
 )
+METRICS = ("norm_statistics",)
 
 PARTS = {
     "mean": "mean μ",

@@ -23,8 +23,9 @@ ORDER = 20
 CAPTION = (
     "The fall of the cosine across each norm, split exactly into the norm's stages: subtracting the mean (centring), "
     "the weight γ and the bias β. Dividing by σ cannot move a cosine. Bars add up to the total (diamond): above 0 "
-    "the stage pulls apart, below 0 it brings together. RMSNorm has no centring. Definition: norm_differentiation."
+    "the stage pulls apart, below 0 it brings together. RMSNorm has no centring."
 )
+METRICS = ("norm_differentiation",)
 
 STAGES = {"centring": "centring (x − μ)", "gamma": "weight γ", "beta": "bias β"}
 

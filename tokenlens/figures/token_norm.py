@@ -19,9 +19,9 @@ TITLE = "Length of the tokens"
 ORDER = 90
 CAPTION = (
     "Left: mean norm ‖x‖ per token group on the residual stream. Middle: the longest patch over the median patch of "
-    "the same image. Right: the share of patches longer than three times that median (high-norm tokens). Definition: "
-    "token_norm."
+    "the same image. Right: the share of patches longer than three times that median (high-norm tokens)."
 )
+METRICS = ("token_norm",)
 
 PARTS = {"mean": "norm ‖x‖", "max_over_median": "longest patch / median", "high_norm_share": "high-norm patches [%]"}
 

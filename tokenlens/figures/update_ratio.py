@@ -19,8 +19,9 @@ TITLE = "How much each branch changes the residual"
 ORDER = 80
 CAPTION = (
     "Top: length of what a branch adds over the length of the residual it is added to. Bottom: their cosine; below 0 "
-    "the branch takes away some of what is there. Definition: update_ratio."
+    "the branch takes away some of what is there."
 )
+METRICS = ("update_ratio",)
 
 SITES = {"attn_out": "attention (over resid_pre)", "mlp_out": "MLP (over resid_mid)"}
 PARTS = {"ratio": "‖update‖ / ‖residual‖", "cosine": "cos(update, residual)"}

@@ -28,10 +28,11 @@ class CentroidSeparation(JackknifeMetric):
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:
         """Sums of tokens and of their squared norms."""
         assert summary.patch_sum is not None
-        count = summary.patches
+        count, cls = summary.patches, summary.group("cls").squeeze(-2)
         return {
-            "cls": summary.group("cls").squeeze(-2),
-            "cls_square": summary.norms_of("cls").square().sum(-1),
+            "cls": cls,
+            # Not from the norms: they were rounded to float32, and ‖μ‖² may be far larger than the trace.
+            "cls_square": cls.square().sum(-1),
             "patch": summary.patch_sum / count,
             "patch_square": summary.norms_of("patch").square().mean(-1),
         }

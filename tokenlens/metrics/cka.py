@@ -64,16 +64,13 @@ class CKA(Metric):
         kept = [i for i, index in enumerate(batch.indices) if index < CKA_IMAGES]
         if not kept:
             return
-        cells = sorted(
-            ((block, summary) for (block, site), summary in batch.cells[TokenSummary].items()
-             if site == "resid_post" and block is not None),
-            key=lambda item: item[0],
-        )
-        self._blocks = [block for block, _ in cells]
-        cls = torch.stack([summary.group("cls").squeeze(-2) for _, summary in cells])
-        patch = torch.stack([summary.patch_sum / summary.patches for _, summary in cells])
-        both_2LBD = torch.stack([cls, patch]).float()
-        self._features.append(both_2LBD[:, :, kept].permute(2, 0, 1, 3).cpu().numpy())
+        for cells in batch.stacks(TokenSummary, self.sites):
+            blocks = [block for block, _ in cells.keys if block is not None]
+            order = np.argsort(blocks)
+            self._blocks = sorted(blocks)
+            cls, patch = cells.summary.group("cls").squeeze(-2), cells.summary.patch_sum / cells.summary.patches
+            both_2LBD = torch.stack([cls, patch])[:, order.tolist()].float()
+            self._features.append(both_2LBD[:, :, kept].permute(2, 0, 1, 3).cpu().numpy())
         self._indices += [batch.indices[i] for i in kept]
 
     def merge(self, other: CKA) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenlens.metrics import AttentionMetric, NamedArray, Subject, Values, by_block
+from tokenlens.metrics import AttentionMetric, NamedArray, PerImageMetric, Subject, Values, by_block
 from tokenlens.summaries import AttentionSummary, BatchSummary
 from tokenlens.tokens import TokenLayout
 
@@ -55,9 +55,10 @@ class CLSAttentionMap(AttentionMetric):
             self._sums[index] += maps_NBHP.sum(1)
             self._squares[index] += maps_NBHP.square().sum(1)
 
-    def merge(self, other: CLSAttentionMap) -> None:
+    def merge(self, other: PerImageMetric) -> None:
         """Take in what another instance has seen."""
         super().merge(other)
+        assert isinstance(other, CLSAttentionMap)
         self._count += other._count
         if not self._keys:
             self._keys, self._sums, self._squares = other._keys, other._sums, other._squares
@@ -73,7 +74,8 @@ class CLSAttentionMap(AttentionMetric):
         assert self._layout is not None
         mean = self._sums[0].cpu().double().numpy() / self._count
         square = self._squares[0].cpu().double().numpy() / self._count
-        variance = np.maximum(square - mean**2, 0) * self._count / max(self._count - 1, 1)
+        few = np.nan if self._count < 2 else self._count / (self._count - 1)
+        variance = np.maximum(square - mean**2, 0) * few
         dims = ("block", "head", "row", "column")
         arrays = {}
         for part, values in (("mean", mean), ("sd", np.sqrt(variance))):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from tokenlens.metrics import JackknifeMetric, NamedArray, by_block
 from tokenlens.metrics import NORM_SITE_NAMES as NORMS
+from tokenlens.metrics import JackknifeMetric, NamedArray, by_block
 from tokenlens.summaries import NormSummary
 
 Array = NDArray[np.float64]
@@ -52,7 +52,10 @@ class DimensionSelectivity(JackknifeMetric):
         f"{side}_{part}": unit
         for side in ("input", "output")
         for part, unit in {
-            "mean": "mean |s|", "share": "share of channels", "top_overlap": "share", "gamma_correlation": "Spearman's ρ"
+            "mean": "mean |s|",
+            "share": "share of channels",
+            "top_overlap": "share",
+            "gamma_correlation": "Spearman's ρ",
         }.items()
     }
     of = NormSummary

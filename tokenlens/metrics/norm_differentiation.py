@@ -15,7 +15,7 @@ def norm_stages(
 ) -> dict[str, Tensor]:
     """A norm's tokens after each of its stages, (..., D) each: before, centred, weighted, after.
 
-    Dividing by σ is left out of ``centred`` and ``weighted``: it is a positive number per token and cannot move a cosine.
+    Dividing by σ is left out of ``centred`` and ``weighted``: a positive number per token cannot move a cosine.
     """
     centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
     weighted = centred if weight is None else centred * weight

@@ -13,10 +13,14 @@ from tokenlens.summaries import BatchSummary
 
 
 def weight_distance(cls: Tensor, patch: Tensor) -> tuple[float, float]:
-    """‖w_cls − w_patch‖ / sqrt((‖w_cls‖² + ‖w_patch‖²)/2), in [0, 2], and the cosine of the two."""
+    """‖w_cls − w_patch‖ / sqrt((‖w_cls‖² + ‖w_patch‖²)/2), in [0, 2], and the cosine of the two.
+
+    The distance of two sets of zeros (biases before the first step) is 0, their cosine NaN.
+    """
     one, two = cls.detach().double().flatten(), patch.detach().double().flatten()
     scale = torch.sqrt((one.square().sum() + two.square().sum()) / 2)
-    return float((one - two).norm() / scale), float(one @ two / (one.norm() * two.norm()))
+    distance = float((one - two).norm() / scale) if scale > 0 else 0.0
+    return distance, float(one @ two / (one.norm() * two.norm()))
 
 
 def specialized_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -1,0 +1,151 @@
+"""What the pages say is true: links lead somewhere, everything is explained, the worked examples work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tokenlens.metrics import metrics
+from tokenlens.recording import Site
+from tokenlens.tokens import GROUPS
+from tokenlens_cli.app import command_names
+
+from .command_line import REPOSITORY, finished, process
+from .markdown import blocks, links
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / f for f in ("README.md", "notebooks/README.md", "reports/README.md"))])
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_index_has_every_page():
+    listed = {link.rstrip("/") for link in links(DOCS / "index.md")}
+    assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= listed
+
+
+def test_every_metric_is_explained():
+    for name in metrics.names():
+        assert f"`{name}`" in text("the-numbers.md"), name
+
+
+def test_every_part_is_explained():
+    page = text("the-numbers.md")
+    for name in metrics.names():
+        unit = metrics.get(name).unit
+        for part in unit if isinstance(unit, dict) else ():
+            ending = re.sub(r"^(input|output)_", "…_", part)
+            assert f"`{part}`" in page or f"`{ending}`" in page, f"{name} {part}"
+
+
+def test_every_word_is_explained():
+    glossary = text("glossary.md")
+    for word in [*Site, *GROUPS, "pattern"]:
+        assert f"`{word}`" in glossary, word
+
+
+def test_decisions_are_numbered_and_dated():
+    pages = sorted((DOCS / "decisions").glob("*.md"))
+    for number, page in enumerate(pages, start=1):
+        lines = page.read_text(encoding="utf-8").splitlines()
+        assert page.name.startswith(f"{number:04d}-")
+        assert lines[0].startswith(f"# {number}. ")
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", lines[2])
+        assert len(lines) < 45, "half a page"
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the source tree with the files that the pages tell to add."""
+    tree = tmp_path_factory.mktemp("tree")
+    for folder in ("tokenlens", "cli", "tests"):
+        shutil.copytree(REPOSITORY / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tree)
+    for page in ("add-a-metric.md", "add-a-command.md"):
+        for block in blocks(DOCS / page, "python"):
+            assert block.path, "each block of these pages is a file"
+            assert not (tree / block.path).exists()
+            (tree / block.path).write_text(block.text, encoding="utf-8")
+    return tree
+
+
+ADDED = '''
+import json
+from pathlib import Path
+
+from tokenlens.run_folder import load_analysis
+
+from .command_line import tiny_analyze, tokenlens
+
+NAME = "patch_norm_variation"
+
+
+def test_it_is_in_the_list():
+    assert tokenlens("list", "metrics", "patch_norm").stdout.startswith(NAME + "  How unevenly long")
+
+
+def test_it_is_in_the_table_and_the_command_works(tmp_path):
+    assert tiny_analyze(tmp_path / "run", "--no-report").exit_code == 0
+    rows = load_analysis(tmp_path / "run").select(NAME)
+    assert set(rows["site"]) == {"resid_pre", "resid_mid", "resid_post"}
+    assert set(rows["unit"]) == {"sd / mean"}
+    assert (rows["ci_low"] < rows["value"]).all()
+    told = json.loads(tokenlens("headline", tmp_path / "run", "--site", "norm2", "--json").stdout)
+    assert told["site"] == "norm2"
+    assert "norm lowers" in tokenlens("--help").stdout
+    assert tokenlens("headline", tmp_path / "nowhere").exit_code == 1
+'''
+
+
+@pytest.mark.slow
+def test_a_metric_and_a_command_are_one_file_each(copy):
+    assert "headline" not in command_names()
+    (copy / "tests" / "test_added.py").write_text(ADDED, encoding="utf-8")
+    laws = "patch_norm_variation and (layer or no_cls or says_what_it_is) or added or __init__"
+    running = process(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/test_added.py", "tests/test_metric_laws.py",
+        "tokenlens/metrics/patch_norm_variation.py", "-k", f"{laws} or PatchNormVariation or patch_norm_variation.py",
+        "-rA", cwd=copy, tree=copy,
+    )
+    exit_code, stdout, stderr = finished(running, 300)
+    assert exit_code == 0, stdout + stderr
+    passed = re.findall(r"^PASSED (\S+)", stdout, re.MULTILINE)
+    for test in ("agrees_with_float64_numpy", "batches_do_not_matter", "two_merged_halves_are_the_whole"):
+        assert [name for name in passed if test in name and "patch_norm_variation" in name], f"{test}\n{stdout}"
+    assert [name for name in passed if name.startswith("tokenlens/metrics/patch_norm_variation.py")], "the doctest"
+    assert len([name for name in passed if "test_added" in name]) == 2
+
+
+def test_the_pages_commands_name_what_is_there():
+    used = {line.split()[1] for page in PAGES for block in blocks(page, "bash") for line in block.text.splitlines()
+            if line.startswith("tokenlens ")}  # fmt: skip
+    assert used <= set(command_names())
+
+
+def test_no_page_names_a_folder_of_one_machine():
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(root|work|home|Users)/", page.read_text(encoding="utf-8")), page
+
+
+def test_paths_in_the_map_of_the_tree_exist():
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = page.partition("## The tree")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[2:]
+    assert len(named) > 6
+    for cell in named:
+        folder = Path()
+        for path in re.findall(r"`([^`]+)`", cell):
+            places = [Path(path), folder / path]
+            assert any((REPOSITORY / place).exists() for place in places), path
+            folder = Path(path).parent if "/" in path.rstrip("/") else folder

@@ -1,0 +1,75 @@
+"""The wheel, installed in an environment of its own, without a download: the libraries come from this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .command_line import MODEL, REPOSITORY, TINY
+
+pytest.importorskip("hatchling", reason="building a wheel needs hatchling, which the extra [dev] installs")
+
+
+def ran(*command: object, cwd: Path, **env: str) -> str:
+    settings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240,
+        env={**settings, "OMP_NUM_THREADS": "1", **env},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of what a clone holds."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("tokenlens", "cli"):
+        shutil.copytree(REPOSITORY / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, place / "source")
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    ran(sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", place, place / "source", cwd=place)
+    [built] = place.glob("*.whl")
+    return built
+
+
+def test_it_holds_both_packages_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        names = [Path(name) for name in content.namelist()]
+    assert wheel.name.startswith("tokenlens_vit-")
+    assert {name.parts[0] for name in names if ".dist-info" not in name.parts[0]} == {"tokenlens", "tokenlens_cli"}
+    shipped = {str(name) for name in names}
+    for package, folder in (("tokenlens", "tokenlens"), ("cli/tokenlens_cli", "tokenlens_cli")):
+        for file in (REPOSITORY / package).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                assert str(Path(folder) / file.relative_to(REPOSITORY / package)) in shipped
+    assert [name for name in names if name.name == "LICENSE"]
+
+
+@pytest.mark.slow
+def test_it_runs_from_a_fresh_environment(wheel, tmp_path):
+    ran(sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh", cwd=tmp_path)
+    scripts = tmp_path / "fresh" / ("Scripts" if os.name == "nt" else "bin")
+    ran(
+        sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", "--quiet", wheel,
+        cwd=tmp_path,
+    )
+    installed = Path(ran(scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    # The folders of this environment's libraries; lines in its own .pth files, such as an editable tokenlens, do not count.
+    libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (installed / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n", encoding="utf-8")
+    where = "import tokenlens, tokenlens_cli, tokenlens_cli.app; print(tokenlens.__file__); print(tokenlens_cli.__file__)"
+    for line in ran(scripts / "python", "-c", where, cwd=tmp_path).splitlines():
+        assert Path(line).is_relative_to(installed)
+    assert "analyze" in ran(scripts / "tokenlens", "--help", cwd=tmp_path)
+    out = ran(scripts / "tokenlens", "analyze", MODEL, *TINY, cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert out.splitlines()[-1] == f"report: {Path('reports', MODEL, 'report.html')}"
+    assert (tmp_path / "reports" / MODEL / "report.html").stat().st_size > 10_000
