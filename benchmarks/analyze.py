@@ -323,8 +323,8 @@ def main() -> None:
             f"analyze_time{suffix}", "Time of analyze over a plain forward",
             f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
             "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
-            "same round: median and quartiles over rounds. “plain forward again” shows the noise. The competitors only store "
-            "tensors or maps; tokenlens computes all of its default metrics.",
+            "same round: median and quartiles over rounds. “plain forward again” shows the noise. The competitors only "
+            "store tensors or maps; tokenlens computes all of its default metrics.",
             options.device, time_table(frames),
         )
     if options.what in ("memory", "all"):

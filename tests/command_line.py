@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
 from tokenlens_cli.app import app
+from typer.testing import CliRunner
 
 MODEL = "test_vit"
 """timm's smallest ViT with CLS: 6 blocks, 64 channels."""

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-COLUMNS = ["model", "metric", "part", "block", "site", "group", "head", "value", "sd", "n", "ci_low", "ci_high", "unit"]
+from tokenlens.analysis import COLUMNS, Analysis
+from tokenlens.metrics import NamedArray
+from tokenlens.tokens import TokenLayout
+
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
-
-
-@dataclass(frozen=True)
-class NamedArray:
-    values: np.ndarray
-    dims: tuple[str, ...]
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Layout:
-    grid: tuple[int, int]
-    prefix: tuple[str, ...]
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-
-@dataclass
-class SyntheticAnalysis:
-    model: str
-    layout: Layout
-    blocks: int
-    heads: int
-    table: pd.DataFrame
-    arrays: dict[str, NamedArray]
-    provenance: dict[str, Any]
-    not_applicable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def untrained(self) -> bool:
-        return bool(self.provenance["untrained"])
-
-    @property
-    def images(self) -> int:
-        return int(self.provenance["images"]["count"])
 
 
 def synthetic_analysis(
@@ -64,7 +29,7 @@ def synthetic_analysis(
     skipped: tuple[dict[str, str], ...] = (),
     source: str = "/data/photos",
     seed: int = 0,
-) -> SyntheticAnalysis:
+) -> Analysis:
     """Numbers like DINOv2-S/14's. ``differentiates=False``: norms that leave all cosines and channels alone."""
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
@@ -206,7 +171,13 @@ def synthetic_analysis(
                        "attention_entropy", "cls_attention_map", "attention_mass"):
             if metric not in computed:
                 not_applicable[metric] = "the model has no [CLS] token"
-    prefix = tuple(group for group in groups if group != "patch")
-    return SyntheticAnalysis(
-        model, Layout(grid, prefix), blocks, heads, table, arrays, provenance, not_applicable
+    return Analysis(
+        model=model,
+        layout=TokenLayout(grid, prefix=tuple(group for group in groups if group != "patch")),
+        blocks=blocks,
+        table=table,
+        arrays=arrays,
+        per_image=pd.DataFrame(index=pd.Index(names, name="image")),
+        provenance=provenance,
+        not_applicable=not_applicable,
     )

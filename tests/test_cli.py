@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner
-
-from tokenlens.run_folder import load_analysis
 from tokenlens_cli import _output
 from tokenlens_cli._errors import guarded, sentence
 from tokenlens_cli.analyze import default_folder
 from tokenlens_cli.app import app, command_names
+from typer.testing import CliRunner
+
+from tokenlens.run_folder import load_analysis
 
 from .command_line import MODEL, TINY, finished, process, tiny_analyze, tokenlens
 
-HEAVY = {"torch", "timm", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "jinja2", "safetensors"}
+HEAVY = {
+    "torch", "timm", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "jinja2", "safetensors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +156,14 @@ def test_every_option_reads_its_environment_variable(tmp_path, monkeypatch):
 # -- report
 
 
-def test_report_draws_again_without_model_and_images(run, monkeypatch):
-    folder, _ = run
+def test_report_draws_again_without_model_and_images(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert tiny_analyze(folder, "--metrics", "token_norm").exit_code == 0
     monkeypatch.setattr("tokenlens.models.load_model", None)
     page = folder / "report.html"
     before, table = page.read_text(encoding="utf-8"), (folder / "table.csv").read_bytes()
+    page.unlink()
+    next((folder / "figures").glob("*.svg")).write_text("edited")
     result = tokenlens("report", folder, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == {"model": MODEL, "run": str(folder), "report": str(page)}
@@ -222,7 +227,8 @@ def test_list_models_by_pattern():
     found = tokenlens("list", "models", "dinov2").stdout.splitlines()
     assert len(found) > 6
     assert all("dinov2" in name for name in found)
-    assert tokenlens("list", "models", "vit_small_patch14_dinov2*").stdout.split() == ["vit_small_patch14_dinov2.lvd142m"]
+    one = tokenlens("list", "models", "vit_small_patch14_dinov2*").stdout
+    assert one.split() == ["vit_small_patch14_dinov2.lvd142m"]
 
 
 def test_a_pattern_without_a_match_names_the_nearest():
@@ -265,7 +271,9 @@ def test_version():
     assert tokenlens("list", "figures", env={"TOKENLENS_VERSION": "1"}).stdout != f"tokenlens {package.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["analyze"], ["list", "nonsense"], ["analyze", "x", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["analyze"], ["list", "nonsense"], ["analyze", "x", "--nonsense"]]
+)
 def test_wrong_usage_ends_with_2(arguments):
     assert tokenlens(*arguments).exit_code == 2
 
@@ -279,7 +287,8 @@ from tokenlens_cli.app import app
 dir(tokenlens), tokenlens.__version__
 for arguments in (["--help"], ["analyze", "--help"], ["--version"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0
-os.environ.update(_TOKENLENS_COMPLETE="complete_bash", COMP_WORDS="tokenlens analyze x --metrics token_n", COMP_CWORD="4")
+words = "tokenlens analyze x --metrics token_n"
+os.environ.update(_TOKENLENS_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="4")
 try:
     app(prog_name="tokenlens")
 except SystemExit:
@@ -357,7 +366,9 @@ PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
-    arguments = ("analyze", MODEL, *TINY[:3], "--limit", 9, "--batch-size", 2, "--metrics", "all", "--no-report", "--json")
+    arguments = (
+        "analyze", MODEL, *TINY[:3], "--limit", 9, "--batch-size", 2, "--metrics", "all", "--no-report", "--json",
+    )
     running = process(*PROCESSES, "-m", "tokenlens_cli", *arguments, "--out", tmp_path / "two", cwd=tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as torchrun sets it: the order of a sum must not differ

@@ -7,17 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenlens_cli.app import command_names
 
 from tokenlens.metrics import metrics
 from tokenlens.recording import Site
 from tokenlens.tokens import GROUPS
-from tokenlens_cli.app import command_names
 
 from .command_line import REPOSITORY, finished, process
 from .markdown import blocks, links
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / f for f in ("README.md", "notebooks/README.md", "reports/README.md"))])
+OTHERS = ("README.md", "CHANGELOG.md", "notebooks/README.md", "reports/README.md")
+PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / name for name in OTHERS)])
 
 
 def text(page: str) -> str:

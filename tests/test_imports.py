@@ -103,7 +103,8 @@ def inner(found: Import) -> str | None:
 
 
 def test_every_module_has_its_level():
-    modules = {found.relative_to(REPOSITORY / "tokenlens").parts[0].removesuffix(".py") for found in source_files("tokenlens")}
+    package = REPOSITORY / "tokenlens"
+    modules = {path.relative_to(package).parts[0].removesuffix(".py") for path in source_files("tokenlens")}
     assert modules - {"__init__"} <= MODULES, "a new module of tokenlens needs its place in LEVELS"
 
 
@@ -164,7 +165,8 @@ def test_only_families_name_the_modules_of_other_libraries():
 
 @pytest.mark.parametrize("name", ["analyze", "TokenLayout"])
 def test_public_names_come_when_they_are_used(name, tmp_path):
-    code = f"import sys, tokenlens; before = 'torch' in sys.modules; tokenlens.{name}; print(before, 'torch' in sys.modules)"
+    loaded = "'torch' in sys.modules"
+    code = f"import sys, tokenlens; before = {loaded}; tokenlens.{name}; print(before, {loaded})"
     exit_code, stdout, stderr = finished(process("-c", code, cwd=tmp_path))
     assert exit_code == 0, stderr
     assert stdout.split() == ["False", "True"]

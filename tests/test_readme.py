@@ -42,7 +42,7 @@ def test_make_test_installs_what_it_needs_and_runs_pytest(tmp_path):
         env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
     )
     assert dry.returncode == 0, dry.stderr
-    steps = ["-m venv", "install", "chromium", "-m pytest"]
+    steps = [" -m venv ", " -m pip install ", "command -v chromium", " -m pytest"]
     places = [dry.stdout.find(step) for step in steps]
     assert -1 not in places
     assert places == sorted(places)

@@ -17,7 +17,15 @@ import pytest
 import tokenlens
 from tokenlens.analysis import Analysis
 from tokenlens.metrics import NamedArray
-from tokenlens.run_folder import MANIFEST, SCHEMA_VERSION, load_analysis, save_analysis, sha256_of, writing
+from tokenlens.run_folder import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    check_manifest,
+    load_analysis,
+    save_analysis,
+    sha256_of,
+    writing,
+)
 
 from .metrics._cases import images, model
 
@@ -248,9 +256,11 @@ def test_the_report_is_in_the_manifest(tmp_path):
 
     save_analysis(small(), tmp_path / "run", report=report)
     assert "figures/a.svg" in json.loads((tmp_path / "run" / MANIFEST).read_text())["files"]
+    check_manifest(tmp_path / "run")
     (tmp_path / "run" / "figures" / "a.svg").write_text("<svg onload=x/>")
     with pytest.raises(ValueError, match=r"figures/a\.svg was changed"):
-        load_analysis(tmp_path / "run")
+        check_manifest(tmp_path / "run")
+    load_analysis(tmp_path / "run")  # the numbers are as they were
 
 
 def test_two_runs_at_once_do_not_meet(tmp_path):

@@ -58,18 +58,18 @@ def test_it_holds_both_packages_and_nothing_else(wheel):
 def test_it_runs_from_a_fresh_environment(wheel, tmp_path):
     ran(sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh", cwd=tmp_path)
     scripts = tmp_path / "fresh" / ("Scripts" if os.name == "nt" else "bin")
-    ran(
-        sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", "--quiet", wheel,
-        cwd=tmp_path,
-    )
-    installed = Path(ran(scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    # The folders of this environment's libraries; lines in its own .pth files, such as an editable tokenlens, do not count.
+    pip = (sys.executable, "-m", "pip", "--python", scripts / "python")
+    ran(*pip, "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=tmp_path)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    installed = Path(ran(scripts / "python", "-c", where, cwd=tmp_path).strip())
+    # This environment's libraries, but not what its own .pth files lead to, such as an editable tokenlens.
     libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (installed / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n", encoding="utf-8")
-    where = "import tokenlens, tokenlens_cli, tokenlens_cli.app; print(tokenlens.__file__); print(tokenlens_cli.__file__)"
-    for line in ran(scripts / "python", "-c", where, cwd=tmp_path).splitlines():
+    origin = "import tokenlens, tokenlens_cli; print(tokenlens.__file__); print(tokenlens_cli.__file__)"
+    for line in ran(scripts / "python", "-c", origin, cwd=tmp_path).splitlines():
         assert Path(line).is_relative_to(installed)
     assert "analyze" in ran(scripts / "tokenlens", "--help", cwd=tmp_path)
-    out = ran(scripts / "tokenlens", "analyze", MODEL, *TINY, cwd=tmp_path, HF_HUB_OFFLINE="1")
+    command = (scripts / "tokenlens", "analyze", MODEL, *TINY, "--metrics", "token_norm")
+    out = ran(*command, cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert out.splitlines()[-1] == f"report: {Path('reports', MODEL, 'report.html')}"
     assert (tmp_path / "reports" / MODEL / "report.html").stat().st_size > 10_000

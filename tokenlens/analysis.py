@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from tokenlens.data import Batch, ImageSource, batches, open_images
 from tokenlens.families import Family
-from tokenlens.metrics import Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
+from tokenlens.metrics import PATTERN, Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models import LoadedModel, load_model
 from tokenlens.recording import HEAD_SITES, Keeper, Recorder, Recording, Site, evaluating
-from tokenlens.summaries import BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary, pool
+from tokenlens.summaries import AttentionSummary, BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary, pool
 from tokenlens.tokens import TokenLayout
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ POOL_IMAGES = 32
 
 COLUMNS = ("model", "metric", "part", "block", "site", "group", "head", "value", "sd", "n", "ci_low", "ci_high", "unit")
 _ORDER = [str(site) for site in Site]
+_ORDER.insert(_ORDER.index(Site.ATTN_OUT), PATTERN)
 SERIES = ("metric", "part", "block", "site", "group", "head")
 
 
@@ -244,7 +245,7 @@ def record(
     blocks: Iterable[int] | None = None,
     patterns: bool = False,
     max_bytes: int = 2**30,
-    limit: int | None = 4,
+    limit: int | None = None,
     device: str = "auto",
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -260,7 +261,7 @@ def record(
         blocks: blocks to record (default all); negative ones count from the end.
         patterns: also keep the attention patterns, (B, H, T, T) a block.
         max_bytes: memory budget.
-        limit: at most this many images (default 4; None for all).
+        limit: at most this many images; by default 4 of what is named, and all of what is handed over.
 
     Raises:
         ValueError: before the recording would exceed ``max_bytes``.
@@ -268,6 +269,8 @@ def record(
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )
+    if limit is None and isinstance(images, str | os.PathLike):
+        limit = 4
     source = _open(images, loaded, limit, seed)
     parts = [batch.images for batch in batches(source, 8)]
     if not parts:
@@ -283,7 +286,7 @@ def record(
         evaluating(loaded.module),
         Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
     ):
-        recorder.run(pixels_B3HW.to(next(loaded.module.parameters()).device))
+        recorder.run(_for_model(pixels_B3HW, loaded.module))
     return recording
 
 
@@ -366,9 +369,8 @@ class _Run:
         summarizer = self._summarizer
         summarizer.start(batch.indices)
         module = self.loaded.module
-        device = next(module.parameters()).device
-        pixels = batch.images.to(device, non_blocking=True)
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
+        pixels = _for_model(batch.images, module)
+        autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         with Recorder(module, self.loaded.family, self.layout, summarizer, sites=sites) as recorder, autocast:
             recorder.run(pixels)
         self._pending.append(summarizer.finish())
@@ -420,6 +422,12 @@ class _Run:
         )
 
 
+def _for_model(pixels_B3HW: Tensor, module: nn.Module) -> Tensor:
+    """Images on the device and in the precision of the model's weights."""
+    weights = next(module.parameters())
+    return pixels_B3HW.to(weights.device, weights.dtype, non_blocking=True)
+
+
 def _open(images: Any, loaded: LoadedModel, limit: int | None, seed: int) -> ImageSource:
     """The images, through the model's transform; batches that are tensors already bring their own size."""
     ready = isinstance(images, Tensor | DataLoader)
@@ -431,6 +439,10 @@ def _check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
     # A token with a NaN or an infinity has a norm that is NaN or infinite.
     stacks = [(cells.keys, cells.summary.norms, "") for cells in batch.kinds.get(TokenSummary, ())]
     stacks += [(c.keys, c.summary.input.norms, "input of ") for c in batch.kinds.get(NormSummary, ())]
+    # Attention numbers alone take no tokens.
+    for cells in batch.kinds.get(AttentionSummary, ()):
+        both = (cells.summary.cls_row, cells.summary.patch_to_prefix)
+        stacks += [(cells.keys, weights, "") for weights in both if weights is not None]
     norms = [norms.flatten(2) for _, norms, _ in stacks]
     if not norms or bool(torch.isfinite(torch.cat([norm.flatten() for norm in norms])).all()):
         return

@@ -108,6 +108,17 @@ def judge(analysis: Analysis) -> list[Finding]:
     return [_judged(analysis, "F1", _first), _judged(analysis, "F2", _second)]
 
 
+def norms_come_first(analysis: Analysis) -> bool:
+    """Whether norm1 stands before attention; in a post-norm block its output is what attention adds to the residual.
+
+    Read from the numbers: in a post-norm block those at ``norm1`` and ``attn_out`` are the same.
+    """
+    rows = analysis.table[analysis.table["metric"].isin(["patch_patch_cosine", "cls_patch_cosine"])]
+    keys = ["metric", "block"]
+    first, added = (rows[rows["site"] == site].set_index(keys)["value"].sort_index() for site in ("norm1", "attn_out"))
+    return first.empty or len(first) != len(added) or not np.allclose(first, added, rtol=0, atol=1e-7, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class _Evidence:
     """What one check saw: the three-valued outcome of each block, the sentence, the effect and n."""
@@ -119,17 +130,19 @@ class _Evidence:
 
 
 class _NoNumbers(Exception):
-    """The analysis does not have what a check needs."""
+    """The analysis does not have what a check needs: what is missing and, where it is known, why."""
 
 
 def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence]) -> Finding:
     try:
         if "cls" not in analysis.layout.prefix:
-            raise _NoNumbers(name)
+            raise _NoNumbers(name, "the model has no [CLS] token")
+        if not norms_come_first(analysis):
+            raise _NoNumbers(name, "in this post-norm model norm1 stands after attention")
         evidence = check(analysis)
     except _NoNumbers as missing:
-        metric = str(missing)
-        reason = "the model has no [CLS] token" if metric == name else analysis.not_applicable.get(metric)
+        metric = missing.args[0]
+        reason = missing.args[1] if len(missing.args) > 1 else analysis.not_applicable.get(metric)
         verdict: Verdict = "not applicable" if reason else "inconclusive"
         sentence = f"{metric} does not apply: {reason}." if reason else f"{metric} was not computed in this analysis."
         return Finding(name, TITLES[name], verdict, sentence, 0, None, None, RULES[name])

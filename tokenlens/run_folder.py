@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from tokenlens.tokens import TokenLayout
 
 SCHEMA_VERSION = 1
 MANIFEST = "MANIFEST.json"
+NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
+"""The files that an analysis is loaded from; all others are drawn from them."""
+
 _PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
 
 
@@ -55,12 +58,10 @@ def load_analysis(path: Path) -> Analysis:
 
     Raises:
         FileNotFoundError: if there is no finished run at ``path``.
-        ValueError: if a file is missing, was changed, or was written by a newer version of tokenlens.
+        ValueError: if one of its three files of numbers is missing, was changed, or was written by a newer version of
+            tokenlens. Figures and page do not count: they can be drawn again from the numbers.
     """
-    listed = check_manifest(path)["files"]
-    for name in ("analysis.json", "table.csv", "arrays.safetensors"):
-        if name not in listed:
-            raise ValueError(f"{path} is incomplete: its {MANIFEST} does not list {name}")
+    check_manifest(path, NUMBERS)
     settings = json.loads((path / "analysis.json").read_text(encoding="utf-8"))
     _check_schema(settings, path)
     table = _read_table(path / "table.csv")
@@ -200,8 +201,13 @@ def check_writable(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"the run {path} exists; use --overwrite to replace it, or another --out")
 
 
-def check_manifest(path: Path) -> dict[str, Any]:
-    """Compare a run folder with its manifest; FileNotFoundError or ValueError say what is wrong."""
+def check_manifest(path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Compare a run folder, or the named files of it, with its manifest.
+
+    Raises:
+        FileNotFoundError: if there is no finished run.
+        ValueError: if the manifest is damaged or newer, or a file is missing or changed; says which.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
     if not (path / MANIFEST).is_file():
@@ -213,10 +219,13 @@ def check_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path / MANIFEST} is damaged: {error}") from error
     _check_schema({**manifest, "kind": manifest.get("kind", "analysis")}, path)
     root = path.resolve()
-    for name, (size, digest) in files.items():
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
+    for name in files:
+        if not (root / name).resolve().is_relative_to(root):
             raise ValueError(f"{path / MANIFEST} names a file outside the run folder: {name!r}")
+    for name in files if names is None else names:
+        if name not in files:
+            raise ValueError(f"{path} is incomplete: its {MANIFEST} does not list {name}")
+        file, (size, digest) = root / name, files[name]
         if not file.is_file():
             raise ValueError(f"{path} is incomplete: {name} is missing")
         if file.stat().st_size != size or sha256_of(file) != digest:

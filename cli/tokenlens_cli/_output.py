@@ -61,7 +61,7 @@ def _bar(what: str) -> Iterator[Progress]:
         rich.TextColumn(escape(what)), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("images"),
         rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

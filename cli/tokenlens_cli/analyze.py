@@ -83,7 +83,9 @@ def command(
             "(`tokenlens list metrics`).",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the subset of images, the sample's views and random weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the subset of images, the sample's views and random weights.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder; by default reports/<model>.")
     ] = None,

@@ -28,7 +28,9 @@ def command(
         str | None,
         typer.Argument(metavar="PATTERN", help="Only names that contain this, or match it where it has * or ? in it."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Show this many; 0 shows all. How many there are is always said.")] = 60,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Show this many; 0 shows all. How many there are is always said.")
+    ] = 60,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """List models, metrics, figures or families.

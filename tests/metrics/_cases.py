@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -141,6 +142,19 @@ def photographs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 def images(name: str, count: int = IMAGES) -> Tensor:
     case = CASES[name]
     return photographs(count, 8 * case.grid[0], 8 * case.grid[1])
+
+
+@cache
+def precise(name: str) -> Any:
+    """The case's model in float64."""
+    return copy.deepcopy(model(name)).double()
+
+
+@cache
+def stored_precisely(name: str) -> Stored:
+    """Everything that the case's model does to its images in float64."""
+    case = CASES[name]
+    return store(precise(name), images(name).double(), case.prefix, case.grid)
 
 
 @cache

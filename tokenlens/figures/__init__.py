@@ -7,7 +7,6 @@ saved. See docs/add-a-figure.md.
 from __future__ import annotations
 
 import inspect
-import io
 import os
 import re
 from collections.abc import Mapping
@@ -57,9 +56,6 @@ GRID = "#dedee4"
 
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
 """Colour maps: cividis rises evenly in lightness and reads the same for colour-blind readers; RdBu is white at 0."""
-
-FONTS = "DejaVu Sans, Verdana, Liberation Sans, Arial, sans-serif"
-"""Fonts of an SVG's text. Verdana has DejaVu's widths and the others are narrower: text never outgrows its place."""
 
 WIDTH_MM = 170.0
 """Width of a figure: two columns of a paper."""
@@ -146,57 +142,6 @@ def draw(analysis: Analysis, name: str, **options: Any) -> Figure:
     return drawn
 
 
-def svg_of(figure: Figure, name: str) -> str:
-    """A figure as SVG, with neither a date nor random ids: the same numbers give the same text.
-
-    What matplotlib repeats on every piece of text is said once, on the root element. Nothing is left in it that would
-    reach beyond the figure when it is put into a page, but ids; those start with ``name``.
-    """
-    from matplotlib import style
-
-    written = io.StringIO()
-    with style.context(["default", {**STYLE, "svg.hashsalt": f"tokenlens/{name}"}]):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    svg = written.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", svg)
-    svg = re.sub(r"\n\s+", "\n", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r' (?:d|x|y)="[^"]*"', _rounded, svg)
-    # One style for a row of markers, on their group.
-    svg = re.sub(
-        r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*( style="[^"]*")/>\n)(?:<use [^>]*\3/>\n)*)</g>',
-        lambda match: f"<g{match[1] or ''}{match[3]}>\n{match[2].replace(match[3], '')}</g>",
-        svg,
-    )
-    svg = _without_bare_groups(svg)
-    ids = {old: f"{name}-{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'\sid="([^"]*)"', svg)))}
-    svg = re.sub(r'(\sid="|href="#|url\(#)([^")]*)', lambda match: match[1] + ids[match[2]], svg)
-    look = f'font-family="{FONTS}" stroke-linejoin="round" stroke-linecap="butt"'
-    return svg.replace("<svg ", f"<svg {look} ", 1)
-
-
-def _rounded(attribute: re.Match[str]) -> str:
-    """Coordinates to a hundredth of a point, of markers and of long lines to a tenth."""
-    text = attribute[0]
-    coarse = not text.startswith(" d") or text.count("L") > 15
-    return re.sub(r"(\.\d)(\d?)\d*", r"\1" if coarse else r"\1\2", text)
-
-
-def _without_bare_groups(svg: str) -> str:
-    """Leave out ``<g>`` elements that say nothing; every tag of a group is on a line of its own."""
-    kept: list[str] = []
-    stack: list[bool] = []
-    for line in svg.split("\n"):
-        if line.startswith("<g"):
-            stack.append(line == "<g>")
-        bare = stack[-1] if line.startswith("<g") else line == "</g>" and stack.pop()
-        if not bare:
-            kept.append(line)
-    return "\n".join(kept)
-
-
 def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str, dpi: int = 200) -> list[Path]:
     """Write a figure as ``name``.svg and ``name``.png into a folder, which is made if it is not there.
 
@@ -207,10 +152,18 @@ def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str, dpi: 
         raise ValueError(f"a figure's name has letters, digits and - _ . + only, got {name!r}")
     from matplotlib import style
 
+    from tokenlens.figures._svg import svg_of
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    paths[0].write_text(svg_of(figure, name), encoding="utf-8")
+    layout = figure.get_layout_engine()
     with style.context(["default", dict(STYLE)]):
-        figure.savefig(paths[1], dpi=dpi, metadata={"Software": None})
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is found; to find it again for each file takes as long as drawing
+        try:
+            paths[0].write_text(svg_of(figure, name), encoding="utf-8")
+            figure.savefig(paths[1], dpi=dpi, metadata={"Software": None})
+        finally:
+            figure.set_layout_engine(layout)
     return paths

@@ -21,8 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tokenlens.figures import COLOURS, DIVERGING, FAINT, INK, MARKERS, SEQUENTIAL, STYLE, WIDTH_MM, svg_of
-from tokenlens.figures._rows import NORMS, in_order, pair_title
+from tokenlens.figures import COLOURS, DIVERGING, FAINT, INK, MARKERS, SEQUENTIAL, STYLE, WIDTH_MM
+from tokenlens.figures._rows import NORMS, in_order, norm_title, pair_title
+from tokenlens.figures._svg import svg_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -226,7 +227,7 @@ def draw_before_after(
                     aside = 0.0 if norm != "final_norm" else -0.35 if state == "before" else 0.35
                     depth_line(panel, rows, COLOURS[group], MARKERS[group], hollow=state == "before", shift=aside)
         depth_axis(panel, inside["block"], final=norm == "final_norm")
-        panel.set_title(NORMS[norm])
+        panel.set_title(norm_title(frame, norm))
         panel.grid(axis="y")
         panel.tick_params(axis="y", which="both", left=column == 0)
         if zero:

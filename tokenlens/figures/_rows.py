@@ -10,12 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tokenlens.figures import NothingToDraw
+from tokenlens.findings import norms_come_first
 
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
 
-NORMS = {"norm1": "norm1 (before attention)", "norm2": "norm2 (before MLP)", "final_norm": "final"}
-"""Titles of the panels of the norms."""
+NORMS = {"norm1": "norm1 ({} attention)", "norm2": "norm2 ({} MLP)", "final_norm": "final"}
+"""Titles of the panels of the norms; what is open is where the model has them."""
 
 PAIRS = {
     "cls-patch": "CLS–patch",
@@ -28,7 +29,8 @@ GROUPS = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch
 
 
 BEFORE_AFTER = (
-    "model", "metric", "group", "norm", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high", "unit"
+    "model", "metric", "group", "norm", "place", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high",
+    "unit",
 )
 """Columns of a frame that ``draw_before_after`` draws."""
 
@@ -36,6 +38,16 @@ BEFORE_AFTER = (
 def title_of(analysis: Analysis) -> str:
     """The model's full name, and "(untrained)" behind it where the weights are random."""
     return f"{analysis.model} (untrained)" if analysis.untrained else str(analysis.model)
+
+
+def place_of(analysis: Analysis) -> str:
+    """Where the model has its norms: "before" attention and MLP or, in post-norm blocks, "after" them."""
+    return "before" if norms_come_first(analysis) else "after"
+
+
+def norm_title(frame: pd.DataFrame, norm: str) -> str:
+    """The title of a norm's panel, from a frame with the column ``place``."""
+    return NORMS[norm].format(frame["place"].iloc[0])
 
 
 def pair_title(group: str) -> str:
@@ -96,9 +108,9 @@ def rows_of(
 def array_of(analysis: Analysis, metric: str, part: str) -> NDArray[np.float64]:
     """One of a metric's arrays in float64; NothingToDraw if the analysis does not hold it."""
     key = f"{metric}/{part}"
+    if not (analysis.table["metric"] == metric).any():
+        raise missing(analysis, metric)
     if key not in analysis.arrays:
-        if not (analysis.table["metric"] == metric).any():
-            raise missing(analysis, metric)
         have = ", ".join(sorted(name for name in analysis.arrays if name.startswith(f"{metric}/"))) or "none"
         raise NothingToDraw(f"{analysis.model} has no array {key}. It has: {have}.")
     return np.asarray(analysis.arrays[key].values, dtype=np.float64)
@@ -114,9 +126,10 @@ def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
     """Metrics of token sites on both sides of each norm, in the columns that ``draw_before_after`` draws.
 
     Before norm1 is ``resid_pre``, before norm2 ``resid_mid``, before the final norm the last block's ``resid_post``.
-    The final norm stands at block ``blocks``.
+    The final norm stands at block ``blocks``. What goes into the norms of post-norm blocks is no site: it is left out.
     """
     frames = []
+    place = place_of(analysis)
     for metric in metrics:
         rows = rows_of(analysis, metric)
         last = (rows["block"] == analysis.blocks - 1).fillna(False)
@@ -128,8 +141,10 @@ def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
             if not after.any():
                 continue
             for state, chosen in (("before", before), ("after", after)):
+                if state == "before" and place == "after" and norm != "final_norm":
+                    continue
                 part = rows[chosen].copy()
-                part["norm"], part["state"] = norm, state
+                part["norm"], part["place"], part["state"] = norm, place, state
                 if norm == "final_norm":
                     part["block"] = analysis.blocks
                 frames.append(part)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tokenlens.figures import NothingToDraw
 from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled, whole_ticks
-from tokenlens.figures._rows import NORMS, array_of, count_of, title_of
+from tokenlens.figures._rows import array_of, count_of, norm_title, place_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +62,7 @@ def frame(analysis: Analysis, norms: tuple[str, ...] = ("norm1", "norm2")) -> pd
             )
     found = pd.concat(frames, ignore_index=True)
     found.insert(0, "model", title_of(analysis))
+    found["place"] = place_of(analysis)
     found["n"] = count_of(analysis, "dimension_selectivity")
     return found
 
@@ -90,7 +91,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             bins = np.arange(0, len(order), width)
             values = np.add.reduceat(values, bins, axis=1) / np.diff(np.append(bins, len(order)))
             image = heat_map(panel, values, -1, 1, diverging=True, levels=20)
-            panel.set_title(f"{NORMS[norm]}, {side}")
+            panel.set_title(f"{norm_title(frame, norm)}, {side}")
             ticks = whole_ticks(len(matrix))
             panel.set_yticks(ticks, [str(matrix.index[tick]) for tick in ticks])
             panel.set_xticks([])

@@ -70,7 +70,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     columns = min(columns, max(len(names), 3)) if ax is None else len(names)
     rows = -(-len(names) // columns)
     cell = 144 / columns
-    page = canvas(ax, rows, columns, 8 + rows * (cell * min(height / width, 3) + 3.5))
+    page = canvas(ax, rows, columns, max(32, 8 + rows * (cell * min(height / width, 3) + 3.5)))
     for panel in page.axes.flat[len(names):]:
         panel.remove()
     high = max(float(np.quantile(frame["value"], 0.995)), 1.5)
@@ -86,7 +86,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel.set_title(name, fontsize=7, fontweight="normal", pad=2)
     assert image is not None
     drawn = list(page.axes.flat[: len(names)])
-    colour_bar(page.figure, image, drawn, "attention / uniform", extend="max" if clipped else "neither")
+    colour_bar(page.figure, image, drawn, "× uniform", extend="max" if clipped else "neither")
     averaged = frame["head"].isna().all()
     over = f"of {int(frame['heads'].iloc[0])} heads and" if averaged else f"of block {frame['block'].iloc[0]},"
     what = f"mean {over} of images" if averaged else f"heads {over} mean of images"

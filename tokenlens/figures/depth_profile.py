@@ -19,7 +19,7 @@ from tokenlens.figures._panels import (
     styled,
     zero_line,
 )
-from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, rows_of
+from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, place_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def _around_norms(analysis: Analysis) -> pd.DataFrame:
     if (analysis.table["metric"] == "norm_differentiation").any():
         rows = rows_of(analysis, "norm_differentiation", parts=["before", "after"])
         rows = rows.rename(columns={"part": "state"})
-        rows["norm"] = rows["site"]
+        rows["norm"], rows["place"] = rows["site"], place_of(analysis)
         rows.loc[rows["site"] == "final_norm", "block"] = analysis.blocks
         return rows[list(BEFORE_AFTER)].reset_index(drop=True)
     have = [name for name in ("cls_patch_cosine", "patch_patch_cosine") if (analysis.table["metric"] == name).any()]

@@ -18,7 +18,7 @@ from tokenlens.figures._panels import (
     styled,
     zero_line,
 )
-from tokenlens.figures._rows import NORMS, in_order, pair_title, rows_of
+from tokenlens.figures._rows import in_order, norm_title, pair_title, place_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +49,10 @@ def frame(analysis: Analysis) -> pd.DataFrame:
         NothingToDraw: if norm_statistics was not computed or does not apply.
     """
     rows = rows_of(analysis, "norm_statistics", parts=list(PARTS)).rename(columns={"site": "norm"})
+    rows["place"] = place_of(analysis)
     rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
-    columns = ["model", "metric", "part", "norm", "group", "block", "value", "sd", "n", "ci_low", "ci_high", "unit"]
-    return rows[columns].reset_index(drop=True)
+    columns = ["model", "metric", "part", "norm", "place", "group", "block", "value", "sd", "n", "ci_low", "ci_high"]
+    return rows[[*columns, "unit"]].reset_index(drop=True)
 
 
 @styled
@@ -77,7 +78,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             if part in ("mean", "log_std_ratio"):
                 zero_line(panel)
             if row == 0:
-                panel.set_title(NORMS[norm])
+                panel.set_title(norm_title(frame, norm))
         if part in ("variance", "mean_square"):
             log_axis(page.axes[row, 0])
         unit = frame.loc[frame["part"] == part, "unit"].iloc[0]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tokenlens.figures import INK
 from tokenlens.figures._panels import JACKKNIFE, canvas, depth_axis, depth_line, handle, norm_columns, styled, zero_line
-from tokenlens.figures._rows import NORMS, rows_of
+from tokenlens.figures._rows import norm_title, place_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,11 +40,12 @@ def frame(analysis: Analysis) -> pd.DataFrame:
         NothingToDraw: if dimension_selectivity was not computed or does not apply.
     """
     rows = rows_of(analysis, "dimension_selectivity").rename(columns={"site": "norm"})
+    rows["place"] = place_of(analysis)
     sides = rows["part"].str.extract(r"^(input|output)_(.+)$")
     rows["side"], rows["part"] = sides[0], sides[1]
     rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
     rows = rows[rows["part"].isin(list(PARTS)) & rows["value"].notna()]
-    columns = ["model", "metric", "part", "norm", "side", "block", "value", "n", "ci_low", "ci_high", "unit"]
+    columns = ["model", "metric", "part", "norm", "place", "side", "block", "value", "n", "ci_low", "ci_high", "unit"]
     return rows[columns].reset_index(drop=True)
 
 
@@ -71,7 +72,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             if part == "gamma_correlation":
                 zero_line(panel)
             if row == 0:
-                panel.set_title(NORMS[norm])
+                panel.set_title(norm_title(frame, norm))
         if part != "gamma_correlation":
             page.axes[row, 0].set_ylim(bottom=0)
         page.axes[row, 0].set_ylabel(PARTS[part])

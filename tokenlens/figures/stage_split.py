@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from tokenlens.figures import INK, PAPER, STAGE_COLOURS
 from tokenlens.figures._panels import canvas, depth_axis, norm_columns, styled, zero_line
-from tokenlens.figures._rows import NORMS, in_order, pair_title, rows_of
+from tokenlens.figures._rows import in_order, norm_title, pair_title, place_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,9 +38,10 @@ def frame(analysis: Analysis) -> pd.DataFrame:
     """
     rows = rows_of(analysis, "norm_differentiation", parts=[*STAGES, "total"])
     rows = rows.rename(columns={"part": "stage", "site": "norm"})
+    rows["place"] = place_of(analysis)
     rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
-    columns = ["model", "metric", "norm", "group", "block", "stage", "value", "sd", "n", "ci_low", "ci_high", "unit"]
-    return rows[columns].reset_index(drop=True)
+    columns = ["model", "metric", "norm", "place", "group", "block", "stage", "value", "sd", "n", "ci_low", "ci_high"]
+    return rows[[*columns, "unit"]].reset_index(drop=True)
 
 
 @styled
@@ -65,7 +66,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             panel.tick_params(axis="y", which="both", left=column == 0)
             zero_line(panel)
             if row == 0:
-                panel.set_title(NORMS[norm])
+                panel.set_title(norm_title(frame, norm))
         page.axes[row, 0].set_ylabel(f"fall of {pair_title(group)} cosine")
     present = [stage for stage in STAGES if (frame["stage"] == stage).any()]
     page.level()

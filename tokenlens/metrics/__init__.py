@@ -290,7 +290,9 @@ class RawTokenMetric(PerImageMetric):
 
     def look(self, layout: TokenLayout, x: Tensor) -> Values:
         """Called inside the hook."""
-        return self.per_image(RawTokens(layout, x))
+        # The analysis stops at an image with NaN or infinity after its batch; a decomposition would fail here already.
+        finite_B11 = torch.isfinite(x).all(dim=-1).all(dim=-1)[:, None, None]
+        return self.per_image(RawTokens(layout, torch.where(finite_B11, x, 0)))
 
 
 class JackknifeMetric(Metric):

@@ -25,4 +25,5 @@ class RegCLSCosine(TokenMetric):
 
     def per_image(self, summary: TokenSummary) -> Values:
         """As ``reg_cls_cosine``; the hook keeps the prefix tokens themselves."""
-        return {("", "reg-cls"): reg_cls_cosine(summary.group("reg"), summary.group("cls").squeeze(-2))}
+        # A vector of length 0 has no direction: NaN here, as for all cosines.
+        return {("", "reg-cls"): (summary.unit_group("reg") * summary.unit_group("cls")).sum(-1).mean(-1)}
