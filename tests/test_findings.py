@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -138,3 +141,22 @@ def test_the_trend_with_depth_is_told():
     for column in ("value", "ci_low", "ci_high"):
         analysis.table.loc[rows, column] += depth
     assert "grows with depth" in judge(analysis)[0].sentence
+
+
+@pytest.mark.pretrained
+def test_real_dinov2_differentiates():
+    """Recorded with 16 photographs: F1 and F2 each in 10 of 12 blocks (timm 1.0.31, torch 2.15)."""
+    data = os.environ.get("TOKENLENS_TEST_DATA")
+    if not data:
+        pytest.skip("TOKENLENS_TEST_DATA does not point to real weights and photographs")
+    from tokenlens.analysis import analyze
+
+    analysis = analyze(
+        "vit_small_patch14_dinov2", Path(data) / "photos", limit=16, img_size=224,
+        checkpoint=Path(data) / "weights" / "dinov2_vits14.safetensors",
+        metrics=["norm_differentiation", "dimension_selectivity"],
+    )  # fmt: skip
+    first, second = judge(analysis)
+    assert (first.verdict, second.verdict) == ("supported", "supported")
+    assert "clearly falls in 12 of 12 blocks" in first.sentence
+    assert first.effect == pytest.approx(0.31, abs=0.04)

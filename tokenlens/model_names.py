@@ -85,7 +85,7 @@ def _registered_origin(name: str) -> Origin:
     if not timm.is_model(architecture):
         close = nearest(architecture, timm.list_models())
         hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise LookupError(f"no model is called {name!r}.{hint} `tokenlens list models` shows those that can be analyzed.")
+        raise LookupError(f"no model is called {name!r}.{hint} `tokenlens list models` shows what can be analyzed.")
     renamed = timm.models.get_deprecated_models()
     if architecture in renamed:
         raise LookupError(f"timm has renamed {architecture!r} to {renamed[architecture]!r}; use that name")

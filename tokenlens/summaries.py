@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tokenlens.attention import AttentionCall
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording import HEAD_SITES, Key, Site
-from tokenlens.tokens import TokenLayout
+from tokenlens.tokens import TokenLayout, take
 
 Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum"]
 """Sums over patches that a metric can ask for; the prefix tokens and every token's norm are always kept."""
@@ -68,13 +68,13 @@ class TokenSummary:
         linear = [name for name in missing if name != "patch_abs_sum"]
         if linear:
             # One pass over the patches for all weighted sums: a batched product with one row of weights for each.
-            norms = self.norms[..., self.layout.patch_slice]
+            norms = self.layout.patches_of(self.norms, -1)
             weights = norms.new_ones((*norms.shape[:-1], len(linear), norms.shape[-1]))
             if "unit_patch_sum" in linear:
-                torch.reciprocal(norms, out=weights[..., linear.index("unit_patch_sum"), :])
+                torch.reciprocal(norms, out=weights.select(-2, linear.index("unit_patch_sum")))
             sums = _weighted_sums(weights, patches)
             for index, name in enumerate(linear):
-                setattr(self, name, sums[..., index, :])
+                setattr(self, name, sums.select(-2, index))
         if "patch_abs_sum" in missing:
             self.patch_abs_sum = patches.abs().sum(-2)
 
@@ -85,11 +85,11 @@ class TokenSummary:
 
     def group(self, group: str) -> Tensor:
         """The tokens of a prefix group, (..., R_group, D)."""
-        return self.prefix[..., list(self.layout.prefix_index(group)), :]
+        return take(self.prefix, self.layout.prefix_index(group), -2)
 
     def unit_group(self, group: str) -> Tensor:
         """The same, each divided by its norm."""
-        return self.unit_prefix[..., list(self.layout.prefix_index(group)), :]
+        return take(self.unit_prefix, self.layout.prefix_index(group), -2)
 
     @cached_property
     def unit_prefix(self) -> Tensor:
@@ -99,8 +99,8 @@ class TokenSummary:
     def norms_of(self, group: str) -> Tensor:
         """Norms of one group's tokens, (..., tokens of the group)."""
         if group == "patch":
-            return self.norms[..., self.layout.patch_slice]
-        return self.norms[..., list(self.layout.positions(group))]
+            return self.layout.patches_of(self.norms, -1)
+        return take(self.norms, self.layout.positions(group), -1)
 
 
 def summarize(x: Tensor, layout: TokenLayout, wanted: Iterable[Reduction] = ()) -> TokenSummary:
@@ -173,8 +173,8 @@ def summarize_norm(
         lengths.append(torch.linalg.vector_norm(centred_BPD * weight.to(centred_BPD.dtype), dim=-1))
     # Both sums in one pass: γ is the same for all patches and can be applied to the sum.
     sums_BKD = _weighted_sums(torch.stack(lengths, dim=-2).reciprocal_(), centred_BPD)
-    centred_sum = sums_BKD[..., 0, :]
-    weighted_sum = centred_sum if weight is None else sums_BKD[..., 1, :] * weight.to(centred_BPD.dtype)
+    centred_sum = sums_BKD.select(-2, 0)
+    weighted_sum = centred_sum if weight is None else sums_BKD.select(-2, 1) * weight.to(centred_BPD.dtype)
     return NormSummary(
         kind=parameters.kind,
         input=before,

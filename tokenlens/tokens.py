@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 GROUPS = ("cls", "dist", "reg", "patch")
@@ -53,27 +55,27 @@ class TokenLayout:
         assert self.patch_start is not None
         return self.patch_start
 
-    @property
+    @cached_property
     def patches(self) -> int:
         """How many patch tokens there are."""
         return self.grid[0] * self.grid[1]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """How many tokens there are in all."""
         return len(self.prefix) + self.patches
 
-    @property
+    @cached_property
     def patch_slice(self) -> slice:
         """The run of positions that the patches take, in row-major order of the grid."""
         return slice(self._start, self._start + self.patches)
 
-    @property
+    @cached_property
     def prefix_positions(self) -> tuple[int, ...]:
         """Positions of the prefix tokens, in sequence order (the order of ``prefix``)."""
         return tuple(range(self._start)) + tuple(range(self._start + self.patches, self.tokens))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The groups this model has, in the order of ``GROUPS``."""
         return tuple(group for group in GROUPS if self.has(group))
@@ -92,15 +94,13 @@ class TokenLayout:
         """Indices of one group among the prefix tokens (not among all tokens)."""
         return tuple(index for index, member in enumerate(self.prefix) if member == group)
 
-    def patches_of(self, x: Tensor) -> Tensor:
+    def patches_of(self, x: Tensor, dim: int = -2) -> Tensor:
         """The patch tokens of ``x`` (..., T, D) as a view (..., P, D)."""
-        return x[..., self.patch_slice, :]
+        return x.narrow(dim, self._start, self.patches)
 
     def prefix_of(self, x: Tensor) -> Tensor:
         """The prefix tokens of ``x`` (..., T, D) as (..., R, D)."""
-        if self._start == len(self.prefix):
-            return x[..., : self._start, :]
-        return x[..., list(self.prefix_positions), :]
+        return take(x, self.prefix_positions, -2)
 
     def check(self, tokens: int) -> None:
         """Raise ValueError if a sequence of this many tokens does not fit the layout."""
@@ -111,3 +111,10 @@ class TokenLayout:
                 f"{self.grid[0]}×{self.grid[1]} patches. Counting tokens wrongly would mix CLS and patches, so the "
                 "analysis stops here; hand over a Family whose layout() fits this model (docs/add-a-family.md)."
             )
+
+
+def take(x: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
+    """Some places of one axis: a view where they lie side by side, as they nearly always do, else a copy."""
+    if not indices or indices[-1] - indices[0] + 1 == len(indices):
+        return x.narrow(dim, indices[0] if indices else 0, len(indices))
+    return x.index_select(dim, torch.tensor(indices, device=x.device))

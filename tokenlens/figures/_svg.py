@@ -55,7 +55,7 @@ def svg_of(figure: Figure, name: str) -> str:
 def _rounded(attribute: re.Match[str]) -> str:
     """Coordinates to a hundredth of a point, of markers and of long lines to a tenth."""
     text = attribute[0]
-    coarse = not text.startswith(" d") or text.count("L") > 15
+    coarse = not text.startswith(" d") or text.count("L") > 8
     return re.sub(r"(\.\d)(\d?)\d*", r"\1" if coarse else r"\1\2", text)
 
 
