@@ -169,7 +169,8 @@ def analyze(
         model: a name (timm, ``hf-hub:``, ``local-dir:``) or any module that a family owns; it is used as it is.
         images: a folder, a file, ``"sample"``, ``hfds/…``, ``wds/…``, a preprocessed tensor (N, 3, H, W), a Dataset
             or a DataLoader.
-        metrics: names from ``tokenlens list metrics``, ``"all"``, or None for all that are not opt-in.
+        metrics: names from ``tokenlens list metrics``, ``"all"``, or None for all that are not opt-in. The cosines are
+            taken at q, k and v, too, where they are named or ``"all"`` are asked for.
         limit: use at most this many images.
         batch_size: images per forward pass; the numbers do not depend on it.
         workers: processes that decode images.
@@ -191,7 +192,7 @@ def analyze(
         ValueError: for images or weights that cannot be used, incomplete recordings and non-finite activations.
     """
     started, clock = dt.datetime.now(dt.UTC), time.perf_counter()
-    chosen = [metric_catalog.get(name)() for name in metric_names(metrics)]
+    chosen = chosen_metrics(metrics)
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )
@@ -303,6 +304,15 @@ def metric_names(metrics: Sequence[str] | str | None) -> list[str]:
     if not wanted:
         raise ValueError("metrics is an empty list; leave it out for the default ones")
     return wanted
+
+
+def chosen_metrics(metrics: Sequence[str] | str | None) -> list[Metric]:
+    """The metrics meant by ``metrics``; those asked for by name or with ``"all"`` at all of their sites."""
+    chosen: list[Metric] = [metric_catalog.get(name)() for name in metric_names(metrics)]
+    if metrics is not None:
+        for metric in chosen:
+            metric.sites = metric.sites + metric.named_sites
+    return chosen
 
 
 class _Run:

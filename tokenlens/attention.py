@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 
-def _as_float(x: Tensor) -> Tensor:
+def as_float(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -32,10 +33,10 @@ def attention_rows(
 
     Cost O(R·T·d). ``bias`` is what the kernel adds to the scores, broadcastable to (B, H, T, T).
     """
-    k_BHTd = _as_float(k_BHTd)
+    k_BHTd = as_float(k_BHTd)
     rows = []
     for position in positions:
-        query_BH1d = _as_float(q_BHTd[..., position : position + 1, :]) * scale
+        query_BH1d = as_float(q_BHTd[..., position : position + 1, :]) * scale
         # Multiply and sum: three times faster on CPU than a matmul with a transposed, strided K.
         scores_BHT = (query_BH1d * k_BHTd).sum(-1)
         if bias is not None:
@@ -51,7 +52,7 @@ def log_sum_exp(
 
     The way for kernels that do not return it; memory is B·H·rows_at_once·T.
     """
-    q_BHTd, k_BHTd = _as_float(q_BHTd), _as_float(k_BHTd)
+    q_BHTd, k_BHTd = as_float(q_BHTd), as_float(k_BHTd)
     dtype = q_BHTd.dtype
     if torch.get_float32_matmul_precision() != "highest":
         # The user lets matrix products run in TF32 or bfloat16; the denominator of a softmax must not.
@@ -78,10 +79,10 @@ def attention_columns(
 
     Cost O(R·T·d), with ``lse_BHT`` the log of each row's softmax denominator, which flash kernels return.
     """
-    q_BHTd = _as_float(q_BHTd)
+    q_BHTd = as_float(q_BHTd)
     columns = []
     for position in positions:
-        key_BH1d = _as_float(k_BHTd[..., position : position + 1, :]) * scale
+        key_BH1d = as_float(k_BHTd[..., position : position + 1, :]) * scale
         scores_BHT = (q_BHTd * key_BH1d).sum(-1)
         if bias is not None:
             scores_BHT = scores_BHT + bias[..., :, position]
@@ -107,13 +108,13 @@ class AttentionCall:
     def rows(self, positions: Sequence[int]) -> Tensor:
         """How the tokens at ``positions`` attend to all, (B, H, R, T)."""
         if self.pattern_BHTT is not None:
-            return _as_float(self.pattern_BHTT[..., list(positions), :])
+            return as_float(self.pattern_BHTT[..., list(positions), :])
         return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
 
     def columns(self, positions: Sequence[int]) -> Tensor:
         """How much every token attends to those at ``positions``, (B, H, T, R)."""
         if self.pattern_BHTT is not None:
-            return _as_float(self.pattern_BHTT[..., list(positions)])
+            return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
             self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
         return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
@@ -122,7 +123,7 @@ class AttentionCall:
         """The whole pattern, (B, H, T, T); for a few images only, its size is quadratic in the tokens."""
         if self.pattern_BHTT is not None:
             return self.pattern_BHTT
-        scores = (_as_float(self.q_BHTd) * self.scale) @ _as_float(self.k_BHTd).transpose(-1, -2)
+        scores = (as_float(self.q_BHTd) * self.scale) @ as_float(self.k_BHTd).transpose(-1, -2)
         if self.bias is not None:
             scores = scores + self.bias
         return scores.softmax(-1)

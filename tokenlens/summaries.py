@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from tokenlens.attention import AttentionCall
+from tokenlens.attention import AttentionCall, as_float
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording import HEAD_SITES, Key, Site
 from tokenlens.tokens import TokenLayout, take
@@ -40,6 +40,44 @@ def _weighted_sums(weights: Tensor, patches: Tensor) -> Tensor:
     return torch.stack([(row.unsqueeze(-1) * patches).sum(-2) for row in weights.unbind(-2)], dim=-2)
 
 
+class Shelf:
+    """Where the hooks put what outlives them, laid out before the forward pass begins.
+
+    On the CPU, small tensors that stay behind among the model's large temporary ones break up the memory that these
+    would otherwise use again and again: each block then writes to memory that is in no cache. On ViT-S that made GELU
+    alone four times slower, more than all sums together cost. So the places are made before the forward pass, from what
+    the previous one needed, and the hooks copy into them. On other devices the allocator has no such trouble.
+    """
+
+    def __init__(self) -> None:
+        self._needed: list[tuple[torch.Size, torch.dtype]] = []
+        self._places: list[Tensor] = []
+        self._next = 0
+
+    def lay_out(self) -> None:
+        """Make the places for a forward pass like the last one."""
+        sizes = [shape.numel() for shape, _ in self._needed]
+        self._places = [torch.empty(0)] * len(sizes)
+        for wanted in {dtype for _, dtype in self._needed}:
+            chosen = [index for index, (_, dtype) in enumerate(self._needed) if dtype == wanted]
+            buffer = torch.empty(sum(sizes[index] for index in chosen), dtype=wanted)
+            for index, place in zip(chosen, buffer.split([sizes[index] for index in chosen]), strict=True):
+                self._places[index] = place.view(self._needed[index][0])
+        self._needed, self._next = [], 0
+
+    def keep(self, x: Tensor, fresh: bool = True) -> Tensor:
+        """A tensor with the values of ``x`` that may stay; ``fresh`` if nothing else holds ``x``'s memory."""
+        if x.device.type != "cpu":
+            return x if fresh else x.clone()
+        self._needed.append((x.shape, x.dtype))
+        if self._next < len(self._places):
+            place = self._places[self._next]
+            if place.shape == x.shape and place.dtype == x.dtype:
+                self._next += 1
+                return place.copy_(x)
+        return x if fresh else x.clone()
+
+
 @dataclass
 class TokenSummary:
     """Of the tokens at one site: the prefix tokens, every token's norm, and sums over the patches.
@@ -59,7 +97,7 @@ class TokenSummary:
     patch_sum: Tensor | None = None
     patch_abs_sum: Tensor | None = None
 
-    def add(self, x: Tensor, wanted: Iterable[Reduction]) -> None:
+    def add(self, x: Tensor, wanted: Iterable[Reduction], shelf: Shelf) -> None:
         """Compute the wanted sums of ``x`` that are not there yet."""
         missing = [name for name in wanted if getattr(self, name) is None]
         if not missing:
@@ -74,9 +112,9 @@ class TokenSummary:
                 torch.reciprocal(norms, out=weights.select(-2, linear.index("unit_patch_sum")))
             sums = _weighted_sums(weights, patches)
             for index, name in enumerate(linear):
-                setattr(self, name, sums.select(-2, index))
+                setattr(self, name, shelf.keep(sums.select(-2, index)))
         if "patch_abs_sum" in missing:
-            self.patch_abs_sum = patches.abs().sum(-2)
+            self.patch_abs_sum = shelf.keep(patches.abs().sum(-2))
 
     @property
     def patches(self) -> int:
@@ -103,12 +141,14 @@ class TokenSummary:
         return take(self.norms, self.layout.positions(group), -1)
 
 
-def summarize(x: Tensor, layout: TokenLayout, wanted: Iterable[Reduction] = ()) -> TokenSummary:
-    """The summary of tokens (..., T, D); half precision is summed in float32."""
+def summarize(x: Tensor, layout: TokenLayout, wanted: Iterable[Reduction], shelf: Shelf) -> TokenSummary:
+    """The summary of tokens (..., T, D)."""
     summary = TokenSummary(
-        layout, prefix=layout.prefix_of(x).clone(), norms=torch.linalg.vector_norm(x, dim=-1)
+        layout,
+        prefix=shelf.keep(layout.prefix_of(x), fresh=False),
+        norms=shelf.keep(torch.linalg.vector_norm(x, dim=-1)),
     )
-    summary.add(x, wanted)
+    summary.add(x, wanted, shelf)
     return summary
 
 
@@ -156,7 +196,7 @@ class NormSummary:
 
 
 def summarize_norm(
-    x_BTD: Tensor, parameters: NormParameters, before: TokenSummary, after: TokenSummary
+    x_BTD: Tensor, parameters: NormParameters, before: TokenSummary, after: TokenSummary, shelf: Shelf
 ) -> NormSummary:
     """The summary of a norm's input (B, T, D), given the summaries of its input and output tokens."""
     layout = before.layout
@@ -166,21 +206,23 @@ def summarize_norm(
         mean_BP1 = centred_BPD.mean(-1, keepdim=True)
         # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ. torch.var is 20 times slower on CPU.
         centred_BPD = centred_BPD - mean_BP1
-        patch_mean = mean_BP1.squeeze(-1)
+        patch_mean = shelf.keep(mean_BP1.squeeze(-1))
     length_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
     lengths, weight = [length_BP], parameters.weight_patch
     if weight is not None:
         lengths.append(torch.linalg.vector_norm(centred_BPD * weight.to(centred_BPD.dtype), dim=-1))
     # Both sums in one pass: γ is the same for all patches and can be applied to the sum.
     sums_BKD = _weighted_sums(torch.stack(lengths, dim=-2).reciprocal_(), centred_BPD)
-    centred_sum = sums_BKD.select(-2, 0)
-    weighted_sum = centred_sum if weight is None else sums_BKD.select(-2, 1) * weight.to(centred_BPD.dtype)
+    centred_sum = shelf.keep(sums_BKD.select(-2, 0))
+    weighted_sum = centred_sum
+    if weight is not None:
+        weighted_sum = shelf.keep(sums_BKD.select(-2, 1) * weight.to(centred_BPD.dtype))
     return NormSummary(
         kind=parameters.kind,
         input=before,
         output=after,
         patch_mean=patch_mean,
-        patch_variance=length_BP.square() / x_BTD.shape[-1],
+        patch_variance=shelf.keep(length_BP.square() / x_BTD.shape[-1]),
         centred_patch_sum=centred_sum,
         weighted_patch_sum=weighted_sum,
         weight_prefix=parameters.weight_prefix,
@@ -225,6 +267,7 @@ Kind = type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[Up
 _SUMS: frozenset[str] = frozenset(get_args(Reduction))
 _CONSTANTS = ("weight_prefix", "weight_patch")
 """Fields without an axis of images."""
+_VECTORS = ("prefix", "unit_patch_sum", "patch_sum", "patch_abs_sum", "centred_patch_sum", "weighted_patch_sum")
 
 
 def _signature(summary: Any) -> tuple[Any, ...]:
@@ -285,7 +328,7 @@ class BatchSummary:
 
     Attributes:
         indices: each image's index in the image source.
-        kinds: the stacked summaries by kind; float64 after ``pool``.
+        kinds: the stacked summaries by kind.
         raw: results of the metrics that looked at the tokens themselves, by metric and (block, site).
     """
 
@@ -311,10 +354,11 @@ class BatchSummary:
 
 
 def pool(batches: list[BatchSummary]) -> BatchSummary:
-    """Several batches as one, in float64: the metrics then cost their few operations once for all of them."""
+    """Several batches as one: the metrics then cost their few operations once for all of them."""
 
     def join(name: str, values: list[Tensor]) -> Tensor:
-        return precise(values[0] if name in _CONSTANTS or len(values) == 1 else torch.cat(values, dim=1))
+        joined = values[0] if name in _CONSTANTS or len(values) == 1 else torch.cat(values, dim=1)
+        return joined if name in _VECTORS else precise(joined)
 
     kinds: dict[Kind, list[Stack]] = {}
     for kind in batches[0].kinds:
@@ -364,18 +408,21 @@ class Summarizer:
         self._residual: Tensor | None = None
         self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._parameters: dict[int, NormParameters] = {}
+        self._shelf = Shelf()
 
     def start(self, indices: list[int]) -> None:
         """Begin a new batch."""
         self._indices, self._cells, self._seen = indices, {}, {}
         self._residual = None
         self._recent.clear()
+        self._shelf.lay_out()
 
     def finish(self) -> BatchSummary:
-        """What the batch left behind."""
+        """What the batch left behind; nothing of it is held here any more."""
         kinds = {kind: _stacks(cells, self.wanted) for kind, cells in self._cells.items()}
         batch = BatchSummary(self._indices, kinds, self._seen)
-        self.start([])
+        self._indices, self._cells, self._seen = [], {}, {}
+        self._recent.clear()
         return batch
 
     def _summary(self, x: Tensor, wanted: Iterable[Reduction]) -> TokenSummary:
@@ -383,9 +430,9 @@ class Summarizer:
         known = self._recent.get(id(x))
         if known is not None and known[0]() is x and known[1] == x._version:
             summary = known[2]
-            summary.add(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, wanted)
+            summary.add(as_float(x), wanted, self._shelf)
             return summary
-        summary = summarize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, self.layout, wanted)
+        summary = summarize(as_float(x), self.layout, wanted, self._shelf)
         if len(self._recent) > 4:
             self._recent.pop(next(iter(self._recent)))
         self._recent[id(x)] = (weakref.ref(x), x._version, summary)
@@ -413,7 +460,7 @@ class Summarizer:
             residual, self._residual = self._residual, None
             if residual is None:
                 return
-            product = torch.linalg.vecdot(x_BTD.float(), residual.float())
+            product = self._shelf.keep(torch.linalg.vecdot(as_float(x_BTD), as_float(residual)))
             norms = self._summary(residual, ()).norms
             self._put(UpdateSummary, (block, site), UpdateSummary(self.layout, product, summary.norms, norms))
 
@@ -426,18 +473,20 @@ class Summarizer:
             if id(module) not in self._parameters:
                 self._parameters[id(module)] = norm_parameters(module)
             before = self._summary(x_BTD, self.wanted.get(site, ()))
-            x = x_BTD.float() if x_BTD.dtype in (torch.float16, torch.bfloat16) else x_BTD
-            self._put(NormSummary, (block, site), summarize_norm(x, self._parameters[id(module)], before, after))
+            stages = summarize_norm(as_float(x_BTD), self._parameters[id(module)], before, after, self._shelf)
+            self._put(NormSummary, (block, site), stages)
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Summarize q, k and v per head, the CLS row and the columns of the prefix tokens."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.wanted:
-                x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-                self._put(TokenSummary, (block, site), summarize(x, self.layout, self.wanted[site]))
+                summary = summarize(as_float(x), self.layout, self.wanted[site], self._shelf)
+                self._put(TokenSummary, (block, site), summary)
         if self.pattern:
-            row = call.rows(self.layout.positions("cls")).squeeze(-2) if self.layout.has("cls") else None
-            columns = None
+            row = columns = None
+            if self.layout.has("cls"):
+                row = self._shelf.keep(call.rows(self.layout.positions("cls")).squeeze(-2))
             if self.layout.prefix:
-                columns = call.columns(self.layout.prefix_positions)[..., self.layout.patch_slice, :].mean(-2)
+                columns = self.layout.patches_of(call.columns(self.layout.prefix_positions)).mean(-2)
+                columns = self._shelf.keep(columns)
             self._put(AttentionSummary, (block, "pattern"), AttentionSummary(self.layout, row, columns))

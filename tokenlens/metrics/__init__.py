@@ -40,6 +40,7 @@ PATTERN = "pattern"
 
 FEATURE_SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post", "final_norm")
 HEAD_SITE_NAMES = tuple(str(site) for site in HEAD_SITES)
+HEAD_COST = "at q, k and v per head when asked for by name: 4 % of a ViT-S forward pass, 2 % of a ViT-B"
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post")
 NORM_SITE_NAMES = ("norm1", "norm2", "final_norm")
 
@@ -85,15 +86,18 @@ class Metric(ABC):
         title: what axes and captions call it.
         unit: unit of all parts, or of each part.
         sites: the sites it is reported at.
+        named_sites: more sites, which cost, for when the metric is asked for by name or with all.
         requires: token groups without which it does not apply.
-        opt_in: whether it must be asked for by name, because it costs; ``cost`` then says how much.
+        opt_in: whether it must be asked for by name, because it costs.
+        cost: how much ``opt_in`` or ``named_sites`` cost.
         wanted: the sums over patches that it needs at its sites.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     unit: ClassVar[str | Mapping[str, str]] = ""
-    sites: ClassVar[tuple[str, ...]] = ()
+    sites: tuple[str, ...] = ()
+    named_sites: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ()
     opt_in: ClassVar[bool] = False
     cost: ClassVar[str] = ""

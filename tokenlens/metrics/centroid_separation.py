@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics import FEATURE_SITES, JackknifeMetric
-from tokenlens.summaries import TokenSummary
+from tokenlens.summaries import TokenSummary, precise
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class CentroidSeparation(JackknifeMetric):
         return {
             "cls": cls,
             # Not from the norms: they were rounded to float32, and ‖μ‖² may be far larger than the trace.
-            "cls_square": cls.square().sum(-1),
+            "cls_square": precise(cls).square().sum(-1),
             "patch": summary.patch_sum / count,
             "patch_square": summary.norms_of("patch").square().mean(-1),
         }

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenlens.metrics import FEATURE_SITES, HEAD_SITE_NAMES, TokenMetric, Values
+from tokenlens.metrics import FEATURE_SITES, HEAD_COST, HEAD_SITE_NAMES, TokenMetric, Values
 from tokenlens.summaries import TokenSummary
 
 
@@ -24,11 +24,13 @@ def cls_patch_cosine(cls_BD: Tensor, patch_BPD: Tensor) -> Tensor:
 
 
 class CLSPatchCosine(TokenMetric):
-    """At every token site, and per head for q, k and v."""
+    """At every token site; per head for q, k and v where the metric is asked for by name."""
 
     title = "CLS–patch cosine"
     unit = "cosine"
-    sites = FEATURE_SITES + HEAD_SITE_NAMES
+    sites = FEATURE_SITES
+    named_sites = HEAD_SITE_NAMES
+    cost = HEAD_COST
     requires = ("cls",)
     wanted = frozenset({"unit_patch_sum"})
 

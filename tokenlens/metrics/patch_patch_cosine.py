@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenlens.metrics import FEATURE_SITES, HEAD_SITE_NAMES, Subject, TokenMetric, Values
+from tokenlens.metrics import FEATURE_SITES, HEAD_COST, HEAD_SITE_NAMES, Subject, TokenMetric, Values
 from tokenlens.summaries import TokenSummary
 
 
@@ -29,11 +29,13 @@ def patch_patch_cosine(patch_BPD: Tensor) -> Tensor:
 
 
 class PatchPatchCosine(TokenMetric):
-    """At every token site, and per head for q, k and v."""
+    """At every token site; per head for q, k and v where the metric is asked for by name."""
 
     title = "patch–patch cosine"
     unit = "cosine"
-    sites = FEATURE_SITES + HEAD_SITE_NAMES
+    sites = FEATURE_SITES
+    named_sites = HEAD_SITE_NAMES
+    cost = HEAD_COST
     wanted = frozenset({"unit_patch_sum"})
 
     def prepare(self, subject: Subject) -> str | None:
