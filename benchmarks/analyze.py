@@ -1,6 +1,6 @@
 """What `analyze` costs over a plain forward pass: time, peak memory and growth, beside what people use today.
 
-    python benchmarks/analyze.py time    # ViT-S/16 and ViT-B/16, batch 8, interleaved in one process
+    python benchmarks/analyze.py time    # ViT-S/16 and ViT-B/16, batch 8, interleaved in one process; also --alone
     python benchmarks/analyze.py memory  # peak resident memory over a plain forward, one fresh process a number
     python benchmarks/analyze.py growth  # time and memory against images, tokens and blocks, with fitted exponents
     python benchmarks/analyze.py all
@@ -115,14 +115,15 @@ def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
 # -- time
 
 
-def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool) -> pd.DataFrame:
+def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, peers: bool) -> pd.DataFrame:
     """Seconds of each way for one batch, round by round: `analyze` runs once, the others in its progress call."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval().to(device)
     pixels = torch.randn(batch, 3, 224, 224)
     on_device = pixels.to(device)
     steps: dict[str, Callable[[Tensor], object]] = {"plain forward": model, "plain forward again": model}
-    steps |= available(model)
+    if peers:
+        steps |= available(model)
     order = random.Random(0)
     rows: list[dict[str, object]] = []
     state = {"round": 0, "begun": 0.0}
@@ -314,13 +315,17 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--alone", action="store_true", help="time: without the peers")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     suffix = "" if options.device == "cpu" else f"_{options.device.split(':')[0]}"
     if options.what in ("time", "all"):
-        frames = [measure_time(name, options.batch, options.rounds, options.device, options.amp) for name in MODELS]
+        peers = not options.alone
+        frames = [
+            measure_time(name, options.batch, options.rounds, options.device, options.amp, peers) for name in MODELS
+        ]
         write(
-            f"analyze_time{suffix}", "Time of analyze over a plain forward",
+            f"analyze_time{'_peers' if peers else ''}{suffix}", "Time of analyze over a plain forward",
             f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
             "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
             "same round: median and quartiles over rounds. “plain forward again” shows the noise. The competitors only "

@@ -19,7 +19,7 @@ from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 import tokenlens
-from tokenlens.analysis import COLUMNS, SERIES, Analysis, _Run
+from tokenlens.analysis import COLUMNS, SERIES, Analysis, _Run, chosen_metrics
 from tokenlens.data import batches, open_images
 from tokenlens.metrics import metrics as catalog
 from tokenlens.models import load_model
@@ -75,7 +75,7 @@ def precise_analysis(name: str) -> Analysis:
 
 def run_over(name: str, indices: range) -> _Run:
     """What two processes would have: the metrics after some of the images, before any result."""
-    run = _Run(load_model(model(name)), [catalog.get(metric)() for metric in METRICS], keep_images=IMAGES)
+    run = _Run(load_model(model(name)), chosen_metrics(METRICS), keep_images=IMAGES)
     with evaluating(model(name)):
         for batch in batches(open_images(images(name)[indices.start : indices.stop]), 3):
             batch.indices[:] = [index + indices.start for index in batch.indices]
@@ -252,7 +252,7 @@ def test_says_what_it_is(metric):
     assert cls.title
     assert cls.__doc__
     assert catalog.describe(metric).endswith((".", ":")) or ":" in catalog.describe(metric)
-    assert bool(cls.cost) == cls.opt_in
+    assert bool(cls.cost) == bool(cls.opt_in or cls.named_sites)
 
 
 def test_a_metric_without_a_reference_fails_with_what_to_do():

@@ -219,7 +219,8 @@ def analyze(
         "untrained": loaded.untrained,
         "weights": loaded.weights,
         "images": {
-            "source": source.description, "count": len(names), "skipped": skipped, "names": names, "hashes": hashes,
+            "source": source.description, "note": source.note,
+            "count": len(names), "skipped": skipped, "names": names, "hashes": hashes,
             "kept_per_image": min(len(names), keep_images),
         },
         "transform": {key: _plain(value) for key, value in loaded.data_config.items()},

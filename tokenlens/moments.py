@@ -15,7 +15,7 @@ JACKKNIFE_GROUPS = 20
 
 
 class Moments:
-    """Count, mean and spread of S series, from batches in any order; values that are NaN are not counted.
+    """Count, mean and spread of S series, from batches in any order; values that are not finite are not counted.
 
     Chan, Golub and LeVeque's pairwise update, in float64, so merging two halves equals one pass to rounding.
 
@@ -34,7 +34,7 @@ class Moments:
     def update(self, values_BS: Array) -> None:
         """Add a batch (B, S)."""
         values = np.asarray(values_BS, dtype=np.float64)
-        defined = ~np.isnan(values)
+        defined = np.isfinite(values)
         n = defined.sum(axis=0)
         mean = np.where(defined, values, 0.0).sum(axis=0) / np.maximum(n, 1)
         m2 = np.where(defined, values - mean, 0.0).__pow__(2).sum(axis=0)

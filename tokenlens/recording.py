@@ -160,7 +160,10 @@ class Recorder:
         """One forward pass through the family's ``forward``; the model's own output, after the completeness check."""
         self._seen.clear()
         self._batch = len(images)
-        output = self.family.forward(self.model, images)
+        try:
+            output = self.family.forward(self.model, images)
+        finally:
+            self._batch = 0
         missing = self.expected - self._seen
         if missing:
             raise IncompleteRecording(_missing_text(missing, self.model))
@@ -241,6 +244,8 @@ class Recorder:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
         self.layout.check(x.shape[1])
+        if not self._batch:
+            raise IncompleteRecording("call the Recorder's run(), not the model: run() checks that nothing is missing")
         self._see((block, site))
         return x
 

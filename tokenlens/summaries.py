@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from tokenlens.tokens import TokenLayout, take
 
 Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum"]
 """Sums over patches that a metric can ask for; the prefix tokens and every token's norm are always kept."""
+
+
+_LINEAR: tuple[Reduction, ...] = ("unit_patch_sum", "patch_sum")
 
 
 def precise(x: Tensor) -> Tensor:
@@ -53,29 +56,47 @@ class Shelf:
         self._needed: list[tuple[torch.Size, torch.dtype]] = []
         self._places: list[Tensor] = []
         self._next = 0
+        self._weights: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def lay_out(self) -> None:
-        """Make the places for a forward pass like the last one."""
-        sizes = [shape.numel() for shape, _ in self._needed]
-        self._places = [torch.empty(0)] * len(sizes)
-        for wanted in {dtype for _, dtype in self._needed}:
-            chosen = [index for index, (_, dtype) in enumerate(self._needed) if dtype == wanted]
-            buffer = torch.empty(sum(sizes[index] for index in chosen), dtype=wanted)
-            for index, place in zip(chosen, buffer.split([sizes[index] for index in chosen]), strict=True):
-                self._places[index] = place.view(self._needed[index][0])
+        """Get ready for a forward pass: use the places of the last one again, or make them if it needed others."""
+        if self._needed and self._next < len(self._needed):
+            sizes = [shape.numel() for shape, _ in self._needed]
+            self._places = [torch.empty(0)] * len(sizes)
+            for wanted in {dtype for _, dtype in self._needed}:
+                chosen = [index for index, (_, dtype) in enumerate(self._needed) if dtype == wanted]
+                buffer = torch.empty(sum(sizes[index] for index in chosen), dtype=wanted)
+                for index, place in zip(chosen, buffer.split([sizes[index] for index in chosen]), strict=True):
+                    self._places[index] = place.view(self._needed[index][0])
         self._needed, self._next = [], 0
 
-    def keep(self, x: Tensor, fresh: bool = True) -> Tensor:
-        """A tensor with the values of ``x`` that may stay; ``fresh`` if nothing else holds ``x``'s memory."""
-        if x.device.type != "cpu":
-            return x if fresh else x.clone()
-        self._needed.append((x.shape, x.dtype))
+    def place(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """The place for a tensor of this shape, for an operation's ``out``; None if none was laid out."""
+        if like.device.type != "cpu":
+            return None
+        self._needed.append((torch.Size(shape), like.dtype))
         if self._next < len(self._places):
             place = self._places[self._next]
-            if place.shape == x.shape and place.dtype == x.dtype:
+            if place.shape == shape and place.dtype == like.dtype:
                 self._next += 1
-                return place.copy_(x)
-        return x if fresh else x.clone()
+                return place
+        return None
+
+    def weights(self, norms: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Weights (..., rows, P) that are 1 but for the first row, and that row; for use before the next call."""
+        if norms.device.type != "cpu":
+            ones = norms.new_ones((*norms.shape[:-1], rows, norms.shape[-1]))
+            return ones, ones.select(-2, 0)
+        key = (*norms.shape, rows)
+        if key not in self._weights or self._weights[key][0].dtype != norms.dtype:
+            ones = norms.new_ones((*norms.shape[:-1], rows, norms.shape[-1]))
+            self._weights[key] = (ones, ones.select(-2, 0))
+        return self._weights[key]
+
+    def keep(self, x: Tensor) -> Tensor:
+        """A tensor with the values of ``x``, a fresh temporary, that may stay."""
+        place = self.place(x.shape, x)
+        return x if place is None else place.copy_(x)
 
 
 @dataclass
@@ -83,38 +104,48 @@ class TokenSummary:
     """Of the tokens at one site: the prefix tokens, every token's norm, and sums over the patches.
 
     Attributes:
-        prefix: (..., R, D), the prefix tokens themselves, in layout order.
+        rows: (..., R + K, D), the R prefix tokens themselves in layout order, then K sums over patches.
+        sums: what the K sums are.
         norms: (..., T), Euclidean norm of every token.
-        unit_patch_sum: (..., D), Σ_i x_i/‖x_i‖ over patches.
-        patch_sum: (..., D), Σ_i x_i over patches.
         patch_abs_sum: (..., D), Σ_i |x_i| over patches.
     """
 
     layout: TokenLayout
-    prefix: Tensor
+    rows: Tensor
+    sums: tuple[str, ...]
     norms: Tensor
-    unit_patch_sum: Tensor | None = None
-    patch_sum: Tensor | None = None
     patch_abs_sum: Tensor | None = None
 
     def add(self, x: Tensor, wanted: Iterable[Reduction], shelf: Shelf) -> None:
         """Compute the wanted sums of ``x`` that are not there yet."""
-        missing = [name for name in wanted if getattr(self, name) is None]
-        if not missing:
-            return
-        patches = self.layout.patches_of(x)
-        linear = [name for name in missing if name != "patch_abs_sum"]
+        linear = tuple(name for name in _LINEAR if name in wanted and name not in self.sums)
         if linear:
-            # One pass over the patches for all weighted sums: a batched product with one row of weights for each.
-            norms = self.layout.patches_of(self.norms, -1)
-            weights = norms.new_ones((*norms.shape[:-1], len(linear), norms.shape[-1]))
-            if "unit_patch_sum" in linear:
-                torch.reciprocal(norms, out=weights.select(-2, linear.index("unit_patch_sum")))
-            sums = _weighted_sums(weights, patches)
-            for index, name in enumerate(linear):
-                setattr(self, name, shelf.keep(sums.select(-2, index)))
-        if "patch_abs_sum" in missing:
-            self.patch_abs_sum = shelf.keep(patches.abs().sum(-2))
+            extended = [self.rows, _sums(x, self.norms, self.layout, linear, shelf)]
+            self.rows, self.sums = torch.cat(extended, dim=-2), self.sums + linear
+        if self.patch_abs_sum is None and "patch_abs_sum" in wanted:
+            magnitudes = self.layout.patches_of(x).abs()
+            place = shelf.place((*x.shape[:-2], x.shape[-1]), x)
+            self.patch_abs_sum = torch.sum(magnitudes, dim=-2, out=place)
+
+    @cached_property
+    def prefix(self) -> Tensor:
+        """The prefix tokens, (..., R, D)."""
+        return self.rows.narrow(-2, 0, len(self.layout.prefix))
+
+    def _sum(self, name: Reduction) -> Tensor | None:
+        if name not in self.sums:
+            return None
+        return self.rows.select(-2, len(self.layout.prefix) + self.sums.index(name))
+
+    @property
+    def unit_patch_sum(self) -> Tensor | None:
+        """Σ_i x_i/‖x_i‖ over patches, (..., D); None if it was not wanted."""
+        return self._sum("unit_patch_sum")
+
+    @property
+    def patch_sum(self) -> Tensor | None:
+        """Σ_i x_i over patches, (..., D); None if it was not wanted."""
+        return self._sum("patch_sum")
 
     @property
     def patches(self) -> int:
@@ -141,13 +172,27 @@ class TokenSummary:
         return take(self.norms, self.layout.positions(group), -1)
 
 
+def _sums(x: Tensor, norms: Tensor, layout: TokenLayout, names: tuple[str, ...], shelf: Shelf) -> Tensor:
+    """Sums over patches, (..., K, D), in one pass: a batched product with one row of weights for each."""
+    patch_norms = layout.patches_of(norms, -1)
+    weights, first = shelf.weights(patch_norms, len(names))
+    if names[0] == "unit_patch_sum":
+        torch.reciprocal(patch_norms, out=first)
+    else:
+        first.fill_(1.0)
+    return _weighted_sums(weights, layout.patches_of(x))
+
+
 def summarize(x: Tensor, layout: TokenLayout, wanted: Iterable[Reduction], shelf: Shelf) -> TokenSummary:
     """The summary of tokens (..., T, D)."""
-    summary = TokenSummary(
-        layout,
-        prefix=shelf.keep(layout.prefix_of(x), fresh=False),
-        norms=shelf.keep(torch.linalg.vector_norm(x, dim=-1)),
-    )
+    norms = torch.linalg.vector_norm(x, dim=-1, out=shelf.place(x.shape[:-1], x))
+    linear = tuple(name for name in _LINEAR if name in wanted)
+    parts = [layout.prefix_of(x)]
+    if linear:
+        parts.append(_sums(x, norms, layout, linear, shelf))
+    place = shelf.place((*x.shape[:-2], len(layout.prefix) + len(linear), x.shape[-1]), x)
+    rows = torch.cat(parts, dim=-2, out=place)
+    summary = TokenSummary(layout, rows, linear, norms)
     summary.add(x, wanted, shelf)
     return summary
 
@@ -264,33 +309,35 @@ S = TypeVar("S", TokenSummary, NormSummary, AttentionSummary, UpdateSummary)
 Kind = type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[UpdateSummary]
 
 
-_SUMS: frozenset[str] = frozenset(get_args(Reduction))
 _CONSTANTS = ("weight_prefix", "weight_patch")
 """Fields without an axis of images."""
-_VECTORS = ("prefix", "unit_patch_sum", "patch_sum", "patch_abs_sum", "centred_patch_sum", "weighted_patch_sum")
+_VECTORS = ("rows", "patch_abs_sum", "centred_patch_sum", "weighted_patch_sum")
+"""Fields that stay in float32, since sums over channels of their products do; they are half of all memory."""
 
 
 def _signature(summary: Any) -> tuple[Any, ...]:
-    """What must be equal for cells to be stacked, but for the sums over patches."""
+    """What must be equal for cells to be stacked."""
     parts: list[Any] = []
     for item in fields(summary):
         value = getattr(summary, item.name)
+        if item.name == "patch_abs_sum":
+            continue  # left out where not all have it: it may be there only because another site shares the tensor
         if isinstance(value, Tensor):
-            parts.append(None if item.name in _SUMS else tuple(value.shape))
-        elif isinstance(value, TokenSummary):
-            parts.append(_signature(value))
+            parts.append(tuple(value.shape))
         else:
-            parts.append(None if item.name in _SUMS else value)
+            parts.append(_signature(value) if isinstance(value, TokenSummary) else value)
     return tuple(parts)
 
 
-def _combine(summaries: list[S], tensors: Callable[[str, list[Tensor]], Tensor | None]) -> S:
+def _combine(summaries: list[S], tensors: Callable[[str, list[Tensor]], Tensor]) -> S:
     """One summary from several: each field's tensors go through ``tensors(name of the field, tensors)``."""
     changes: dict[str, Any] = {}
     for item in fields(summaries[0]):
         values = [getattr(summary, item.name) for summary in summaries]
         if isinstance(values[0], TokenSummary):
             changes[item.name] = _combine(values, tensors)
+        elif any(value is None for value in values):
+            changes[item.name] = None
         elif isinstance(values[0], Tensor):
             changes[item.name] = tensors(item.name, values)
     return replace(summaries[0], **changes)
@@ -304,22 +351,14 @@ class Stack:
     summary: Any
 
 
-def _stacks(cells: Mapping[Key, Any], wanted: Mapping[str, set[Reduction]]) -> list[Stack]:
-    """The summaries of many cells as few, one for each distinct shape and set of wanted sums."""
-    alike: dict[Any, list[Key]] = {}
-    for key, summary in cells.items():
-        # Sums that are there only because another site shares the tensor are left behind.
-        sums = frozenset(wanted.get(key[1], ()))
-        alike.setdefault((sums, _signature(summary)), []).append(key)
-
-    def stack(name: str, values: list[Tensor]) -> Tensor | None:
-        return None if name in unwanted else torch.stack(values)
-
-    found = []
-    for (sums, _), keys in alike.items():
-        unwanted = _SUMS - sums
-        found.append(Stack(keys, _combine([cells[key] for key in keys], stack)))
-    return found
+def _stacks(cells: Mapping[Key, Any], together: list[list[Key]]) -> list[Stack]:
+    """The summaries of many cells as few, one for each distinct shape; ``together`` is how it was in the last batch."""
+    if set(cells) != {key for keys in together for key in keys}:
+        alike: dict[Any, list[Key]] = {}
+        for key, summary in cells.items():
+            alike.setdefault(_signature(summary), []).append(key)
+        together = list(alike.values())
+    return [Stack(keys, _combine([cells[key] for key in keys], lambda _, x: torch.stack(x))) for keys in together]
 
 
 @dataclass
@@ -409,6 +448,7 @@ class Summarizer:
         self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._parameters: dict[int, NormParameters] = {}
         self._shelf = Shelf()
+        self._together: dict[Kind, list[list[Key]]] = {}
 
     def start(self, indices: list[int]) -> None:
         """Begin a new batch."""
@@ -419,7 +459,8 @@ class Summarizer:
 
     def finish(self) -> BatchSummary:
         """What the batch left behind; nothing of it is held here any more."""
-        kinds = {kind: _stacks(cells, self.wanted) for kind, cells in self._cells.items()}
+        kinds = {kind: _stacks(cells, self._together.get(kind, [])) for kind, cells in self._cells.items()}
+        self._together = {kind: [stack.keys for stack in stacks] for kind, stacks in kinds.items()}
         batch = BatchSummary(self._indices, kinds, self._seen)
         self._indices, self._cells, self._seen = [], {}, {}
         self._recent.clear()

@@ -173,6 +173,9 @@ def save(analysis: Analysis, folder: Path, *, overwrite: bool, report: bool) -> 
 
 
 def _tell_what_is_missing(analysis: Analysis) -> None:
+    note = analysis.provenance["images"].get("note")
+    if note:
+        say(note)
     skipped = analysis.provenance["images"]["skipped"]
     if skipped:
         named = "; ".join(f"{item['name']}: {item['reason']}" for item in skipped[:5])

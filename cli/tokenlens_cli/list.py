@@ -67,7 +67,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _text(item: dict[str, Any]) -> str:
-    cost = f" (opt-in: {item['cost']})" if item.get("opt_in") else ""
+    cost = f" ({'opt-in: ' if item.get('opt_in') else ''}{item['cost']})" if item.get("cost") else ""
     return f"{item['description']}{cost}"
 
 
@@ -109,6 +109,7 @@ def _metrics() -> list[dict[str, Any]]:
             "opt_in": metric.opt_in,
             "cost": metric.cost,
             "sites": list(metric.sites),
+            "named_sites": list(metric.named_sites),
             "requires": list(metric.requires),
         }
         for name in metrics.names()

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from tokenlens.figures import FAINT, GRID, INK, PAPER, STAGE_COLOURS, NothingToDraw, draw, figures, save_figure
 from tokenlens.figures._rows import GROUPS
 from tokenlens.findings import judge
+from tokenlens.headlines import headlines
 from tokenlens.metrics import metrics
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def write_report(analysis: Analysis, folder: str | os.PathLike[str]) -> Path:
         facts=_facts(analysis),
         groups=[(group, GROUPS[group]) for group in GROUPS if group in (*analysis.layout.prefix, "patch")],
         findings=judge(analysis),
+        headlines=_headlines(analysis),
+        note=analysis.provenance.get("images", {}).get("note", ""),
         figures=drawn,
         left_out=left_out,
         summary=_summary(analysis.table),
@@ -83,6 +86,23 @@ def write_report(analysis: Analysis, folder: str | os.PathLike[str]) -> Path:
     finally:
         half_written.unlink(missing_ok=True)
     return path
+
+
+def _headlines(analysis: Analysis) -> list[dict[str, str]]:
+    """The numbers of the whole model, written out."""
+
+    def written(value: float) -> str:
+        return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
+
+    lines = []
+    for row in headlines(analysis).itertuples(index=False):
+        where = "" if pd.isna(row.block) else f"block {row.block}"
+        where += "" if pd.isna(row.head) else f", head {row.head}"
+        bounded = not (pd.isna(row.ci_low) or pd.isna(row.ci_high))
+        interval = f"{written(row.ci_low)} to {written(row.ci_high)}" if bounded else "–"
+        line = {"quantity": row.quantity, "value": written(row.value), "interval": interval, "n": str(row.n)}
+        lines.append({**line, "unit": row.unit, "where": where})
+    return lines
 
 
 def _draw_all(analysis: Analysis, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
