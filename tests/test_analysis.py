@@ -246,7 +246,7 @@ def test_the_first_place_and_the_image_are_named(place, site, value):
     model = fresh()
     spoil(model.get_submodule(place), lambda output: output[-1].fill_(value))
     with pytest.raises(NonFiniteActivation) as caught:
-        tokenlens.analyze(model, images("registers"), batch_size=8)
+        tokenlens.analyze(model, images("registers"), batch_size=8, metrics="all")
     assert site in str(caught.value)
     assert "'image 7'" in str(caught.value)
 
@@ -255,6 +255,8 @@ def test_the_image_is_named_in_a_later_batch_too():
     model, batches = fresh(), []
 
     def third(output: Tensor) -> None:
+        if len(output) == 1:
+            return  # the rehearsal with one image
         batches.append(1)
         if len(batches) == 3:
             output[1] = torch.nan
@@ -289,7 +291,7 @@ def test_a_cosine_with_nothing_is_undefined_and_not_counted():
 
 def test_one_image_without_an_update_is_not_counted_with_the_others():
     model = fresh()
-    spoil(model.blocks[0].ls2, lambda output: output[3].zero_())
+    spoil(model.blocks[0].ls2, lambda output: output[3:4].zero_())
     analysis = tokenlens.analyze(model, images("registers"), metrics=["cls_patch_cosine"])
     row = analysis.select("cls_patch_cosine", block=0, site="mlp_out").iloc[0]
     column = ("cls_patch_cosine", "", 0, "mlp_out", "cls-patch", -1)
@@ -352,7 +354,7 @@ def test_the_same_twice_and_the_random_state_untouched():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_model_in_another_precision(dtype):
-    analysis = tokenlens.analyze(fresh().to(dtype), images("registers"))
+    analysis = tokenlens.analyze(fresh().to(dtype), images("registers"), metrics="all")
     assert analysis.provenance["dtype"] == str(dtype).removeprefix("torch.")
     expected = everything().select("cls_patch_cosine")["value"]
     np.testing.assert_allclose(analysis.select("cls_patch_cosine")["value"], expected, atol=0.02)
@@ -361,7 +363,7 @@ def test_a_model_in_another_precision(dtype):
 
 
 def test_amp():
-    analysis = tokenlens.analyze(_cases.model("registers"), images("registers"), amp=True)
+    analysis = tokenlens.analyze(_cases.model("registers"), images("registers"), amp=True, metrics="all")
     assert analysis.provenance["dtype"] == "bfloat16 autocast"
     expected = everything().select("cls_patch_cosine")["value"]
     difference = np.abs(analysis.select("cls_patch_cosine")["value"] - expected)

@@ -132,7 +132,6 @@ class Recorder:
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
         self._capture: AttentionCapture | None = None
-        self._batch = 0
 
     def __enter__(self) -> Recorder:
         assert not self._handles, "a Recorder is entered once"
@@ -159,11 +158,7 @@ class Recorder:
     def run(self, images: Tensor) -> Any:
         """One forward pass through the family's ``forward``; the model's own output, after the completeness check."""
         self._seen.clear()
-        self._batch = len(images)
-        try:
-            output = self.family.forward(self.model, images)
-        finally:
-            self._batch = 0
+        output = self.family.forward(self.model, images)
         missing = self.expected - self._seen
         if missing:
             raise IncompleteRecording(_missing_text(missing, self.model))
@@ -216,9 +211,10 @@ class Recorder:
     def _hook_attention(self, block: int, module: nn.Module) -> None:
         self.expected.add((block, "attention"))
 
-        def before(_module: nn.Module, _args: Any) -> None:
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
-            self._capture = AttentionCapture(self._batch, self.layout.tokens)
+            x_BTD = _first_tensor((args, kwargs))
+            self._capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
             self._capture.__enter__()
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -227,7 +223,7 @@ class Recorder:
                 self._see((block, "attention"))
                 self._tell(call.q_BHTd, self.observer.attention, block, call)
 
-        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         # always_call: the capture must end when the attention module raises, too.
         self._handles.append(module.register_forward_hook(after, always_call=True))
 
@@ -244,8 +240,6 @@ class Recorder:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
         self.layout.check(x.shape[1])
-        if not self._batch:
-            raise IncompleteRecording("call the Recorder's run(), not the model: run() checks that nothing is missing")
         self._see((block, site))
         return x
 

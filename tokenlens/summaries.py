@@ -9,6 +9,7 @@ into float64 there, so that the metrics cost a few operations a batch and not a 
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -53,28 +54,29 @@ class Shelf:
     """
 
     def __init__(self) -> None:
-        self._needed: list[tuple[torch.Size, torch.dtype]] = []
+        self._needed: list[tuple[tuple[int, ...], torch.dtype]] = []
         self._places: list[Tensor] = []
         self._next = 0
+        self._batch = 0
         self._weights: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def lay_out(self) -> None:
-        """Get ready for a forward pass: use the places of the last one again, or make them if it needed others."""
-        if self._needed and self._next < len(self._needed):
-            sizes = [shape.numel() for shape, _ in self._needed]
-            self._places = [torch.empty(0)] * len(sizes)
+    def lay_out(self, batch: int) -> None:
+        """Get ready for a forward pass of ``batch`` images: the places of the last one again, or new ones."""
+        if batch != self._batch or self._next < len(self._needed):
+            self._places = [torch.empty(0)] * len(self._needed)
             for wanted in {dtype for _, dtype in self._needed}:
                 chosen = [index for index, (_, dtype) in enumerate(self._needed) if dtype == wanted]
-                buffer = torch.empty(sum(sizes[index] for index in chosen), dtype=wanted)
-                for index, place in zip(chosen, buffer.split([sizes[index] for index in chosen]), strict=True):
-                    self._places[index] = place.view(self._needed[index][0])
-        self._needed, self._next = [], 0
+                sizes = [batch * math.prod(self._needed[index][0]) for index in chosen]
+                buffer = torch.empty(sum(sizes), dtype=wanted)
+                for index, place in zip(chosen, buffer.split(sizes), strict=True):
+                    self._places[index] = place.view(batch, *self._needed[index][0])
+        self._needed, self._next, self._batch = [], 0, batch
 
     def place(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        """The place for a tensor of this shape, for an operation's ``out``; None if none was laid out."""
+        """The place for a tensor of this shape, images first, for an operation's ``out``; None if there is none."""
         if like.device.type != "cpu":
             return None
-        self._needed.append((torch.Size(shape), like.dtype))
+        self._needed.append((tuple(shape[1:]), like.dtype))
         if self._next < len(self._places):
             place = self._places[self._next]
             if place.shape == shape and place.dtype == like.dtype:
@@ -455,7 +457,7 @@ class Summarizer:
         self._indices, self._cells, self._seen = indices, {}, {}
         self._residual = None
         self._recent.clear()
-        self._shelf.lay_out()
+        self._shelf.lay_out(len(indices))
 
     def finish(self) -> BatchSummary:
         """What the batch left behind; nothing of it is held here any more."""
