@@ -13,7 +13,7 @@ from tokenlens.summaries import BatchSummary, TokenSummary
 
 Array = NDArray[np.float64]
 
-CKA_IMAGES = 512
+CKA_IMAGES = 256
 """Images whose features are kept: those with an index below it. The debiased estimate does not drift with n."""
 
 
