@@ -254,10 +254,14 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
             for repeat in range(repeats):
                 found = in_fresh_process(name=name, way=way, batch=8, **arguments)
                 rows.append({"axis": axis, "value": value, "way": way, "repeat": repeat, **found})
-        print(rows[-1], file=sys.stderr)
+        print(*rows[-2 * repeats :], sep="\n", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    table = frame.groupby(["axis", "value", "way"], sort=False)[["s", "over plain MiB"]].agg(["median", "min", "max"])
-    table.columns = [" ".join(column) for column in table.columns]
+    groups = frame.groupby(["axis", "value", "way"], sort=False)
+    table = pd.DataFrame({
+        f"{column} {statistic}": groups[column].agg(statistic)
+        for column in ("s", "over plain MiB")
+        for statistic in ("median", "min", "max")
+    })
     fits = []
     for (axis, way), part in frame.groupby(["axis", "way"], sort=False):
         fit = np.polyfit(np.log(part["value"]), np.log(part["s"]), 1, cov=True)
