@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 import tokenlens
 from tokenlens.families import find_family
 from tokenlens.recording import IncompleteRecording, Keeper, Recorder, Recording, Site, evaluating
-from tokenlens.summaries import Summarizer
+from tokenlens.summarizer import Summarizer
 from tokenlens.tokens import TokenLayout
 
 from .metrics import _cases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime as dt
 import io
 import os
@@ -24,13 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tokenlens.cells import BatchSummary
 from tokenlens.data import Batch, ImageSource, batches, open_images
 from tokenlens.families import Family
 from tokenlens.metrics import PATTERN, Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models import LoadedModel, load_model
+from tokenlens.places import keep_freed_memory
 from tokenlens.recording import HEAD_SITES, Keeper, Recorder, Recording, Site, evaluating
-from tokenlens.summaries import AttentionSummary, BatchSummary, NormSummary, Reduction, Summarizer, TokenSummary, pool
+from tokenlens.summaries import AttentionSummary, NormSummary, PatternSummary, Reduction, TokenSummary
+from tokenlens.summarizer import Summarizer
 from tokenlens.tokens import TokenLayout
 
 if TYPE_CHECKING:
@@ -43,6 +47,9 @@ COLUMNS = ("model", "metric", "part", "block", "site", "group", "head", "value",
 _ORDER = [str(site) for site in Site]
 _ORDER.insert(_ORDER.index(Site.ATTN_OUT), PATTERN)
 SERIES = ("metric", "part", "block", "site", "group", "head")
+
+Choice = str | type[Metric] | Metric
+"""A metric that is asked for: its name, or a class or an instance of one's own."""
 
 
 class NonFiniteActivation(ValueError):
@@ -149,7 +156,7 @@ def analyze(
     model: str | nn.Module,
     images: Any = "sample",
     *,
-    metrics: Sequence[str] | str | None = None,
+    metrics: Choice | Sequence[Choice] | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
@@ -169,8 +176,9 @@ def analyze(
         model: a name (timm, ``hf-hub:``, ``local-dir:``) or any module that a family owns; it is used as it is.
         images: a folder, a file, ``"sample"``, ``hfds/…``, ``wds/…``, a preprocessed tensor (N, 3, H, W), a Dataset
             or a DataLoader.
-        metrics: names from ``tokenlens list metrics``, ``"all"``, or None for all that are not opt-in. The cosines are
-            taken at q, k and v, too, where they are named or ``"all"`` are asked for.
+        metrics: names from ``tokenlens list metrics`` and metrics of your own (``Metric`` classes or instances),
+            ``"all"``, or None for all that are not opt-in. The cosines are taken at q, k and v, too, where they are
+            named or ``"all"`` are asked for.
         limit: use at most this many images.
         batch_size: images per forward pass; the numbers do not depend on it.
         workers: processes that decode images.
@@ -220,6 +228,7 @@ def analyze(
         "weights": loaded.weights,
         "images": {
             "source": source.description, "note": source.note,
+            "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None, "limit": limit,
             "count": len(names), "skipped": skipped, "names": names, "hashes": hashes,
             "kept_per_image": min(len(names), keep_images),
         },
@@ -230,9 +239,7 @@ def analyze(
         "dtype": "bfloat16 autocast" if amp else str(next(loaded.module.parameters()).dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "world_size": world_size,
-        "versions": versions(),
-        "command": shlex.join(["tokenlens", *sys.argv[1:]]) if _is_command_line() else "tokenlens.analyze(…) in Python",
-        "commit": _commit(),
+        **made_by("analyze"),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
     }
@@ -245,7 +252,7 @@ def record(
     *,
     sites: Iterable[str] | None = None,
     blocks: Iterable[int] | None = None,
-    patterns: bool = False,
+    patterns: bool | None = False,
     max_bytes: int = 2**30,
     limit: int | None = None,
     device: str = "auto",
@@ -261,7 +268,8 @@ def record(
         model, images, device, seed, checkpoint, pretrained, img_size, family: as for ``analyze``.
         sites: sites to record (default all).
         blocks: blocks to record (default all); negative ones count from the end.
-        patterns: also keep the attention patterns, (B, H, T, T) a block.
+        patterns: also keep the attention patterns, (B, H, T, T) a block; None keeps only those that q and k do not
+            tell, because the model computes softmax(QKᵀ) itself.
         max_bytes: memory budget.
         limit: at most this many images; by default 4 of what is named, and all of what is handed over.
 
@@ -274,16 +282,22 @@ def record(
     if limit is None and isinstance(images, str | os.PathLike):
         limit = 4
     source = _open(images, loaded, limit, seed)
-    parts = [batch.images for batch in batches(source, 8)]
+    parts, names = [], []
+    for batch in batches(source, 8):
+        parts.append(batch.images)
+        names += batch.names
     if not parts:
         raise ValueError(f"no image of {source.description} could be used: {_skipped_text(source.skipped)}")
     pixels_B3HW = torch.cat(parts)
     height, width = pixels_B3HW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
     wanted = {Site(site) for site in (Site if sites is None else sites)}
-    recording = Recording(layout, model=loaded.name, images=pixels_B3HW)
+    mean, std = (tuple(loaded.data_config[key]) for key in ("mean", "std"))
+    recording = Recording(
+        layout, model=loaded.name, images=pixels_B3HW, names=names, mean=mean, std=std, untrained=loaded.untrained
+    )
     keeper = Keeper(recording, wanted, patterns, max_bytes)
-    watched = wanted | ({Site.Q} if patterns else set())
+    watched = wanted | (set() if patterns is False else {Site.Q})
     with (
         evaluating(loaded.module),
         Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
@@ -292,28 +306,57 @@ def record(
     return recording
 
 
-def metric_names(metrics: Sequence[str] | str | None) -> list[str]:
-    """The metrics meant by ``metrics``: None for all that are not opt-in, ``"all"``, or names that must exist."""
+def chosen_metrics(metrics: Choice | Sequence[Choice] | None) -> list[Metric]:
+    """Fresh metrics for one analysis; those that were not left to the default at all of their sites.
+
+    Args:
+        metrics: None for all that are not opt-in, ``"all"``, or names and metrics of one's own, which are classes or
+            instances; an instance is copied, so that it can be handed over again.
+
+    Raises:
+        LookupError: for an unknown name.
+        ValueError: for an empty list, for what is no metric, and for metrics without a name of their own.
+    """
     names = metric_catalog.names()
+    wanted: Sequence[Choice]
     if metrics is None:
-        return [name for name in names if not metric_catalog.get(name).opt_in]
-    if metrics == "all":
-        return names
-    wanted = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
-    for name in wanted:
-        metric_catalog.module(name)
+        wanted = [name for name in names if not metric_catalog.get(name).opt_in]
+    elif metrics == "all":
+        wanted = names
+    else:
+        wanted = [metrics] if isinstance(metrics, str | type | Metric) else list(dict.fromkeys(metrics))
     if not wanted:
         raise ValueError("metrics is an empty list; leave it out for the default ones")
-    return wanted
-
-
-def chosen_metrics(metrics: Sequence[str] | str | None) -> list[Metric]:
-    """The metrics meant by ``metrics``; those asked for by name or with ``"all"`` at all of their sites."""
-    chosen: list[Metric] = [metric_catalog.get(name)() for name in metric_names(metrics)]
+    chosen = [_fresh(metric) for metric in wanted]
+    _check_names(chosen)
     if metrics is not None:
         for metric in chosen:
             metric.sites = metric.sites + metric.named_sites
     return chosen
+
+
+def _fresh(metric: Choice) -> Metric:
+    """A metric that has seen nothing yet."""
+    if isinstance(metric, str):
+        found: Metric = metric_catalog.get(metric)()
+        return found
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        return metric()
+    if isinstance(metric, Metric):
+        return copy.deepcopy(metric)
+    raise ValueError(f"a metric is a name, a Metric class or an instance of one, got {metric!r}")
+
+
+def _check_names(chosen: Sequence[Metric]) -> None:
+    """Each metric has a name, and no other metric has it."""
+    known, seen = set(metric_catalog.names()), set()
+    for metric in chosen:
+        kind = type(metric).__qualname__
+        if not metric.name:
+            raise ValueError(f"the metric {kind} has no name; state one in its class: name = \"…\"")
+        if metric.name in seen or (metric.name in known and type(metric) is not metric_catalog.get(metric.name)):
+            raise ValueError(f"the name {metric.name!r} of the metric {kind} is taken; give it another")
+        seen.add(metric.name)
 
 
 class _Run:
@@ -328,8 +371,6 @@ class _Run:
         self.image_size: tuple[int, int] = (0, 0)
         self.layout: TokenLayout | None = None
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
-        self._rehearsed = False
-        self._pending: list[BatchSummary] = []
         self._pending_names: list[str] = []
 
     def _prepare(self, image_size: tuple[int, int]) -> None:
@@ -362,6 +403,7 @@ class _Run:
             updates=any(metric.needs_updates for metric in self.applicable),
             pattern=any(metric.needs_pattern for metric in self.applicable),
             raw=[(m.name, m.sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
+            whole_pattern={reduction for metric in self.applicable for reduction in metric.wanted_of_pattern},
         )
 
     def take(self, batch: Batch, amp: bool) -> None:
@@ -383,27 +425,29 @@ class _Run:
         pixels = _for_model(batch.images, module)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         with Recorder(module, self.loaded.family, self.layout, summarizer, sites=sites) as recorder, autocast:
-            if not self._rehearsed and pixels.device.type == "cpu":
-                # One image shows what has to be kept, so that there are places for it before the first whole batch:
-                # without them that batch alone takes 200 MB more on ViT-S (see summaries.Shelf).
+            if not summarizer.laid_out:
+                keep_freed_memory()
+                # One image shows what has to be kept, so that there are places for it before the first whole batch.
                 summarizer.start(batch.indices[:1])
                 recorder.run(pixels[:1])
-                summarizer.finish()
-            self._rehearsed = True
+                summarizer.end()
+            if not summarizer.has_room(len(pixels)):
+                self.flush()
+                summarizer.lay_out(-(-POOL_IMAGES // len(pixels)) * len(pixels))
             summarizer.start(batch.indices)
             recorder.run(pixels)
-        self._pending.append(summarizer.finish())
+            summarizer.end()
         self._pending_names += batch.names
-        if len(self._pending_names) >= POOL_IMAGES:
+        if summarizer.images >= POOL_IMAGES:
             self.flush()
 
     def flush(self) -> None:
         """Hand the metrics what has been summarized since the last time."""
-        if not self._pending:
+        if not self._pending_names:
             return
         with torch.no_grad():
-            batch, names = pool(self._pending), self._pending_names
-            self._pending, self._pending_names = [], []
+            batch, names = self._summarizer.collect(), self._pending_names
+            self._pending_names = []
             _check_finite(batch, names)
             for metric in self.applicable:
                 metric.update(batch)
@@ -456,19 +500,22 @@ def _open(images: Any, loaded: LoadedModel, limit: int | None, seed: int) -> Ima
 
 def _check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
     # A token with a NaN or an infinity has a norm that is NaN or infinite.
-    stacks = [(cells.keys, cells.summary.norms, "") for cells in batch.kinds.get(TokenSummary, ())]
-    stacks += [(c.keys, c.summary.input.norms, "input of ") for c in batch.kinds.get(NormSummary, ())]
+    stacks = [(cells, cells.summary.norms, "") for cells in batch.stacks(TokenSummary)]
+    stacks += [(cells, cells.summary.input.norms, "input of ") for cells in batch.stacks(NormSummary)]
     # Attention numbers alone take no tokens.
-    for cells in batch.kinds.get(AttentionSummary, ()):
+    for cells in batch.stacks(AttentionSummary):
         both = (cells.summary.cls_row, cells.summary.patch_to_prefix)
-        stacks += [(cells.keys, weights, "") for weights in both if weights is not None]
-    norms = [norms.flatten(2) for _, norms, _ in stacks]
-    if not norms or bool(torch.isfinite(torch.cat([norm.flatten() for norm in norms])).all()):
+        stacks += [(cells, weights, "") for weights in both if weights is not None]
+    for cells in batch.stacks(PatternSummary):
+        if not cells.summary.layout.prefix:  # without prefix tokens all attention is the patches' and has a distance
+            stacks.append((cells, cells.summary.patch_distance, ""))
+    # All are positive, so a sum is finite if and only if all of it are; it takes no memory.
+    if all(bool(torch.isfinite(norms.sum())) for _, norms, _ in stacks):
         return
     found = []
-    for (keys, _, prefix), norm in zip(stacks, norms, strict=True):
-        for row, image in (~torch.isfinite(norm).all(-1)).nonzero().tolist():
-            block, site = keys[row]
+    for cells, norms, prefix in stacks:
+        for row, image in (~torch.isfinite(norms.flatten(2)).all(-1)).nonzero().tolist():
+            block, site = cells.keys[cells.rows.index(row)]
             place = _ORDER.index(str(site)) - (0.5 if prefix else 0)
             found.append((block is None, -1 if block is None else block, place, image, f"{prefix}{site}"))
     _, first, _, image, site = min(found)
@@ -526,6 +573,13 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(distribution)
     return found
+
+
+def made_by(function: str) -> dict[str, Any]:
+    """Versions, command and commit, for the provenance of what a public function returns."""
+    in_python = f"tokenlens.{function}(…) in Python"
+    command = shlex.join(["tokenlens", *sys.argv[1:]]) if _is_command_line() else in_python
+    return {"versions": versions(), "command": command, "commit": _commit()}
 
 
 def _is_command_line() -> bool:

@@ -9,13 +9,14 @@ that compute softmax(QKᵀ) themselves are read at the softmax instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -26,19 +27,30 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def exact(x: Tensor) -> Tensor:
+    """``x`` in float64 where the user lets matrix products run in TF32 or bfloat16, which ours must not."""
+    return x if torch.get_float32_matmul_precision() == "highest" else x.double()
+
+
 def attention_rows(
-    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, bias: Tensor | None = None
+    q_BHTd: Tensor,
+    k_BHTd: Tensor,
+    positions: Sequence[int],
+    scale: float,
+    bias: Tensor | None = None,
+    scratch_BHTd: Tensor | None = None,
 ) -> Tensor:
     """How some tokens attend to all: softmax(q_r·Kᵀ·scale + bias), (B, H, R, T), each row sums to 1.
 
-    Cost O(R·T·d). ``bias`` is what the kernel adds to the scores, broadcastable to (B, H, T, T).
+    Cost O(R·T·d). ``bias`` is what the kernel adds to the scores, broadcastable to (B, H, T, T). ``scratch_BHTd`` is
+    memory to compute in.
     """
     k_BHTd = as_float(k_BHTd)
     rows = []
     for position in positions:
         query_BH1d = as_float(q_BHTd[..., position : position + 1, :]) * scale
         # Multiply and sum: three times faster on CPU than a matmul with a transposed, strided K.
-        scores_BHT = (query_BH1d * k_BHTd).sum(-1)
+        scores_BHT = torch.mul(query_BH1d, k_BHTd, out=scratch_BHTd).sum(-1)
         if bias is not None:
             scores_BHT = scores_BHT + bias[..., position, :]
         rows.append(scores_BHT.softmax(-1))
@@ -54,9 +66,7 @@ def log_sum_exp(
     """
     q_BHTd, k_BHTd = as_float(q_BHTd), as_float(k_BHTd)
     dtype = q_BHTd.dtype
-    if torch.get_float32_matmul_precision() != "highest":
-        # The user lets matrix products run in TF32 or bfloat16; the denominator of a softmax must not.
-        q_BHTd, k_BHTd = q_BHTd.double(), k_BHTd.double()
+    q_BHTd, k_BHTd = exact(q_BHTd), exact(k_BHTd)
     tokens = q_BHTd.shape[-2]
     parts = []
     for start in range(0, tokens, rows_at_once):
@@ -74,16 +84,18 @@ def attention_columns(
     scale: float,
     lse_BHT: Tensor,
     bias: Tensor | None = None,
+    scratch_BHTd: Tensor | None = None,
 ) -> Tensor:
     """How much every token attends to some: exp(q_i·k_r·scale + bias − lse_i), (B, H, T, R), in [0, 1].
 
     Cost O(R·T·d), with ``lse_BHT`` the log of each row's softmax denominator, which flash kernels return.
+    ``scratch_BHTd`` is memory to compute in.
     """
     q_BHTd = as_float(q_BHTd)
     columns = []
     for position in positions:
         key_BH1d = as_float(k_BHTd[..., position : position + 1, :]) * scale
-        scores_BHT = (q_BHTd * key_BH1d).sum(-1)
+        scores_BHT = torch.mul(q_BHTd, key_BH1d, out=scratch_BHTd).sum(-1)
         if bias is not None:
             scores_BHT = scores_BHT + bias[..., :, position]
         columns.append((scores_BHT - lse_BHT).exp())
@@ -105,19 +117,41 @@ class AttentionCall:
     lse_BHT: Tensor | None = None
     pattern_BHTT: Tensor | None = None
 
-    def rows(self, positions: Sequence[int]) -> Tensor:
+    def rows(self, positions: Sequence[int], scratch_BHTd: Tensor | None = None) -> Tensor:
         """How the tokens at ``positions`` attend to all, (B, H, R, T)."""
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions), :])
-        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
+        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias, scratch_BHTd)
 
-    def columns(self, positions: Sequence[int]) -> Tensor:
+    def columns(self, positions: Sequence[int], scratch_BHTd: Tensor | None = None) -> Tensor:
         """How much every token attends to those at ``positions``, (B, H, T, R)."""
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
             self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
-        return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
+        return attention_columns(
+            self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias, scratch_BHTd
+        )
+
+    def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
+        """The whole pattern as blocks of rows: which rows, and (B, H, rows_at_once, T); the last may have fewer.
+
+        Cost O(T²·d), memory B·H·rows_at_once·T.
+        """
+        tokens = self.q_BHTd.shape[-2]
+        q_BHTd = as_float(self.q_BHTd)
+        # Laid out once for all blocks: a strided K takes a ViT-S twice as long.
+        k_BHdT = exact(as_float(self.k_BHTd)).transpose(-1, -2).contiguous() if self.pattern_BHTT is None else None
+        for start in range(0, tokens, rows_at_once):
+            rows = slice(start, min(start + rows_at_once, tokens))
+            if k_BHdT is None:
+                assert self.pattern_BHTT is not None
+                yield rows, as_float(self.pattern_BHTT[..., rows, :])
+                continue
+            scores_BHRT = (exact(q_BHTd[..., rows, :]) * self.scale) @ k_BHdT
+            if self.bias is not None:
+                scores_BHRT = scores_BHRT + self.bias[..., rows, :]
+            yield rows, scores_BHRT.softmax(-1).to(q_BHTd.dtype)
 
     def pattern(self) -> Tensor:
         """The whole pattern, (B, H, T, T); for a few images only, its size is quadratic in the tokens."""
@@ -253,3 +287,26 @@ class AttentionCapture(TorchDispatchMode):
             )
         )
         self._pattern = None
+
+
+_GETTERS = {vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device", "is_cuda", "requires_grad")}
+_NO_ATTENTION = _GETTERS | {
+    linear, dropout, Tensor.reshape, Tensor.view, Tensor.permute, Tensor.transpose, Tensor.unbind, Tensor.flatten,
+    Tensor.unflatten, Tensor.chunk, Tensor.contiguous, Tensor.size, Tensor.dim, Tensor.to, Tensor.unsqueeze,
+    Tensor.squeeze,
+}  # fmt: skip
+"""What the capture need not see, because no attention hides in it: seeing all of it costs 1 to 2 % of a ViT-S."""
+
+
+class AttentionWatch(TorchFunctionMode):
+    """Turns an ``AttentionCapture`` on around the calls of one attention module that may be attention."""
+
+    def __init__(self, capture: AttentionCapture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NO_ATTENTION:
+            return func(*args, **(kwargs or {}))
+        with self.capture:
+            return func(*args, **(kwargs or {}))

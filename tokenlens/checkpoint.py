@@ -53,9 +53,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's numbers as bytes in row-major order, whatever its dtype and device."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.attention import AttentionCall, AttentionCapture
+from tokenlens.attention import AttentionCall, AttentionCapture, AttentionWatch, as_float, attention_rows
 from tokenlens.tokens import TokenLayout
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, tuple | list):
+        if value and isinstance(value[0], Tensor):  # nearly always
+            return value[0]
         return next((found for item in value if (found := _first_tensor(item)) is not None), None)
     if isinstance(value, Mapping):
         return next((found for item in value.values() if (found := _first_tensor(item)) is not None), None)
@@ -131,7 +133,7 @@ class Recorder:
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
-        self._capture: AttentionCapture | None = None
+        self._watch: AttentionWatch | None = None
 
     def __enter__(self) -> Recorder:
         assert not self._handles, "a Recorder is entered once"
@@ -214,8 +216,9 @@ class Recorder:
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
-            self._capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
-            self._capture.__enter__()
+            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
+            self._watch = AttentionWatch(capture)
+            self._watch.__enter__()
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
             call = self._end_capture()
@@ -228,11 +231,11 @@ class Recorder:
         self._handles.append(module.register_forward_hook(after, always_call=True))
 
     def _end_capture(self) -> AttentionCall | None:
-        capture, self._capture = self._capture, None
-        if capture is None:
+        watch, self._watch = self._watch, None
+        if watch is None:
             return None
-        capture.__exit__(None, None, None)
-        return capture.call
+        watch.__exit__(None, None, None)
+        return watch.capture.call
 
     def _tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
@@ -282,7 +285,9 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
 
     ``recording[None, "final_norm"]`` is the model's final norm; ``patterns[block]`` is (B, H, T, T) where patterns
     were asked for. Tensors are copies on the CPU in the dtype that the model computed in. Where a model computes
-    softmax(QKᵀ) itself, or a kernel falls back to that, q and k may already carry the attention scale or its root.
+    softmax(QKᵀ) itself, or a kernel falls back to that, q and k may already carry the attention scale or its root;
+    ``scores[block]`` has the scale and bias that a fused kernel applied. ``images`` are preprocessed: (x − mean) / std
+    of pixels in [0, 1].
     """
 
     layout: TokenLayout
@@ -290,6 +295,11 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
     tensors: dict[tuple[int | None, str], Tensor] = field(default_factory=dict)
     patterns: dict[int, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    untrained: bool = False
+    scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
 
     def __getitem__(self, key: tuple[int | None, str]) -> Tensor:
         block, site = key
@@ -309,10 +319,31 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
         """The recorded blocks, in order."""
         return sorted({block for block, _ in self.tensors if block is not None})
 
+    def attention_rows(self, block: int, image: int, positions: Sequence[int]) -> Tensor:
+        """How some tokens of one image attend to all, (H, R, T); each row sums to 1.
+
+        Computed from q and k, or taken from the pattern where that was recorded.
+
+        Raises:
+            LookupError: if the block's q and k were not recorded, or do not tell its pattern.
+        """
+        if block in self.patterns:
+            return as_float(self.patterns[block][image][:, list(positions)])
+        if block not in self.scores:
+            raise LookupError(
+                f"the attention of block {block} was not recorded, but that of blocks "
+                f"{sorted({*self.scores, *self.patterns})}; record the sites q and k, or patterns=True where the model "
+                "computes softmax(QKᵀ) itself"
+            )
+        scale, bias = self.scores[block]
+        bias = None if bias is None else bias[image % len(bias)]
+        return attention_rows(self[block, "q"][image], self[block, "k"][image], positions, scale, bias)
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors and patterns."""
-        return sum(x.numel() * x.element_size() for x in (*self.tensors.values(), *self.patterns.values()))
+        """Bytes of all tensors and patterns, and of what attention adds to its scores."""
+        biases = [bias for _, bias in self.scores.values() if bias is not None]
+        return sum(x.numel() * x.element_size() for x in (*self.tensors.values(), *self.patterns.values(), *biases))
 
     def __repr__(self) -> str:
         images = len(next(iter(self.tensors.values()))) if self.tensors else 0
@@ -326,7 +357,7 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
 class Keeper:
     """The observer that fills a Recording, and stops before it would exceed its memory budget."""
 
-    def __init__(self, recording: Recording, sites: set[Site], patterns: bool, max_bytes: int) -> None:
+    def __init__(self, recording: Recording, sites: set[Site], patterns: bool | None, max_bytes: int) -> None:
         self.recording = recording
         self.sites = sites
         self.patterns = patterns
@@ -358,7 +389,9 @@ class Keeper:
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.sites:
                 self.recording.tensors[block, str(site)] = self._copy(x)
-        if self.patterns:
+        if call.pattern_BHTT is None and {Site.Q, Site.K} <= self.sites:
+            self.recording.scores[block] = call.scale, None if call.bias is None else self._copy(call.bias)
+        if self.patterns or (self.patterns is None and call.pattern_BHTT is not None):
             self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
             self.recording.patterns[block] = self._copy(call.pattern())
 

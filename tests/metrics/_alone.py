@@ -14,7 +14,7 @@ from tokenlens.attention import AttentionCall
 from tokenlens.metrics import Metric, RawTokenMetric, Subject
 from tokenlens.metrics import metrics as catalog
 from tokenlens.recording import Site
-from tokenlens.summaries import Summarizer, pool
+from tokenlens.summarizer import Summarizer
 from tokenlens.tokens import TokenLayout
 
 EVERYTHING = frozenset(str(site) for site in Site)
@@ -26,11 +26,13 @@ def feed(name: str, layout: TokenLayout, images: int, show: Callable[[Summarizer
     reason = metric.prepare(Subject(nn.Identity(), layout, blocks=1, sites=EVERYTHING))
     assert reason is None, reason
     raw = [(name, metric.sites, metric.look)] if isinstance(metric, RawTokenMetric) else []
-    summarizer = Summarizer(layout, {site: set(metric.wanted) for site in metric.observes}, raw=raw)
+    wanted = {site: set(metric.wanted) for site in metric.observes}
+    summarizer = Summarizer(layout, wanted, raw=raw, whole_pattern=metric.wanted_of_pattern)
     summarizer.start(list(range(images)))
     with torch.no_grad():
         show(summarizer)
-        metric.update(pool([summarizer.finish()]))
+        summarizer.end()
+        metric.update(summarizer.collect())
     return metric
 
 

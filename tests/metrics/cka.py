@@ -51,4 +51,7 @@ def reference_arrays(stored: Stored) -> dict[str, tuple[tuple[str, ...], np.ndar
     ):
         values = [[debiased_cka(x, y) for y in features[two]] for x in features[one]]
         arrays[f"{one}-{two}"] = (dims, np.array(values))
+    ends = stored.tokens.get((None, "final_norm"), stored.tokens[max(stored.patterns), "resid_post"])
+    arrays["cls_features"] = (("image", "channel"), stored.of("cls", ends)[:, 0])
+    arrays["patch_features"] = (("image", "channel"), stored.of("patch", ends).mean(1))
     return arrays

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
-from tokenlens.moments import JACKKNIFE_GROUPS, Moments, jackknife_interval
+from tokenlens.cells import BatchSummary
+from tokenlens.moments import JACKKNIFE_GROUPS, KeptRows, Moments, jackknife_interval
 from tokenlens.recording import HEAD_SITES, Key, Site
 from tokenlens.summaries import (
     AttentionSummary,
-    BatchSummary,
     Kind,
     NormSummary,
+    PatternReduction,
     Reduction,
     TokenSummary,
     UpdateSummary,
@@ -82,7 +83,7 @@ class Metric(ABC):
     """The contract of all metrics. Most derive from one of the classes below, which bring the streaming.
 
     Attributes:
-        name: the file's name.
+        name: the file's name; a metric that is no file of this folder states its own.
         title: what axes and captions call it.
         unit: unit of all parts, or of each part.
         sites: the sites it is reported at.
@@ -91,6 +92,7 @@ class Metric(ABC):
         opt_in: whether it must be asked for by name, because it costs.
         cost: how much ``opt_in`` or ``named_sites`` cost.
         wanted: the sums over patches that it needs at its sites.
+        wanted_of_pattern: what it needs of the whole pattern.
     """
 
     name: ClassVar[str] = ""
@@ -102,12 +104,15 @@ class Metric(ABC):
     opt_in: ClassVar[bool] = False
     cost: ClassVar[str] = ""
     wanted: ClassVar[frozenset[Reduction]] = frozenset()
+    wanted_of_pattern: ClassVar[frozenset[PatternReduction]] = frozenset()
     needs_norm_stages: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = False
     needs_pattern: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        cls.name = cls.__module__.rpartition(".")[2]
+        package, _, file = cls.__module__.rpartition(".")
+        if package == metrics.package:
+            cls.name = file
 
     @property
     def observes(self) -> tuple[str, ...]:
@@ -154,7 +159,7 @@ class PerImageMetric(Metric):
         self.keys: list[tuple[str, int | None, str, str, int | None]] = []
         self.moments = Moments()
         self._indices: list[int] = []
-        self._values: list[NDArray[np.float32]] = []
+        self._values = KeptRows()
 
     @abstractmethod
     def per_image(self, summary: Any) -> Values:
@@ -168,7 +173,10 @@ class PerImageMetric(Metric):
     def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
         """The numbers of all cells of a batch."""
         for cells in batch.stacks(self.of, self.sites):
-            yield cells.keys, self.per_image(cells.summary)
+            values = self.per_image(cells.summary)
+            if cells.shared:
+                values = {name: tensor[cells.rows] for name, tensor in values.items()}
+            yield cells.keys, values
 
     def update(self, batch: BatchSummary) -> None:
         """Take in one batch."""
@@ -192,21 +200,21 @@ class PerImageMetric(Metric):
         room = self.keep_images - len(self._indices)
         if room > 0:
             self._indices += batch.indices[:room]
-            self._values.append(values_BS[:room].astype(np.float32))
+            self._values.append(values_BS[:room])
 
     def merge(self, other: PerImageMetric) -> None:
         """Take in what another instance has seen."""
         self.keys = self.keys or other.keys
         self.moments.merge(other.moments)
         self._indices += other._indices
-        self._values += other._values
+        self._values.merge(other._values)
 
     def per_image_values(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Image indices (B,) in order, and the kept values (B, S) in the order of ``keys``."""
-        if not self._values:
+        if not self._values.count:
             return np.zeros(0, dtype=np.int64), np.zeros((0, len(self.keys)), dtype=np.float32)
         order = np.argsort(np.array(self._indices), kind="stable")[: self.keep_images]
-        return np.array(self._indices)[order], np.concatenate(self._values)[order]
+        return np.array(self._indices)[order], self._values.rows()[order]
 
     def rows(self) -> list[Row]:
         """A row for each series."""
@@ -239,7 +247,7 @@ class NormMetric(PerImageMetric):
 class AttentionMetric(PerImageMetric):
     """From an ``AttentionSummary``: the CLS row and the mean attention of patches to the prefix tokens."""
 
-    of = AttentionSummary
+    of: ClassVar[Kind] = AttentionSummary
     sites = (PATTERN,)
     needs_pattern = True
 
@@ -309,7 +317,7 @@ class JackknifeMetric(Metric):
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, str], Tensor] = {}
-        self._keys: list[list[Key]] = []
+        self._cells: list[tuple[list[Key], list[int]]] = []
         self._constants: list[dict[str, NDArray[np.float64]]] = []
         self.counts_G: NDArray[np.int64] = np.zeros(JACKKNIFE_GROUPS, dtype=np.int64)
 
@@ -331,22 +339,26 @@ class JackknifeMetric(Metric):
         """Take in one batch."""
         groups = np.array(batch.indices) % JACKKNIFE_GROUPS
         np.add.at(self.counts_G, groups, 1)
+        # Images that follow each other go to groups that follow each other; a group takes its images one after the
+        # other, so batches do not matter.
+        ends = [*(np.flatnonzero(np.diff(groups) != 1) + 1).tolist(), len(groups)]
+        runs = list(zip([0, *ends[:-1]], ends, strict=True))
         for index, cells in enumerate(batch.stacks(self.of, self.sites)):
-            if index == len(self._keys):
-                self._keys.append(cells.keys)
+            if index == len(self._cells):
+                self._cells.append((cells.keys, cells.rows))
                 self._constants.append({k: _numpy(v) for k, v in self.constants(cells.summary).items()})
-            assert self._keys[index] == cells.keys
+            assert self._cells[index] == (cells.keys, cells.rows)
             for name, term in self.terms(cells.summary).items():
-                # (groups, cells, …); index_add_ takes the images one after the other, so batches do not matter.
                 if (index, name) not in self._sums:
                     shape = (JACKKNIFE_GROUPS, term.shape[0], *term.shape[2:])
                     self._sums[index, name] = torch.zeros(shape, dtype=precise(term[:0]).dtype, device=term.device)
-                total = self._sums[index, name]
-                total.index_add_(0, torch.as_tensor(groups, device=term.device), term.transpose(0, 1).to(total.dtype))
+                for first, last in runs:
+                    group = int(groups[first])
+                    self._sums[index, name][group : group + last - first] += term[:, first:last].transpose(0, 1)
 
     def merge(self, other: JackknifeMetric) -> None:
         """Take in what another instance has seen."""
-        self._keys = self._keys or other._keys
+        self._cells = self._cells or other._cells
         self._constants = self._constants or other._constants
         self.counts_G = self.counts_G + other.counts_G
         for key, total in other._sums.items():
@@ -364,7 +376,7 @@ class JackknifeMetric(Metric):
         """A row for each cell, part and group."""
         rows = []
         present = np.flatnonzero(self.counts_G)
-        for index, keys in enumerate(self._keys):
+        for index, (keys, places) in enumerate(self._cells):
             by_group, constants = self._stack_sums(index), self._constants[index]
             whole = {name: total.sum(axis=0) for name, total in by_group.items()}
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -386,7 +398,7 @@ class JackknifeMetric(Metric):
                             part, block, str(site), group, value=numbers[i], n=self.n, ci_low=low[i], ci_high=high[i],
                             unit=self.unit_of(part),
                         )
-                        for i, (block, site) in enumerate(keys)
+                        for i, (block, site) in zip(places, keys, strict=True)
                     ]
         return rows
 

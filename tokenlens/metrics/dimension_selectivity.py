@@ -75,7 +75,7 @@ class DimensionSelectivity(JackknifeMetric):
 
     def constants(self, summary: NormSummary) -> dict[str, Tensor]:
         """|γ| for the patches' side."""
-        return {} if summary.weight_patch is None else {"gamma": summary.weight_patch.abs()}
+        return {} if summary.weight_patch is None else {"gamma": summary.weight_patch.squeeze(1).abs()}
 
     def value(
         self, sums: dict[str, Array], n: int, constants: dict[str, Array]
@@ -95,7 +95,7 @@ class DimensionSelectivity(JackknifeMetric):
     def arrays(self) -> dict[str, NamedArray]:
         """s and magnitudes, (block, channel) for norm1 and norm2, (channel,) for the final norm."""
         arrays = {}
-        for index, keys in enumerate(self._keys):
+        for index, (keys, _) in enumerate(self._cells):
             sums = {name: total.sum(axis=0) / self.n for name, total in self._stack_sums(index).items()}
             for site in self.sites:
                 for side in ("input", "output"):

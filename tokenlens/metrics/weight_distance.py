@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenlens.cells import BatchSummary
 from tokenlens.metrics import Metric, Row, Subject, row
-from tokenlens.summaries import BatchSummary
 
 
 def weight_distance(cls: Tensor, patch: Tensor) -> tuple[float, float]:
