@@ -1,0 +1,275 @@
+// Draws what the Python side computes, and hands its choices back. State: selection {image, block, site, head, token}.
+// A token is the name of a prefix token or [row, column] on the first model's grid.
+
+const PANELS = [
+  { key: "photograph", title: (view) => "photograph" },
+  { key: "cosine", title: (view) => `cosine to ${view.title}`, diverging: true },
+  { key: "attention", title: (view) => `attention of ${view.title}`, unit: "× uniform" },
+  { key: "cls_attention", title: () => "attention of [CLS]", unit: "× uniform" },
+];
+const WIDTH = 480; // pixels of a panel's canvas; CSS brings it to size
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function floats(bytes) {
+  // A copy: the bytes may not start at a multiple of four.
+  const view = bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
+  return new Float32Array(view.slice().buffer);
+}
+
+function octets(bytes) {
+  return bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
+}
+
+const number = (x) => (Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1) : x.toFixed(2)).replace("-", "−");
+
+function grey(picture) {
+  const canvas = element("canvas", { width: picture.width, height: picture.height });
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const [r, g, b] = pixels.data.subarray(i, i + 3);
+    pixels.data.fill(0.299 * r + 0.587 * g + 0.114 * b, i, i + 3); // ITU-R BT.601
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+class Panel {
+  constructor(kind, grid, colours, pick, key) {
+    this.kind = kind;
+    this.grid = grid;
+    this.table = kind.diverging ? colours.diverging : colours.sequential;
+    this.caption = element("figcaption");
+    this.canvas = element("canvas", { className: "map", tabIndex: 0, width: WIDTH, height: WIDTH });
+    this.bar = element("canvas", { className: "bar", width: 256, height: 1 });
+    this.low = element("span");
+    this.here = element("span", { className: "here" });
+    this.high = element("span");
+    this.root = element("figure", {}, this.caption, this.canvas, this.bar,
+      element("div", { className: "scale" }, this.low, this.here, this.high));
+    this.root.dataset.panel = kind.key;
+    this.canvas.addEventListener("click", (event) => pick(this.patch(event)));
+    this.canvas.addEventListener("keydown", key);
+    this.canvas.addEventListener("mousemove", (event) => this.tell(this.patch(event)));
+    this.canvas.addEventListener("mouseleave", () => this.tell(null));
+  }
+
+  patch(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const place = (at, many) => Math.min(Math.max(Math.floor(at * many), 0), many - 1);
+    return [
+      place((event.clientY - box.top) / box.height, this.grid[0]),
+      place((event.clientX - box.left) / box.width, this.grid[1]),
+    ];
+  }
+
+  tell(patch) {
+    if (!patch) this.here.textContent = "";
+    else {
+      const value = this.values ? `: ${number(this.values[patch[0] * this.grid[1] + patch[1]])}` : "";
+      this.here.textContent = `(${patch[0]}, ${patch[1]})${value}`;
+    }
+  }
+
+  range(view) {
+    if (this.kind.diverging) return [-view.cosine_limit, view.cosine_limit];
+    const sorted = Float32Array.from(this.values).sort();
+    return [0, Math.max(sorted[Math.floor(0.995 * (sorted.length - 1))], 1.5)];
+  }
+
+  draw(picture, view, opacity) {
+    const bytes = view[this.kind.key];
+    this.values = bytes ? floats(bytes) : null;
+    this.root.hidden = this.kind.key !== "photograph" && !bytes;
+    if (this.root.hidden || !picture) return;
+    this.caption.textContent = this.kind.title(view);
+    this.canvas.setAttribute("aria-label", `${this.caption.textContent}; arrow keys move the patch`);
+    const context = this.canvas.getContext("2d");
+    this.canvas.height = Math.round((WIDTH * picture.height) / picture.width);
+    context.drawImage(this.values ? picture.grey : picture.colour, 0, 0, WIDTH, this.canvas.height);
+    this.bar.style.visibility = this.values ? "visible" : "hidden";
+    if (this.values) this.drawMap(context, view, opacity);
+    else this.outline(context, view.high ?? [], "#ffd400", 4);
+    if (Array.isArray(view.token)) this.outline(context, [view.token], "#1b1b1f", 5);
+    this.tell(null);
+  }
+
+  drawMap(context, view, opacity) {
+    const [rows, columns] = this.grid;
+    const [low, high] = this.range(view);
+    const small = element("canvas", { width: columns, height: rows });
+    const pixels = new ImageData(columns, rows);
+    this.values.forEach((value, i) => {
+      const step = Math.min(Math.max(Math.round(((value - low) / (high - low)) * 255), 0), 255);
+      pixels.data.set(this.table.subarray(4 * step, 4 * step + 4), 4 * i);
+    });
+    small.getContext("2d").putImageData(pixels, 0, 0);
+    context.save();
+    context.imageSmoothingEnabled = false;
+    context.globalAlpha = opacity;
+    context.drawImage(small, 0, 0, WIDTH, this.canvas.height);
+    context.restore();
+    const scale = new ImageData(new Uint8ClampedArray(this.table), 256, 1);
+    this.bar.getContext("2d").putImageData(scale, 0, 0);
+    const largest = this.values.reduce((a, b) => Math.max(a, b), -Infinity);
+    this.low.textContent = number(low);
+    this.high.textContent = `${largest > high * 1.0001 ? "≥ " : ""}${number(high)} ${this.kind.unit ?? ""}`;
+  }
+
+  outline(context, patches, colour, width) {
+    const height = this.canvas.height / this.grid[0], wide = WIDTH / this.grid[1];
+    for (const [line, thick] of [["#ffffff", width + 5], [colour, width]]) {
+      context.strokeStyle = line;
+      context.lineWidth = thick;
+      for (const [row, column] of patches) context.strokeRect(column * wide, row * height, wide, height);
+    }
+  }
+}
+
+class Model {
+  constructor(info, colours, pick, key) {
+    this.heading = element("h4");
+    this.panels = PANELS.map((kind) => new Panel(kind, info.grid, colours, pick, key));
+    this.numbers = element("table");
+    this.notes = element("div", { className: "notes" });
+    this.info = info;
+    const row = element("div", { className: "panels" }, ...this.panels.map((panel) => panel.root),
+      element("div", {}, this.numbers, this.notes));
+    this.root = element("div", { className: "model" }, this.heading, row);
+  }
+
+  draw(picture, view, opacity) {
+    this.heading.textContent = `${this.info.title} · block ${view.block} · ${view.site}`;
+    this.panels.forEach((panel) => panel.draw(picture, view, opacity));
+    this.numbers.replaceChildren(...view.numbers.map(([label, text]) =>
+      element("tr", {}, element("td", { textContent: label }), element("td", { textContent: text }))));
+    const count = view.high?.length ?? 0;
+    const marked = count ? [`${count} high-norm ${count === 1 ? "patch" : "patches"} outlined in the photograph`] : [];
+    this.notes.replaceChildren(...[...view.notes, ...marked].map((text) => element("p", { textContent: text })));
+  }
+}
+
+function options(select, entries) {
+  select.replaceChildren(...entries.map(([value, text]) => element("option", { value, textContent: text })));
+}
+
+function render({ model, el }) {
+  const choices = model.get("choices");
+  const raw = model.get("colours");
+  const colours = { sequential: octets(raw.sequential), diverging: octets(raw.diverging) };
+  const selection = () => model.get("selection");
+
+  function choose(changes) {
+    const now = selection(), next = { ...now, ...changes };
+    if (JSON.stringify(now) === JSON.stringify(next)) return;
+    model.set("selection", next);
+    model.save_changes();
+    drawControls();
+  }
+
+  // -- controls
+
+  const image = element("select"), site = element("select"), head = element("select");
+  const block = element("input", { type: "range", min: 0, max: choices.blocks.length - 1, step: 1 });
+  const blockName = element("output");
+  const opacity = element("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0.72 });
+  options(image, choices.images.map((name, index) => [index, name]));
+  options(site, choices.sites.map((name) => [name, name]));
+  options(head, [["", "mean"], ...Array.from({ length: choices.heads }, (_, index) => [index, index])]);
+  image.addEventListener("change", () => choose({ image: Number(image.value) }));
+  site.addEventListener("change", () => choose({ site: site.value }));
+  head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
+  block.addEventListener("input", () => choose({ block: choices.blocks[Number(block.value)] }));
+  opacity.addEventListener("input", () => drawViews());
+
+  const buttons = choices.prefix.map(({ name, title }) => {
+    const button = element("button", { type: "button", textContent: title });
+    button.addEventListener("click", () => choose({ token: name }));
+    return { name, button };
+  });
+  const selected = element("span", { className: "selected" });
+  selected.setAttribute("aria-live", "polite");
+  const hint = element("span", { className: "hint", textContent: "click a patch · arrow keys move it · [ and ] change the block" });
+
+  function drawControls() {
+    const now = selection();
+    image.value = now.image;
+    site.value = now.site;
+    head.value = now.head ?? "";
+    block.value = choices.blocks.indexOf(now.block);
+    blockName.textContent = now.block;
+    for (const { name, button } of buttons) button.setAttribute("aria-pressed", String(now.token === name));
+    selected.textContent = Array.isArray(now.token) ? `patch (${now.token.join(", ")})` : "";
+  }
+
+  // -- models
+
+  const [rows, columns] = choices.models[0].grid;
+
+  function key(event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const now = selection();
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (steps[event.key]) {
+      const [row, column] = Array.isArray(now.token) ? now.token : [rows >> 1, columns >> 1];
+      const [down, right] = Array.isArray(now.token) ? steps[event.key] : [0, 0];
+      choose({ token: [Math.min(Math.max(row + down, 0), rows - 1), Math.min(Math.max(column + right, 0), columns - 1)] });
+    } else if (event.key === "[" || event.key === "]") {
+      const place = choices.blocks.indexOf(now.block) + (event.key === "]" ? 1 : -1);
+      if (place >= 0 && place < choices.blocks.length) choose({ block: choices.blocks[place] });
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  // A click on another model's grid names the patch of the first one's at that place.
+  const pickOn = (grid) => ([row, column]) =>
+    choose({ token: [Math.floor(((row + 0.5) / grid[0]) * rows), Math.floor(((column + 0.5) / grid[1]) * columns)] });
+  const models = choices.models.map((info) => new Model(info, colours, pickOn(info.grid), key));
+
+  let pictures = models.map(() => null);
+  let loading = 0;
+  async function loadPhotographs() {
+    const mine = ++loading;
+    const loaded = await Promise.all(model.get("photographs").map(async (bytes) => {
+      const picture = await createImageBitmap(new Blob([octets(bytes)], { type: "image/jpeg" }));
+      return { width: picture.width, height: picture.height, colour: picture, grey: grey(picture) };
+    }));
+    if (mine !== loading) return;
+    pictures = loaded;
+    drawViews();
+  }
+
+  function drawViews() {
+    const views = model.get("views");
+    models.forEach((shown, index) => views[index] && shown.draw(pictures[index], views[index], Number(opacity.value)));
+  }
+
+  const label = (text, control, ...others) => {
+    control.setAttribute("aria-label", text);
+    return element("label", {}, text, control, ...others);
+  };
+  const root = element("div", { className: "tokenlens-explorer" },
+    element("div", { className: "controls" }, label("image", image), label("block", block, blockName), label("site", site),
+      label("head", head), label("map over photograph", opacity)),
+    element("div", { className: "tokens" }, ...buttons.map(({ button }) => button), selected, hint),
+    ...models.map((shown) => shown.root));
+  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the keys
+  el.append(root);
+
+  const listeners = { "change:selection": drawControls, "change:views": drawViews, "change:photographs": loadPhotographs };
+  for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
+  drawControls();
+  loadPhotographs();
+  return () => {
+    for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
+  };
+}
+
+export default { render };
