@@ -1,8 +1,9 @@
 """Saving and loading a run: one folder, written whole or not at all, with a manifest of sizes and hashes.
 
-``analysis.json`` holds the schema version, provenance and settings, ``table.csv`` the tidy table,
+Of an analysis ``analysis.json`` holds the schema version, provenance and settings, ``table.csv`` the tidy table,
 ``arrays.safetensors`` the per-image values and the per-channel and per-position arrays with their dimension names.
-``MANIFEST.json`` is written last: a folder without one is no finished run.
+A comparison has ``comparison.json``, those three files of each analysis below ``runs/``, and its tables as CSV, which
+are computed again when it is loaded. ``MANIFEST.json`` is written last: a folder without one is no finished run.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,10 +29,15 @@ from tokenlens.analysis import COLUMNS, SERIES, Analysis
 from tokenlens.metrics import NamedArray
 from tokenlens.tokens import TokenLayout
 
+if TYPE_CHECKING:
+    from tokenlens.comparison import Comparison
+
 SCHEMA_VERSION = 1
 MANIFEST = "MANIFEST.json"
 NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
 """The files that an analysis is loaded from; all others are drawn from them."""
+SETTINGS = {"analysis": "analysis.json", "comparison": "comparison.json"}
+"""The file that says what a run folder of each kind holds."""
 
 _PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
 
@@ -61,9 +69,104 @@ def load_analysis(path: Path) -> Analysis:
         ValueError: if one of its three files of numbers is missing, was changed, or was written by a newer version of
             tokenlens. Figures and page do not count: they can be drawn again from the numbers.
     """
+    _expect(path, "analysis")
     check_manifest(path, NUMBERS)
-    settings = json.loads((path / "analysis.json").read_text(encoding="utf-8"))
-    _check_schema(settings, path)
+    return _read_analysis(path)
+
+
+def save_comparison(
+    comparison: Comparison,
+    path: Path,
+    overwrite: bool = False,
+    report: Callable[[Comparison, Path], object] | None = None,
+) -> Path:
+    """Write a comparison as a run folder that holds its analyses, too; otherwise like ``save_analysis``.
+
+    Raises:
+        FileExistsError, OSError: as ``save_analysis`` does.
+    """
+    with writing(path, overwrite) as folder:
+        members = {}
+        for position, (label, analysis) in enumerate(comparison.analyses.items()):
+            members[label] = f"runs/{position}_{slug(label)}"
+            (folder / members[label]).mkdir(parents=True)
+            _write_analysis(analysis, folder / members[label])
+        settings = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "comparison",
+            "labels": comparison.labels,
+            "baseline": comparison.baseline,
+            "pair": comparison.pair,
+            "runs": members,
+            "pairing": {label: asdict(pairing) for label, pairing in comparison.pairing.items()},
+            "similarity_note": comparison.similarity_note,
+            "provenance": comparison.provenance,
+        }
+        _write_json(settings, folder / SETTINGS["comparison"])
+        for name in ("table", "differences", "summary", "similarity"):
+            getattr(comparison, name).to_csv(folder / f"{name}.csv", index=False)
+        if report is not None:
+            report(comparison, folder)
+    return path
+
+
+def save_run(
+    run: Analysis | Comparison,
+    path: Path,
+    overwrite: bool = False,
+    report: Callable[[Any, Path], object] | None = None,
+) -> Path:
+    """``save_analysis`` or ``save_comparison``, by what ``run`` is."""
+    if isinstance(run, Analysis):
+        return save_analysis(run, path, overwrite, report)
+    return save_comparison(run, path, overwrite, report)
+
+
+def read_comparison(path: Path) -> tuple[dict[str, Any], dict[str, Analysis]]:
+    """The settings of a comparison's run folder and its analyses by label; ``Comparison.load`` computes the rest.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_analysis`` does.
+    """
+    _expect(path, "comparison")
+    name = SETTINGS["comparison"]
+    check_manifest(path, [name])
+    settings = json.loads((path / name).read_text(encoding="utf-8"))
+    _check_schema(settings, path, "comparison")
+    members = settings["runs"]
+    check_manifest(path, [f"{folder}/{file}" for folder in members.values() for file in NUMBERS])
+    return settings, {label: _read_analysis(path / members[label]) for label in settings["labels"]}
+
+
+def kind_of(path: Path) -> str:
+    """What a run folder holds: ``"analysis"`` or ``"comparison"``.
+
+    Raises:
+        FileNotFoundError: if there is no finished run at ``path``.
+        ValueError: if its manifest is damaged or of a newer version of tokenlens.
+    """
+    files = check_manifest(path, ())["files"]
+    return "comparison" if SETTINGS["comparison"] in files else "analysis"
+
+
+def slug(text: str) -> str:
+    """A name for a folder, made of any text.
+
+    >>> slug("vit_small (untrained) · ../run")
+    'vit_small_untrained_.._run'
+    """
+    return re.sub(r"[^\w.+-]+", "_", text).strip("._-")[:80] or "run"
+
+
+def _expect(path: Path, kind: str) -> None:
+    found = kind_of(path)
+    if found != kind:
+        raise ValueError(f"{path} is a run folder of kind {found!r}, expected {kind!r}")
+
+
+def _read_analysis(path: Path) -> Analysis:
+    settings = json.loads((path / SETTINGS["analysis"]).read_text(encoding="utf-8"))
+    _check_schema(settings, path, "analysis")
     table = _read_table(path / "table.csv")
     try:
         stored = load_file(path / "arrays.safetensors")
@@ -122,14 +225,18 @@ def _write_analysis(analysis: Analysis, folder: Path) -> None:
         "arrays": labels,
         "provenance": analysis.provenance,
     }
-    text = json.dumps(settings, indent=1, ensure_ascii=False)
-    # A path that is not Unicode holds lone surrogates; the replacement is JSON's own way to write them.
-    (folder / "analysis.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    _write_json(settings, folder / SETTINGS["analysis"])
     analysis.table.to_csv(folder / "table.csv", index=False)
     arrays = {name: np.ascontiguousarray(array.values) for name, array in analysis.arrays.items()}
     arrays[_PER_IMAGE] = np.ascontiguousarray(analysis.per_image.to_numpy(dtype=np.float32))
     arrays[_PER_IMAGE_ROWS] = _series_rows(analysis)
     save_file(arrays, folder / "arrays.safetensors", metadata={"dims": json.dumps(labels)})
+
+
+def _write_json(settings: dict[str, Any], file: Path) -> None:
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    # A path that is not Unicode holds lone surrogates; the replacement is JSON's own way to write them.
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _series_rows(analysis: Analysis) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -143,15 +250,15 @@ def _series_rows(analysis: Analysis) -> np.ndarray[Any, np.dtype[np.int64]]:
     return positions.loc[analysis.per_image.columns].to_numpy(dtype=np.int64)
 
 
-def _check_schema(settings: dict[str, Any], path: Path) -> None:
+def _check_schema(settings: dict[str, Any], path: Path, kind: str | None = None) -> None:
     version = settings.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} was written with schema version {version}, by a newer tokenlens; this one reads up to "
             f"{SCHEMA_VERSION}: pip install --upgrade tokenlens-vit"
         )
-    if settings.get("kind") != "analysis":
-        raise ValueError(f"{path} is a run folder of kind {settings.get('kind')!r}, expected 'analysis'")
+    if kind is not None and settings.get("kind") != kind:
+        raise ValueError(f"{path} is a run folder of kind {settings.get('kind')!r}, expected {kind!r}")
 
 
 # -- any run folder
@@ -217,7 +324,7 @@ def check_manifest(path: Path, names: Collection[str] | None = None) -> dict[str
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged: {error}") from error
-    _check_schema({**manifest, "kind": manifest.get("kind", "analysis")}, path)
+    _check_schema(manifest, path)
     root = path.resolve()
     for name in files:
         if not (root / name).resolve().is_relative_to(root):

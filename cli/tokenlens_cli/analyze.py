@@ -15,6 +15,7 @@ from tokenlens_cli._processes import joined
 
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
+    from tokenlens.comparison import Comparison
 
 LONGEST_NAME = 100
 """Characters of a folder's name; file systems take 255 bytes, temporary folders beside it add a few."""
@@ -150,22 +151,22 @@ def chosen_metrics(text: str | None) -> list[str] | str | None:
     return "all" if names == ["all"] else names
 
 
-def save(analysis: Analysis, folder: Path, *, overwrite: bool, report: bool) -> None:
+def save(run: Analysis | Comparison, folder: Path, *, overwrite: bool, report: bool) -> None:
     """Write the run folder, with figures and page; numbers that cannot be drawn are saved all the same."""
-    from tokenlens.run_folder import save_analysis
+    from tokenlens.run_folder import save_run
 
     if not report:
-        save_analysis(analysis, folder, overwrite=overwrite)
+        save_run(run, folder, overwrite=overwrite)
         return
     from tokenlens.report import write_report
 
     say("drawing the figures")
     try:
-        save_analysis(analysis, folder, overwrite=overwrite, report=write_report)
+        save_run(run, folder, overwrite=overwrite, report=write_report)
     except OSError:
         raise
     except Exception as error:
-        save_analysis(analysis, folder, overwrite=overwrite)
+        save_run(run, folder, overwrite=overwrite)
         raise ValueError(
             f"the report could not be drawn ({type(error).__name__}: {error}); the numbers are in {folder}, and "
             f"`tokenlens report {folder}` tries again"
