@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import zlib
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,12 +18,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tokenlens.figures import COLOURS, NothingToDraw, draw, figures, save_figure
+from tokenlens.figures import COLOURS, NothingToDraw, draw, figures, figures_of, save_figure
 from tokenlens.figures._svg import svg_of
 
 from .synthetic_analysis import synthetic_analysis
 
-NAMES = figures.names()
+NAMES = figures_of("analysis")
+WIDTHS = ("double", "single")
 LONG_NAME = "hf-hub:some-organisation/" + "a_vision_transformer_with_a_name_of_its_own." * 4
 
 SUBJECTS = {
@@ -44,16 +46,21 @@ def subject(kind):
 
 
 @cache
-def figure_of(kind, name) -> Figure | None:
+def figure_of(kind, name, width="double") -> Figure | None:
     """A figure that tests look at and leave as it is; None where there is nothing to draw."""
     try:
-        return draw(subject(kind), name)
+        return draw(subject(kind), name, width=width)
     except NothingToDraw:
         return None
 
 
 def texts(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text) if text.get_visible())
+
+
+def smallest_text(figure: Figure) -> float:
+    """The size of a figure's smallest text, in points."""
+    return min(text.get_fontsize() for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip())
 
 
 # Laws
@@ -77,11 +84,6 @@ def test_a_figure_is_frame_and_plot_with_its_words(name):
     assert dict(matplotlib.rcParams) == settings
 
 
-def test_orders_differ():
-    orders = [figures.module(name).ORDER for name in NAMES]
-    assert len(set(orders)) == len(orders)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_model_and_n(name):
     text = texts(figure_of("usual", name))
@@ -91,19 +93,22 @@ def test_it_says_model_and_n(name):
     assert "(untrained)" in texts(figure_of("large and untrained", name))
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", SUBJECTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_whatever_the_model(name, kind):
-    figure = figure_of(kind, name)
+def test_nothing_overflows_whatever_the_model(name, kind, width):
+    figure = figure_of(kind, name, width)
     if figure is None:
         assert kind in ("no cls", "one image")
         return
     figure.draw_without_rendering()
     drawn = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
+    across, height = figure.get_size_inches()
+    assert across * 25.4 == pytest.approx(170 if width == "double" else 85)
     assert min(drawn.x0, drawn.y0) >= -0.02
-    assert drawn.x1 <= width + 0.02
+    assert drawn.x1 <= across + 0.02
     assert drawn.y1 <= height + 0.02
+    assert smallest_text(figure) >= 5.5
     titles = [title.get_window_extent() for panel in figure.axes if (title := panel._left_title).get_text()]
     for index, box in enumerate(titles):
         assert box.count_overlaps(titles[index + 1 :]) == 0
@@ -219,7 +224,7 @@ def test_names_that_leave_the_folder_are_refused(name, tmp_path):
 def test_unknown_figures_and_options_are_named():
     with pytest.raises(LookupError, match="Did you mean depth_profile"):
         draw(subject("usual"), "depth_profil")
-    with pytest.raises(ValueError, match=r"no option metrik\. Options: metric, sites, part, ax, log"):
+    with pytest.raises(ValueError, match=r"no option metrik\. Options: metric, .*log, blocks, width, height, style"):
         draw(subject("usual"), "depth_profile", metrik="cka")
 
 
@@ -233,6 +238,115 @@ def test_the_callers_axes_are_drawn_on():
     assert draw(subject("usual"), "depth_profile", metric="cka", ax=single) is single.figure
     with pytest.raises(ValueError, match=r"has 3 panels \(1 × 3\), got 2 axes"):
         draw(subject("usual"), "depth_profile", ax=axes[:2])
+
+
+# Options that all figures have
+
+
+def test_sizes_are_what_was_asked_for():
+    for width, height in (("single", None), (120, 60), ("double", 100)):
+        figure = draw(subject("one block"), "token_norm", width=width, height=height)
+        across, high = figure.get_size_inches() * 25.4
+        assert across == pytest.approx({"single": 85, "double": 170}.get(width, width))
+        assert height is None or high == pytest.approx(height)
+    with pytest.raises(ValueError, match=r"'single' \(85 mm\), .* or a number of millimetres, got 'wide'"):
+        draw(subject("one block"), "token_norm", width="wide")
+    with pytest.raises(ValueError, match="width is between 30 and 1000 mm, got 3"):
+        draw(subject("one block"), "token_norm", width=3)
+    with pytest.raises(ValueError, match="leave out ax"):
+        draw(subject("one block"), "cka", ax=Figure().subplots(1, 4), width="single")
+
+
+def test_a_style_goes_on_top_of_ours(tmp_path):
+    file = tmp_path / "mine.mplstyle"
+    file.write_text("font.size: 11\naxes.edgecolor: red\n", encoding="utf-8")
+    settings = dict(matplotlib.rcParams)
+    for style in ({"font.size": 11}, str(file), ["grayscale", file]):
+        figure = draw(subject("one block"), "depth_profile", style=style)
+        assert figure.axes[0].yaxis.label.get_fontsize() == pytest.approx(11)
+    assert dict(matplotlib.rcParams) == settings
+    serif = draw(subject("one block"), "depth_profile", style={"font.family": "serif"})
+    assert svg_of(serif, "x").count('font-family="serif') == 1
+    with pytest.raises(LookupError, match=r"no matplotlib style and no file 'grayscal'\. Did you mean grayscale"):
+        draw(subject("one block"), "depth_profile", style="grayscal")
+    with pytest.raises(ValueError, match="cannot be used"):
+        draw(subject("one block"), "depth_profile", style={"no.such": 1})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "block" in figures.module(name).frame(subject("usual"))])
+def test_only_the_chosen_blocks_are_drawn(name):
+    frames = []
+    module = figures.module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "plot", lambda frame, **_: frames.append(frame))
+        for blocks in ("2-4", [2, 3, 4], range(2, 5), slice(2, 5), "-10,3,4"):
+            draw(subject("usual"), name, blocks=blocks)
+        draw(subject("usual"), name, blocks=-1)
+    assert all(set(frame["block"].astype(int)) == {2, 3, 4} for frame in frames[:-1])
+    assert set(frames[-1]["block"].astype(int)) <= {11, 12}  # the final norm stands behind the last block
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blocks", ["0-5", [7]])
+def test_a_few_blocks_are_drawn(name, blocks):
+    draw(subject("usual"), name, blocks=blocks, width="single").draw_without_rendering()
+
+
+def test_blocks_that_cannot_be_are_refused():
+    with pytest.raises(NothingToDraw, match="no block '12-14' to draw: vit_small_patch14_dinov2 has 0 to 11"):
+        draw(subject("usual"), "depth_profile", blocks="12-14")
+    for blocks in ("a", "5-2", [1.5], "0..3", [True]):
+        with pytest.raises(ValueError, match="blocks are a number, a list"):
+            draw(subject("usual"), "depth_profile", blocks=blocks)
+
+
+def test_norms_and_parts_can_be_chosen():
+    for name in ("depth_profile", "stage_split", "norm_statistics", "channel_selectivity", "selectivity_summary",
+                 "image_similarity", "centroid_separation"):
+        frame = figures.module(name).frame(subject("usual"), norms="norm1")
+        assert set(frame["norm"]) == {"norm1"}
+    assert set(figures.module("token_norm").frame(subject("usual"), parts="mean")["part"]) == {"mean"}
+    assert set(figures.module("update_ratio").frame(subject("usual"), sites=["attn_out"])["site"]) == {"attn_out"}
+    assert set(figures.module("stage_split").frame(subject("usual"), groups="cls-patch")["group"]) == {"cls-patch"}
+
+
+def test_a_pdf_embeds_its_fonts_as_truetype(tmp_path):
+    (pdf,) = save_figure(figure_of("usual", "head_matrix"), tmp_path, "x", formats=["pdf"])
+    data = pdf.read_bytes()
+    assert data.startswith(b"%PDF")
+    streams = data + b"".join(_inflated(data))
+    assert b"/FontFile2" in streams
+    assert b"/Type3" not in streams
+    assert b"CreationDate" not in data
+    (again,) = save_figure(figure_of("usual", "head_matrix"), tmp_path / "b", "x", formats=["pdf"])
+    assert again.read_bytes() == data
+
+
+def _inflated(data):
+    for part in data.split(b"stream\n")[1:]:
+        with contextlib.suppress(zlib.error):
+            yield zlib.decompressobj().decompress(part)
+
+
+def test_text_becomes_outlines_when_asked(tmp_path):
+    figure = figure_of("usual", "token_norm")
+    (plain,) = save_figure(figure, tmp_path / "a", "x", formats=["svg"])
+    (outlined,) = save_figure(figure, tmp_path / "b", "x", formats=["svg"], outlines=True)
+    assert "<text" in plain.read_text(encoding="utf-8")
+    text = outlined.read_text(encoding="utf-8")
+    assert "<text" not in text
+    root = ElementTree.fromstring(text)
+    ids = {node.get("id") for node in root.iter()}
+    links = [node.get("{http://www.w3.org/1999/xlink}href") for node in root.iter()]
+    assert {link[1:] for link in links if link} <= ids
+    assert all(name is None or name.startswith("x-") for name in ids)
+
+
+def test_formats_are_named(tmp_path):
+    files = save_figure(figure_of("usual", "cka"), tmp_path, "x", formats=("png", "pdf", "svg"))
+    assert [file.name for file in files] == ["x.png", "x.pdf", "x.svg"]
+    with pytest.raises(ValueError, match="saved as svg, png, pdf, got jpg"):
+        save_figure(figure_of("usual", "cka"), tmp_path, "x", formats=["jpg"])
 
 
 # Each figure's own

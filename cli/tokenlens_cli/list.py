@@ -20,6 +20,7 @@ class Kind(StrEnum):
     metrics = "metrics"
     figures = "figures"
     families = "families"
+    components = "components"
 
 
 def command(
@@ -33,7 +34,7 @@ def command(
     ] = 60,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """List models, metrics, figures or families.
+    """List models, metrics, figures, families or components of a specialization.
 
     Models are timm's names that tokenlens can look into, with their weights tags. Besides those, hf-hub:owner/name,
     local-dir:PATH and, in Python, any module of a known family can be analyzed.
@@ -68,7 +69,8 @@ def matches(name: str, pattern: str) -> bool:
 
 def _text(item: dict[str, Any]) -> str:
     cost = f" ({'opt-in: ' if item.get('opt_in') else ''}{item['cost']})" if item.get("cost") else ""
-    return f"{item['description']}{cost}"
+    of = f"of {'an' if item['of'] == 'analysis' else 'a'} {item['of']}: " if item.get("of") else ""
+    return f"{of}{item['description']}{cost}"
 
 
 def _models() -> list[dict[str, Any]]:
@@ -118,9 +120,13 @@ def _metrics() -> list[dict[str, Any]]:
 
 
 def _figures() -> list[dict[str, Any]]:
-    from tokenlens.figures import figures
+    from tokenlens.figures import ANALYSIS, COMPARISON, figures, figures_of
 
-    return [{"name": name, "description": figures.describe(name)} for name in figures.names()]
+    return [
+        {"name": name, "description": figures.describe(name), "of": kind}
+        for kind in (ANALYSIS, COMPARISON)
+        for name in figures_of(kind)
+    ]
 
 
 def _families() -> list[dict[str, Any]]:
@@ -129,9 +135,23 @@ def _families() -> list[dict[str, Any]]:
     return [{"name": name, "description": families.describe(name)} for name in families.names()]
 
 
+def _components() -> list[dict[str, Any]]:
+    from tokenlens.specialization import PRESETS, Specialization, components
+
+    return [
+        {
+            "name": name,
+            "description": components.describe(name),
+            "presets": {preset: getattr(PRESETS[preset], name) for preset in PRESETS},
+        }
+        for name in Specialization.components()
+    ]
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.models: _models,
     Kind.metrics: _metrics,
     Kind.figures: _figures,
     Kind.families: _families,
+    Kind.components: _components,
 }

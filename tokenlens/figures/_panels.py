@@ -1,17 +1,13 @@
-"""Panels, axes and lines that figures share. Nothing here touches pyplot or matplotlib's global state."""
+"""Axes, lines and matrices that figures share. Nothing here touches pyplot or matplotlib's global state."""
 
 from __future__ import annotations
 
-import functools
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
@@ -21,119 +17,30 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tokenlens.figures import COLOURS, DIVERGING, FAINT, INK, MARKERS, SEQUENTIAL, STYLE, WIDTH_MM
+from tokenlens.figures import COLOURS, DIVERGING, INK, MARKERS, PAPER, SEQUENTIAL
+from tokenlens.figures._page import Canvas, canvas, paper
 from tokenlens.figures._rows import NORMS, in_order, norm_title, pair_title
-from tokenlens.figures._svg import svg_of
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 INTERVALS = "bands and bars: 95 % interval of the mean over images"
 JACKKNIFE = "bands and bars: 95 % interval (jackknife over images)"
-
-
-class Drawing(Figure):
-    """A matplotlib figure that shows itself in Jupyter without pyplot."""
-
-    def _repr_svg_(self) -> str:
-        return svg_of(self, "figure")
-
-
-def styled(plot: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the shared style, and leave matplotlib's settings as they were."""
-
-    @functools.wraps(plot)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with style.context(["default", dict(STYLE)]):
-            return plot(*args, **kwargs)
-
-    return wrapped
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """The panels of one figure, (rows, columns), on a figure of ours or on axes that the caller brought."""
-
-    figure: Figure
-    axes: NDArray[Any]
-    own: bool
-
-    def header(self, frame: pd.DataFrame, note: str = "") -> None:
-        """Model, n and a note on top of the figure, wrapped to its width."""
-        counts = frame["n"].dropna() if "n" in frame else pd.Series(dtype=int)
-        n = ""
-        if len(counts):
-            low, high = int(counts.min()), int(counts.max())
-            n = f"n = {low}" if low == high else f"n = {low}–{high}"
-            n += " image" if high == 1 else " images"
-        models = ", ".join(dict.fromkeys(frame["model"].astype(str)))
-        text = " · ".join(part for part in (models, n, note) if part)
-        if self.own:
-            columns = int(self.figure.get_figwidth() * 72 / 4.25)
-            self.figure.suptitle(wrapped(text, columns), x=0.008, ha="left", color=FAINT)
-        else:
-            first = self.axes.flat[0]
-            title = "\n".join(filter(None, [wrapped(text, 60), first.get_title(loc="left")]))
-            first.set_title(title, fontsize=7, fontweight="normal", loc="left")
-
-    def level(self) -> None:
-        """Give the panels of a row one y scale where they are the caller's; our own share it already."""
-        for row in () if self.own else self.axes:
-            limits = np.array([panel.get_ylim() for panel in row])
-            for panel in row:
-                panel.set_ylim(limits.min(), limits.max())
-
-    def legend(self, handles: Sequence[Any], columns: int = 4) -> None:
-        """One legend under all panels, or inside the last panel where the axes are the caller's."""
-        if not handles:
-            return
-        if self.own:
-            self.figure.legend(handles=list(handles), loc="outside lower left", ncols=min(columns, len(handles)))
-        else:
-            self.axes.flat[-1].legend(handles=list(handles))
-
-
-def wrapped(text: str, columns: int) -> str:
-    """Text in lines of at most so many characters; long names are broken anywhere."""
-    return "\n".join(textwrap.wrap(text, columns, break_on_hyphens=False)) if text else ""
-
-
-def canvas(ax: Any, rows: int, columns: int, height_mm: float, **subplots: Any) -> Canvas:
-    """Panels in a new figure of double-column width, or the axes that the caller brought.
-
-    Args:
-        ax: None for a new figure; else one Axes, or a sequence of as many as there are panels, row by row.
-        rows: rows of panels.
-        columns: columns of panels.
-        height_mm: height of a new figure.
-        **subplots: for ``Figure.subplots`` (``sharex``, ``sharey``, ``width_ratios``, …).
-
-    Raises:
-        ValueError: if the number of axes is not the number of panels.
-    """
-    if ax is None:
-        figure = Drawing(figsize=(WIDTH_MM / 25.4, height_mm / 25.4), layout="constrained")
-        return Canvas(figure, figure.subplots(rows, columns, squeeze=False, **subplots), own=True)
-    given = np.array([ax] if isinstance(ax, Axes) else ax, dtype=object).ravel()
-    if len(given) != rows * columns:
-        raise ValueError(
-            f"this figure has {rows * columns} panels ({rows} × {columns}), got {len(given)} axes. Leave out ax for a "
-            "new figure, or choose fewer panels."
-        )
-    return Canvas(given[0].figure, given.reshape(rows, columns), own=False)
 
 
 def norm_columns(norms: Iterable[str]) -> tuple[list[str], list[float]]:
     """The norms in order, and their panels' widths: the final norm is one point and needs little."""
     order = [norm for norm in NORMS if norm in set(norms)]
     single = len(order) == 1
-    return order, [0.13 if norm == "final_norm" and not single else 1.0 for norm in order]
+    little = 0.24 if paper().narrow else 0.13
+    return order, [little if norm == "final_norm" and not single else 1.0 for norm in order]
 
 
 def depth_axis(
     ax: Axes, blocks: NDArray[Any] | pd.Series, final: bool = False, label: bool = True, room: float = 12.5
 ) -> None:
-    """A block axis: whole numbers only, at most about ``room`` of them, with half a block of space on both sides."""
+    """A block axis: whole numbers only, with half a block of space on both sides.
+
+    There are at most about ``room`` of them in a figure of double width, and half as many in a narrow one.
+    """
+    room = room / 2 if paper().narrow else room
     present = np.unique(np.asarray(pd.Series(blocks).dropna(), dtype=int))
     if not len(present):
         return
@@ -197,7 +104,7 @@ def line_look(colour: str, marker: str, hollow: bool = False) -> dict[str, Any]:
         "color": colour,
         "linestyle": (0, (3.2, 1.6)) if hollow else "-",
         "marker": marker,
-        "markerfacecolor": "white" if hollow else colour,
+        "markerfacecolor": PAPER if hollow else colour,
         "markeredgecolor": colour,
     }
 
@@ -205,6 +112,45 @@ def line_look(colour: str, marker: str, hollow: bool = False) -> dict[str, Any]:
 def handle(label: str, colour: str, marker: str, hollow: bool = False) -> Line2D:
     """A legend's entry for a series."""
     return Line2D([], [], label=label, **line_look(colour, marker, hollow))
+
+
+def depth_panels(
+    page: Canvas,
+    frame: pd.DataFrame,
+    rows: tuple[str, Sequence[str]] | None,
+    columns: tuple[str, Sequence[str]],
+    title: Callable[[str], str],
+    widths: Sequence[float] | None = None,
+) -> Iterator[tuple[Axes, str, str, pd.DataFrame]]:
+    """Panels over blocks: a row for each value of one column of the frame, a column for each value of another.
+
+    Each has its axes, grid and title when it comes, and waits to be drawn in.
+
+    Args:
+        page: the panels.
+        frame: a row for each number, with the column ``block``.
+        rows: a column of the frame and its values from top to bottom; None for one row of panels.
+        columns: a column of the frame and its values from left to right.
+        title: of a column of panels, from its value.
+        widths: of the columns of panels, relative to each other; equal by default.
+
+    Yields:
+        The panel, its row's value (empty where there is one row), its column's value, and its rows of the frame.
+    """
+    by_column, across = columns
+    by_row, down = rows or ("", [""])
+    widths = [1.0] * len(across) if widths is None else widths
+    for row, above in enumerate(down):
+        for column, beside in enumerate(across):
+            panel = page.axes[row, column]
+            inside = frame[frame[by_column] == beside]
+            depth_axis(panel, inside["block"], final=beside == "final_norm", label=row == len(down) - 1,
+                       room=26 / (1 + len(across)) if len(across) > 3 else 12.5)
+            panel.grid(axis="y")
+            panel.tick_params(axis="y", which="both", left=column == 0)
+            if row == 0:
+                page.title(panel, title(beside), 0.86 * widths[column] / sum(widths))
+            yield panel, above, beside, inside[inside[by_row] == above] if by_row else inside
 
 
 def draw_before_after(
@@ -217,19 +163,13 @@ def draw_before_after(
     norms, widths = norm_columns(frame["norm"])
     page = canvas(ax, 1, len(norms), 72, sharey=True, width_ratios=widths)
     groups = in_order(frame["group"])
-    for column, norm in enumerate(norms):
-        panel = page.axes[0, column]
-        inside = frame[frame["norm"] == norm]
+    for panel, _, norm, inside in depth_panels(page, frame, None, ("norm", norms), norm_title(frame), widths):
         for group in groups:
             for state in ("before", "after"):
                 rows = inside[(inside["group"] == group) & (inside["state"] == state)]
                 if len(rows):
                     aside = 0.0 if norm != "final_norm" else -0.35 if state == "before" else 0.35
                     depth_line(panel, rows, COLOURS[group], MARKERS[group], hollow=state == "before", shift=aside)
-        depth_axis(panel, inside["block"], final=norm == "final_norm")
-        panel.set_title(norm_title(frame, norm))
-        panel.grid(axis="y")
-        panel.tick_params(axis="y", which="both", left=column == 0)
         if zero:
             zero_line(panel)
     if log:
@@ -258,6 +198,12 @@ def heat_map(
     for side in ax.spines.values():
         side.set_visible(False)
     return image
+
+
+def remove_unused(axes: NDArray[Any], used: int) -> None:
+    """Take away the panels behind the first so many."""
+    for panel in axes.flat[used:]:
+        panel.remove()
 
 
 def colour_bar(figure: Figure, image: ScalarMappable, axes: Any, label: str, **options: Any) -> None:

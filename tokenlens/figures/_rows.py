@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,9 +45,9 @@ def place_of(analysis: Analysis) -> str:
     return "before" if norms_come_first(analysis) else "after"
 
 
-def norm_title(frame: pd.DataFrame, norm: str) -> str:
-    """The title of a norm's panel, from a frame with the column ``place``."""
-    return NORMS[norm].format(frame["place"].iloc[0])
+def norm_title(frame: pd.DataFrame) -> Callable[[str], str]:
+    """What the panel of a norm is called, from a frame with the column ``place``."""
+    return lambda norm: NORMS[norm].format(frame["place"].iloc[0])
 
 
 def pair_title(group: str) -> str:
@@ -59,6 +59,15 @@ def in_order(groups: Iterable[str]) -> list[str]:
     """Token groups and pairs in the order in which all figures show them."""
     order = [*GROUPS, *PAIRS]
     return sorted(set(groups), key=lambda group: (order.index(group) if group in order else len(order), group))
+
+
+def listed(names: str | Iterable[str]) -> list[str]:
+    """A list of names, where one name may stand for itself.
+
+    >>> listed("norm1"), listed(("norm1", "norm2"))
+    (['norm1'], ['norm1', 'norm2'])
+    """
+    return [names] if isinstance(names, str) else list(names)
 
 
 def missing(analysis: Analysis, metric: str) -> NothingToDraw:
@@ -77,11 +86,11 @@ def rows_of(
     analysis: Analysis,
     metric: str,
     *,
-    parts: Sequence[str] | None = None,
-    sites: Sequence[str] | None = None,
-    groups: Sequence[str] | None = None,
+    parts: str | Sequence[str] | None = None,
+    sites: str | Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The table's rows of one metric, with the model's title in the place of its name.
+    """The table's rows of one metric, with the model's title in the place of its name; one name stands for a list.
 
     Raises:
         NothingToDraw: if there are none; the text says what is there.
@@ -93,11 +102,11 @@ def rows_of(
     for column, wanted in (("part", parts), ("site", sites), ("group", groups)):
         if wanted is None:
             continue
-        chosen = found[found[column].isin(list(wanted))]
+        chosen = found[found[column].isin(listed(wanted))]
         if chosen.empty:
             have = ", ".join(repr(str(value)) for value in found[column].unique())
             raise NothingToDraw(
-                f"{metric} of {analysis.model} has no {column} {', '.join(map(repr, wanted))}. It has: {have}."
+                f"{metric} of {analysis.model} has no {column} {', '.join(map(repr, listed(wanted)))}. It has: {have}."
             )
         found = chosen
     found = found.copy()
@@ -122,11 +131,14 @@ def count_of(analysis: Analysis, metric: str) -> int:
     return int(counts.max()) if len(counts) else 0
 
 
-def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
+def before_after(
+    analysis: Analysis, metrics: Sequence[str], norms: str | Sequence[str] | None = None
+) -> pd.DataFrame:
     """Metrics of token sites on both sides of each norm, in the columns that ``draw_before_after`` draws.
 
-    Before norm1 is ``resid_pre``, before norm2 ``resid_mid``, before the final norm the last block's ``resid_post``.
-    The final norm stands at block ``blocks``. What goes into the norms of post-norm blocks is no site: it is left out.
+    ``norms`` are those wanted, by default all that the model has. Before norm1 is ``resid_pre``, before norm2
+    ``resid_mid``, before the final norm the last block's ``resid_post``. The final norm stands at block ``blocks``.
+    What goes into the norms of post-norm blocks is no site: it is left out.
     """
     frames = []
     place = place_of(analysis)
@@ -138,7 +150,7 @@ def before_after(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
             ("norm2", rows["site"] == "resid_mid", rows["site"] == "norm2"),
             ("final_norm", (rows["site"] == "resid_post") & last, rows["site"] == "final_norm"),
         ):
-            if not after.any():
+            if not after.any() or (norms is not None and norm not in listed(norms)):
                 continue
             for state, chosen in (("before", before), ("after", after)):
                 if state == "before" and place == "after" and norm != "final_norm":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tokenlens.figures import NothingToDraw
-from tokenlens.figures._panels import JACKKNIFE, draw_before_after, styled
+from tokenlens.figures._page import styled
+from tokenlens.figures._panels import JACKKNIFE, draw_before_after
 from tokenlens.figures._rows import before_after
 
 if TYPE_CHECKING:
@@ -24,13 +26,13 @@ CAPTION = (
 METRICS = ("centroid_separation",)
 
 
-def frame(analysis: Analysis) -> pd.DataFrame:
-    """The separation before and after each norm.
+def frame(analysis: Analysis, norms: str | Sequence[str] | None = None) -> pd.DataFrame:
+    """The separation before and after each norm, or only these of ``norm1``, ``norm2`` and ``final_norm``.
 
     Raises:
         NothingToDraw: if centroid_separation was not computed or does not apply.
     """
-    found = before_after(analysis, ["centroid_separation"])
+    found = before_after(analysis, ["centroid_separation"], norms)
     found = found[found["value"].notna()]
     if found.empty:
         raise NothingToDraw(f"centroid_separation of {analysis.model} is not defined on these images")

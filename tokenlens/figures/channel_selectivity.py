@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tokenlens.figures import NothingToDraw
-from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled, whole_ticks
-from tokenlens.figures._rows import array_of, count_of, norm_title, place_of, title_of
+from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
+from tokenlens.figures._panels import colour_bar, heat_map, whole_ticks
+from tokenlens.figures._rows import array_of, count_of, listed, norm_title, place_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +33,7 @@ MOST_COLUMNS = 1024
 """More channels than this are drawn as means of neighbours, so that a figure stays small."""
 
 
-def frame(analysis: Analysis, norms: tuple[str, ...] = ("norm1", "norm2")) -> pd.DataFrame:
+def frame(analysis: Analysis, norms: str | Sequence[str] = ("norm1", "norm2")) -> pd.DataFrame:
     """Selectivity s of each channel at the input and output of each norm.
 
     Args:
@@ -42,6 +44,7 @@ def frame(analysis: Analysis, norms: tuple[str, ...] = ("norm1", "norm2")) -> pd
         NothingToDraw: if dimension_selectivity was not computed or does not apply.
     """
     frames: list[pd.DataFrame] = []
+    norms = listed(norms)
     for norm in norms:
         for side in ("input", "output"):
             try:
@@ -91,14 +94,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             bins = np.arange(0, len(order), width)
             values = np.add.reduceat(values, bins, axis=1) / np.diff(np.append(bins, len(order)))
             image = heat_map(panel, values, -1, 1, diverging=True, levels=20)
-            panel.set_title(f"{norm_title(frame, norm)}, {side}")
+            page.title(panel, f"{norm_title(frame)(norm)}, {side}", 0.4)
             ticks = whole_ticks(len(matrix))
             panel.set_yticks(ticks, [str(matrix.index[tick]) for tick in ticks])
             panel.set_xticks([])
             panel.tick_params(axis="y", which="both", left=column == 0, length=2)
             if row == len(norms) - 1:
                 together = f", means of {width} neighbours" if width > 1 else ""
-                panel.set_xlabel(f"{len(order)} channels, patches' ← sorted → CLS's{together}")
+                text = f"{len(order)} channels, patches' ← sorted → CLS's{together}"
+                panel.set_xlabel(wrapped(text, characters(0.4 * paper().width)))
         page.axes[row, 0].set_ylabel("block")
     assert image is not None
     colour_bar(page.figure, image, list(page.axes.flat), "selectivity s", ticks=[-1, -0.5, 0, 0.5, 1])

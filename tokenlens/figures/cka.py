@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS, NothingToDraw
-from tokenlens.figures._panels import canvas, colour_bar, depth_axis, depth_line, heat_map, styled, whole_ticks
+from tokenlens.figures._page import canvas, paper, styled
+from tokenlens.figures._panels import colour_bar, depth_axis, depth_line, heat_map, whole_ticks
 from tokenlens.figures._rows import array_of, count_of, title_of
 
 if TYPE_CHECKING:
@@ -61,28 +62,33 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         frame: of ``frame``.
         ax: four Axes; a new figure by default.
     """
-    page = canvas(ax, 1, 4, 58, width_ratios=[1, 1, 1, 1.15])
-    blocks = int(frame["block_1"].max()) + 1
+    if paper().narrow and ax is None:
+        page = canvas(None, 2, 2, 90)
+    else:
+        page = canvas(ax, 1, 4, 58, width_ratios=[1, 1, 1, 1.15])
+    blocks = list(map(int, sorted(frame["block_1"].unique())))
+    ticks = whole_ticks(len(blocks), 6)
+    shown = [str(blocks[tick]) for tick in ticks]
     image = None
     for column, (pair, (first, second)) in enumerate(PAIRS.items()):
-        panel = page.axes[0, column]
+        panel = page.axes.flat[column]
         inside = frame[frame["pair"] == pair]
         matrix = inside.pivot(index="block_1", columns="block_2", values="value").to_numpy(dtype=float)
         image = heat_map(panel, matrix, 0, 1)
         panel.set_aspect("equal")
         panel.invert_yaxis()
-        panel.set_title(f"{first}, {second}" if first != second else f"{first}, {first}")
-        panel.set_xticks(whole_ticks(blocks, 6))
-        panel.set_yticks(whole_ticks(blocks, 6))
+        page.title(panel, f"{first}, {second}", 0.35 if page.axes.shape[1] == 2 else 0.2)
+        panel.set_xticks(ticks, shown)
+        panel.set_yticks(ticks, shown)
         panel.tick_params(length=2)
         panel.set_xlabel(f"block ({second})")
         panel.set_ylabel(f"block ({first})")
     assert image is not None
-    colour_bar(page.figure, image, list(page.axes[0, :3]), "CKA", orientation="horizontal", aspect=40, shrink=0.5)
-    panel = page.axes[0, 3]
+    colour_bar(page.figure, image, list(page.axes.flat[:3]), "CKA", orientation="horizontal", aspect=40, shrink=0.5)
+    panel = page.axes.flat[3]
     diagonal = frame[(frame["pair"] == "cls-patch") & (frame["block_1"] == frame["block_2"])]
     depth_line(panel, diagonal.rename(columns={"block_1": "block"}), COLOURS["cls-patch"], MARKERS["cls-patch"])
-    depth_axis(panel, diagonal["block_1"], room=6)
+    depth_axis(panel, diagonal["block_1"], room=13 if paper().narrow else 6)
     panel.set_ylim(min(0.0, float(np.nanmin(diagonal["ci_low"].fillna(0)))), 1.0)
     panel.grid(axis="y")
     panel.set_title("same block")

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.figures import NothingToDraw
-from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled
+from tokenlens.figures._page import canvas, paper, styled
+from tokenlens.figures._panels import colour_bar, heat_map, remove_unused
 from tokenlens.figures._rows import array_of, count_of, title_of
 
 if TYPE_CHECKING:
@@ -66,13 +67,14 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     """
     names = list(dict.fromkeys(frame["map"]))
     height, width = int(frame["row"].max()) + 1, int(frame["column"].max()) + 1
-    columns = next(c for c in (6, 8, 10, 12) if len(names) <= 3 * c or c == 12)
+    sheet = paper()
+    choice = (4, 5, 6) if sheet.narrow else (6, 8, 10, 12)
+    columns = next(c for c in choice if len(names) <= (4 if sheet.narrow else 3) * c or c == choice[-1])
     columns = min(columns, max(len(names), 3)) if ax is None else len(names)
     rows = -(-len(names) // columns)
-    cell = 144 / columns
+    cell = (0.85 * sheet.width) / columns
     page = canvas(ax, rows, columns, max(32, 8 + rows * (cell * min(height / width, 3) + 3.5)))
-    for panel in page.axes.flat[len(names):]:
-        panel.remove()
+    remove_unused(page.axes, len(names))
     high = max(float(np.quantile(frame["value"], 0.995)), 1.5)
     clipped = bool((frame["value"] > high * 1.0001).any())
     image = None
@@ -83,7 +85,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel.set_aspect("equal")
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.set_title(name, fontsize=7, fontweight="normal", pad=2)
+        panel.set_title(name, fontsize="small", fontweight="normal", pad=2)
     assert image is not None
     drawn = list(page.axes.flat[: len(names)])
     colour_bar(page.figure, image, drawn, "× uniform", extend="max" if clipped else "neither")

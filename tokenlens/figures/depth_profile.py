@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tokenlens.figures import COLOURS, INK, MARKERS, NothingToDraw
+from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import (
     INTERVALS,
-    canvas,
-    depth_axis,
     depth_line,
+    depth_panels,
     draw_before_after,
     handle,
     log_axis,
-    styled,
     zero_line,
 )
 from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, place_of, rows_of
@@ -45,7 +44,11 @@ SITE_MARKERS = dict(zip(SITE_COLOURS, "ov^<>sDdpPX", strict=True))
 
 
 def frame(
-    analysis: Analysis, metric: str | None = None, sites: Sequence[str] | None = None, part: str | None = None
+    analysis: Analysis,
+    metric: str | None = None,
+    sites: str | Sequence[str] | None = None,
+    part: str | None = None,
+    norms: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """The numbers over blocks.
 
@@ -54,6 +57,7 @@ def frame(
         metric: a metric with a value for each block; the default is the cosines on both sides of each norm.
         sites: only these sites, drawn in one panel; by default a metric of token sites is shown around each norm.
         part: of a metric with several parts; by default all of them, a panel each.
+        norms: around norms, only these of ``norm1``, ``norm2`` and ``final_norm``.
 
     Heads are averaged, and the interval's columns then hold the lowest and highest head.
 
@@ -61,10 +65,10 @@ def frame(
         NothingToDraw: if the metric was not computed, does not apply, or has no value for each block.
     """
     if metric is None:
-        return _around_norms(analysis)
+        return _around_norms(analysis, norms)
     rows = rows_of(analysis, metric, parts=None if part is None else [part], sites=sites)
     if sites is None and part is None and {"resid_pre", "norm1"} <= set(rows["site"]):
-        return before_after(analysis, [metric])
+        return before_after(analysis, [metric], norms)
     rows = rows[rows["block"].notna()]
     if rows.empty:
         raise NothingToDraw(f"{metric} of {analysis.model} has no value for each block")
@@ -80,16 +84,16 @@ def frame(
     return rows.reset_index(drop=True)
 
 
-def _around_norms(analysis: Analysis) -> pd.DataFrame:
+def _around_norms(analysis: Analysis, norms: str | Sequence[str] | None) -> pd.DataFrame:
     """The norm's own input and output, which norm_differentiation reports; it is right for post-norm models, too."""
     if (analysis.table["metric"] == "norm_differentiation").any():
-        rows = rows_of(analysis, "norm_differentiation", parts=["before", "after"])
+        rows = rows_of(analysis, "norm_differentiation", parts=["before", "after"], sites=norms)
         rows = rows.rename(columns={"part": "state"})
         rows["norm"], rows["place"] = rows["site"], place_of(analysis)
         rows.loc[rows["site"] == "final_norm", "block"] = analysis.blocks
         return rows[list(BEFORE_AFTER)].reset_index(drop=True)
     have = [name for name in ("cls_patch_cosine", "patch_patch_cosine") if (analysis.table["metric"] == name).any()]
-    return before_after(analysis, have or ["cls_patch_cosine"])
+    return before_after(analysis, have or ["cls_patch_cosine"], norms)
 
 
 @styled
@@ -115,33 +119,34 @@ def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
     parts, groups = list(dict.fromkeys(frame["part"])), in_order(frame["group"])
     sites = [site for site in SITE_COLOURS if site in set(frame["site"])]
     sites += sorted(set(frame["site"]) - set(sites))
-    columns = [[site] for site in sites] if len(groups) > 1 else [sites]
-    page = canvas(ax, len(parts), len(columns), 20 + 50 * len(parts), sharex="col", sharey="row")
     by_group, handles = len(groups) > 1, {}
-    for row, part in enumerate(parts):
-        for column, shown in enumerate(columns):
-            panel = page.axes[row, column]
-            inside = frame[(frame["part"] == part) & frame["site"].isin(shown)]
-            for site in shown:
-                for group in groups:
-                    rows = inside[(inside["site"] == site) & (inside["group"] == group)]
-                    if rows.empty:
-                        continue
-                    colour = COLOURS.get(group, INK) if by_group else SITE_COLOURS.get(site, INK)
-                    marker = (MARKERS if by_group else SITE_MARKERS).get(group if by_group else site, "o")
-                    depth_line(panel, rows, colour, marker)
-                    label = pair_title(group) if by_group else f"{pair_title(group)} at {site}"
-                    handles[label] = handle(label, colour, marker)
-            depth_axis(panel, frame["block"], label=row == len(parts) - 1, room=26 / (1 + len(columns)))
-            panel.grid(axis="y")
-            panel.tick_params(axis="y", which="both", left=column == 0)
-            panel.set_title(shown[0] if len(columns) > 1 else "")
-            if inside["value"].min() < 0 < inside["value"].max():
-                zero_line(panel)
+    frame = frame.assign(column=frame["site"] if by_group else "")
+    columns = sites if by_group else [""]
+    most = 3 if paper().narrow and ax is None else len(columns)
+    if len(columns) > most:
+        raise NothingToDraw(
+            f"{len(columns)} sites side by side do not fit into {paper().width:g} mm; choose up to {most} with sites: "
+            f"{', '.join(sites)}"
+        )
+    page = canvas(ax, len(parts), len(columns), 20 + 50 * len(parts), sharex="col", sharey="row")
+    for panel, _, _, inside in depth_panels(page, frame, ("part", parts), ("column", columns), str):
+        for site in sites:
+            for group in groups:
+                rows = inside[(inside["site"] == site) & (inside["group"] == group)]
+                if rows.empty:
+                    continue
+                colour = COLOURS.get(group, INK) if by_group else SITE_COLOURS.get(site, INK)
+                marker = (MARKERS if by_group else SITE_MARKERS).get(group if by_group else site, "o")
+                depth_line(panel, rows, colour, marker)
+                label = pair_title(group) if by_group else f"{pair_title(group)} at {site}"
+                handles[label] = handle(label, colour, marker)
+        if inside["value"].min() < 0 < inside["value"].max():
+            zero_line(panel)
+    for first, part in zip(page.axes[:, 0], parts, strict=True):
         if log:
-            log_axis(page.axes[row, 0])
+            log_axis(first)
         unit = frame.loc[frame["part"] == part, "unit"].iloc[0]
-        page.axes[row, 0].set_ylabel(f"{part} [{unit}]" if part else unit)
+        first.set_ylabel(f"{part} [{unit}]" if part else unit)
     page.level()
     order = [pair_title(group) for group in groups]
     page.legend([handles[label] for label in sorted(handles, key=order.index)] if by_group else list(handles.values()))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tokenlens.figures import NothingToDraw
-from tokenlens.figures._panels import canvas, colour_bar, heat_map, styled, whole_ticks
-from tokenlens.figures._rows import GROUPS, missing, rows_of
+from tokenlens.figures._page import canvas, paper, styled
+from tokenlens.figures._panels import colour_bar, heat_map, remove_unused, whole_ticks
+from tokenlens.figures._rows import GROUPS, listed, missing, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ METRICS = ("attention_mass", "attention_entropy")
 QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch-reg", "patch-dist", "entropy")
 
 
-def frame(analysis: Analysis, quantities: Sequence[str] | None = None) -> pd.DataFrame:
+def frame(analysis: Analysis, quantities: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Attention mass and entropy per block and head.
 
     Args:
@@ -52,7 +53,7 @@ def frame(analysis: Analysis, quantities: Sequence[str] | None = None) -> pd.Dat
         frames.append(entropy)
     found = pd.concat(frames)
     have = [quantity for quantity in QUANTITIES if quantity in set(found["quantity"])]
-    wanted = have if quantities is None else list(quantities)
+    wanted = have if quantities is None else listed(quantities)
     if absent := [quantity for quantity in wanted if quantity not in have]:
         raise NothingToDraw(f"{analysis.model} has no {', '.join(absent)} per head. It has: {', '.join(have)}.")
     found = found[found["quantity"].isin(wanted)]
@@ -70,15 +71,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         ax: one Axes for each quantity; a new figure by default.
     """
     quantities = list(dict.fromkeys(frame["quantity"].astype(str)))
-    columns = min(4, len(quantities)) if ax is None and len(quantities) != 5 else 3
+    most = 2 if paper().narrow else 3 if len(quantities) == 5 else 4
+    columns = min(most, len(quantities))
     rows = -(-len(quantities) // columns)
     blocks = frame["block"].nunique()
     if ax is None:
         page = canvas(None, rows, columns, 14 + rows * (17 + 1.9 * min(max(blocks, 8), 24)))
     else:
         page, rows, columns = canvas(ax, 1, len(quantities), 0), 1, len(quantities)
-    for panel in page.axes.flat[len(quantities):]:
-        panel.remove()
+    remove_unused(page.axes, len(quantities))
     for index, (panel, quantity) in enumerate(zip(page.axes.flat, quantities, strict=False)):
         inside = frame[frame["quantity"] == quantity]
         matrix = inside.pivot(index="block", columns="head", values="value")
@@ -86,9 +87,10 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         high = float(values.max()) if quantity != "entropy" else 1.0
         low = min(0.0 if quantity != "entropy" else float(values.min()), high - 1e-6)
         image = heat_map(panel, values, low, high)
-        panel.set_title(_title(quantity))
+        page.title(panel, quantity_title(quantity))
         panel.set_xticks(whole_ticks(matrix.shape[1], 7))
-        panel.set_yticks(whole_ticks(matrix.shape[0], 13))
+        ticks = whole_ticks(matrix.shape[0], 13)
+        panel.set_yticks(ticks, [str(matrix.index[tick]) for tick in ticks])
         panel.tick_params(length=2, left=index % columns == 0, labelleft=index % columns == 0)
         panel.set_xlabel("head" if index + columns >= len(quantities) else "")
         panel.set_ylabel("block" if index % columns == 0 else "")
@@ -97,7 +99,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     return page.figure
 
 
-def _title(quantity: str) -> str:
+def quantity_title(quantity: str) -> str:
+    """A quantity in words: from whom to whom attention goes, or CLS's entropy."""
     if quantity == "entropy":
         return "CLS entropy"
     return " → ".join("dist. token" if group == "dist" else GROUPS[group] for group in quantity.split("-"))

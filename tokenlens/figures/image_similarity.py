@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tokenlens.figures import NothingToDraw
-from tokenlens.figures._panels import JACKKNIFE, draw_before_after, styled
+from tokenlens.figures._page import styled
+from tokenlens.figures._panels import JACKKNIFE, draw_before_after
 from tokenlens.figures._rows import before_after, missing
 
 if TYPE_CHECKING:
@@ -23,11 +25,9 @@ CAPTION = (
 )
 METRICS = ("cls_cls_cosine", "patch_mean_cosine")
 
-METRICS = ("cls_cls_cosine", "patch_mean_cosine")
 
-
-def frame(analysis: Analysis) -> pd.DataFrame:
-    """Cosines between images before and after each norm.
+def frame(analysis: Analysis, norms: str | Sequence[str] | None = None) -> pd.DataFrame:
+    """Cosines between images before and after each norm, or only these of ``norm1``, ``norm2`` and ``final_norm``.
 
     Raises:
         NothingToDraw: if neither metric was computed.
@@ -35,7 +35,7 @@ def frame(analysis: Analysis) -> pd.DataFrame:
     have = [metric for metric in METRICS if (analysis.table["metric"] == metric).any()]
     if not have:
         raise missing(analysis, METRICS[0])
-    found = before_after(analysis, have)
+    found = before_after(analysis, have, norms)
     found = found[found["value"].notna()]
     if found.empty:
         raise NothingToDraw(f"{' and '.join(have)} of {analysis.model} compare images, and there is one image only")

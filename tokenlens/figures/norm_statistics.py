@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS
-from tokenlens.figures._panels import (
-    INTERVALS,
-    canvas,
-    depth_axis,
-    depth_line,
-    handle,
-    log_axis,
-    norm_columns,
-    styled,
-    zero_line,
-)
+from tokenlens.figures._page import canvas, styled
+from tokenlens.figures._panels import INTERVALS, depth_line, depth_panels, handle, log_axis, norm_columns, zero_line
 from tokenlens.figures._rows import in_order, norm_title, pair_title, place_of, rows_of
 
 if TYPE_CHECKING:
@@ -42,13 +34,20 @@ PARTS = {
 }
 
 
-def frame(analysis: Analysis) -> pd.DataFrame:
+def frame(
+    analysis: Analysis, norms: str | Sequence[str] | None = None, parts: str | Sequence[str] = tuple(PARTS)
+) -> pd.DataFrame:
     """Statistics per part, norm, block and group.
 
+    Args:
+        analysis: where the numbers come from.
+        norms: only these of ``norm1``, ``norm2`` and ``final_norm``.
+        parts: only these of ``mean``, ``variance`` (or ``mean_square``) and ``log_std_ratio``.
+
     Raises:
-        NothingToDraw: if norm_statistics was not computed or does not apply.
+        NothingToDraw: if norm_statistics was not computed, does not apply, or has no such norm or part.
     """
-    rows = rows_of(analysis, "norm_statistics", parts=list(PARTS)).rename(columns={"site": "norm"})
+    rows = rows_of(analysis, "norm_statistics", parts=parts, sites=norms).rename(columns={"site": "norm"})
     rows["place"] = place_of(analysis)
     rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
     columns = ["model", "metric", "part", "norm", "place", "group", "block", "value", "sd", "n", "ci_low", "ci_high"]
@@ -66,23 +65,17 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     norms, widths = norm_columns(frame["norm"])
     parts = [part for part in PARTS if (frame["part"] == part).any()]
     page = canvas(ax, len(parts), len(norms), 22 + 36 * len(parts), sharex="col", sharey="row", width_ratios=widths)
-    for row, part in enumerate(parts):
-        for column, norm in enumerate(norms):
-            panel = page.axes[row, column]
-            inside = frame[(frame["part"] == part) & (frame["norm"] == norm)]
-            for group, rows in inside.groupby("group", sort=False):
-                depth_line(panel, rows, COLOURS[str(group)], MARKERS[str(group)])
-            depth_axis(panel, frame.loc[frame["norm"] == norm, "block"], norm == "final_norm", part == parts[-1])
-            panel.grid(axis="y")
-            panel.tick_params(axis="y", which="both", left=column == 0)
-            if part in ("mean", "log_std_ratio"):
-                zero_line(panel)
-            if row == 0:
-                panel.set_title(norm_title(frame, norm))
+    rows, columns = ("part", parts), ("norm", norms)
+    for panel, part, _, inside in depth_panels(page, frame, rows, columns, norm_title(frame), widths):
+        for group, line in inside.groupby("group", sort=False):
+            depth_line(panel, line, COLOURS[str(group)], MARKERS[str(group)])
+        if part in ("mean", "log_std_ratio"):
+            zero_line(panel)
+    for first, part in zip(page.axes[:, 0], parts, strict=True):
         if part in ("variance", "mean_square"):
-            log_axis(page.axes[row, 0])
+            log_axis(first)
         unit = frame.loc[frame["part"] == part, "unit"].iloc[0]
-        page.axes[row, 0].set_ylabel(PARTS[part] if part == "log_std_ratio" else f"{PARTS[part]} [{unit}]")
+        first.set_ylabel(PARTS[part] if part == "log_std_ratio" else f"{PARTS[part]}\n[{unit}]")
     groups = in_order(frame["group"])
     page.level()
     page.legend([handle(pair_title(group), COLOURS[group], MARKERS[group]) for group in groups if "-" not in group])

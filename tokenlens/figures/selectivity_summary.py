@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import INK
-from tokenlens.figures._panels import JACKKNIFE, canvas, depth_axis, depth_line, handle, norm_columns, styled, zero_line
-from tokenlens.figures._rows import norm_title, place_of, rows_of
+from tokenlens.figures import INK, NothingToDraw
+from tokenlens.figures._page import canvas, styled
+from tokenlens.figures._panels import JACKKNIFE, depth_line, depth_panels, handle, norm_columns, zero_line
+from tokenlens.figures._rows import listed, norm_title, place_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,18 +35,27 @@ PARTS = {
 }
 
 
-def frame(analysis: Analysis) -> pd.DataFrame:
+def frame(
+    analysis: Analysis, norms: str | Sequence[str] | None = None, parts: str | Sequence[str] = tuple(PARTS)
+) -> pd.DataFrame:
     """Summaries per part, norm, side of the norm and block.
 
+    Args:
+        analysis: where the numbers come from.
+        norms: only these of ``norm1``, ``norm2`` and ``final_norm``.
+        parts: only these of ``mean``, ``share``, ``top_overlap`` and ``gamma_correlation``.
+
     Raises:
-        NothingToDraw: if dimension_selectivity was not computed or does not apply.
+        NothingToDraw: if dimension_selectivity was not computed, does not apply, or has no such norm or part.
     """
-    rows = rows_of(analysis, "dimension_selectivity").rename(columns={"site": "norm"})
+    rows = rows_of(analysis, "dimension_selectivity", sites=norms).rename(columns={"site": "norm"})
     rows["place"] = place_of(analysis)
     sides = rows["part"].str.extract(r"^(input|output)_(.+)$")
     rows["side"], rows["part"] = sides[0], sides[1]
     rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
-    rows = rows[rows["part"].isin(list(PARTS)) & rows["value"].notna()]
+    rows = rows[rows["part"].isin(listed(parts)) & rows["value"].notna()]
+    if rows.empty:
+        raise NothingToDraw(f"dimension_selectivity has no part {', '.join(listed(parts))}. Parts: {', '.join(PARTS)}.")
     columns = ["model", "metric", "part", "norm", "place", "side", "block", "value", "n", "ci_low", "ci_high", "unit"]
     return rows[columns].reset_index(drop=True)
 
@@ -60,22 +71,16 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     norms, widths = norm_columns(frame["norm"])
     parts = [part for part in PARTS if (frame["part"] == part).any()]
     page = canvas(ax, len(parts), len(norms), 22 + 30 * len(parts), sharex="col", sharey="row", width_ratios=widths)
-    for row, part in enumerate(parts):
-        for column, norm in enumerate(norms):
-            panel = page.axes[row, column]
-            inside = frame[(frame["part"] == part) & (frame["norm"] == norm)]
-            for side, rows in inside.groupby("side", sort=True):
-                depth_line(panel, rows, INK, "o", hollow=side == "input")
-            depth_axis(panel, frame.loc[frame["norm"] == norm, "block"], norm == "final_norm", part == parts[-1])
-            panel.grid(axis="y")
-            panel.tick_params(axis="y", which="both", left=column == 0)
-            if part == "gamma_correlation":
-                zero_line(panel)
-            if row == 0:
-                panel.set_title(norm_title(frame, norm))
+    rows, columns = ("part", parts), ("norm", norms)
+    for panel, part, _, inside in depth_panels(page, frame, rows, columns, norm_title(frame), widths):
+        for side, line in inside.groupby("side", sort=True):
+            depth_line(panel, line, INK, "o", hollow=side == "input")
+        if part == "gamma_correlation":
+            zero_line(panel)
+    for first, part in zip(page.axes[:, 0], parts, strict=True):
         if part != "gamma_correlation":
-            page.axes[row, 0].set_ylim(bottom=0)
-        page.axes[row, 0].set_ylabel(PARTS[part])
+            first.set_ylim(bottom=0)
+        first.set_ylabel(PARTS[part])
     page.level()
     page.legend([handle("norm's input", INK, "o", hollow=True), handle("norm's output", INK, "o")])
     page.header(frame, JACKKNIFE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tokenlens.figures import COLOURS, MARKERS
-from tokenlens.figures._panels import INTERVALS, canvas, depth_axis, depth_line, handle, log_axis, styled, zero_line
+from tokenlens.figures._page import canvas, styled
+from tokenlens.figures._panels import INTERVALS, depth_line, depth_panels, handle, log_axis, zero_line
 from tokenlens.figures._rows import GROUPS, in_order, rows_of
 
 if TYPE_CHECKING:
@@ -27,13 +29,20 @@ SITES = {"attn_out": "attention (over resid_pre)", "mlp_out": "MLP (over resid_m
 PARTS = {"ratio": "‖update‖ / ‖residual‖", "cosine": "cos(update, residual)"}
 
 
-def frame(analysis: Analysis) -> pd.DataFrame:
+def frame(
+    analysis: Analysis, sites: str | Sequence[str] = tuple(SITES), parts: str | Sequence[str] = tuple(PARTS)
+) -> pd.DataFrame:
     """Ratios and cosines per branch, block and group.
 
+    Args:
+        analysis: where the numbers come from.
+        sites: only these of ``attn_out`` and ``mlp_out``.
+        parts: only these of ``ratio`` and ``cosine``.
+
     Raises:
-        NothingToDraw: if update_ratio was not computed or does not apply.
+        NothingToDraw: if update_ratio was not computed, does not apply, or has no such site or part.
     """
-    rows = rows_of(analysis, "update_ratio", sites=list(SITES))
+    rows = rows_of(analysis, "update_ratio", parts=parts, sites=sites)
     columns = ["model", "metric", "part", "site", "group", "block", "value", "sd", "n", "ci_low", "ci_high", "unit"]
     return rows[columns].reset_index(drop=True)
 
@@ -49,22 +58,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     sites = [site for site in SITES if (frame["site"] == site).any()]
     parts = [part for part in PARTS if (frame["part"] == part).any()]
     page = canvas(ax, len(parts), len(sites), 24 + 42 * len(parts), sharex="col", sharey="row")
-    for row, part in enumerate(parts):
-        for column, site in enumerate(sites):
-            panel = page.axes[row, column]
-            inside = frame[(frame["part"] == part) & (frame["site"] == site)]
-            for group, rows in inside.groupby("group", sort=False):
-                depth_line(panel, rows, COLOURS[str(group)], MARKERS[str(group)])
-            depth_axis(panel, inside["block"], label=part == parts[-1])
-            panel.grid(axis="y")
-            panel.tick_params(axis="y", which="both", left=column == 0)
-            if part == "cosine":
-                zero_line(panel)
-            if row == 0:
-                panel.set_title(SITES[site])
+    for panel, part, _, inside in depth_panels(page, frame, ("part", parts), ("site", sites), SITES.__getitem__):
+        for group, line in inside.groupby("group", sort=False):
+            depth_line(panel, line, COLOURS[str(group)], MARKERS[str(group)])
+        if part == "cosine":
+            zero_line(panel)
+    for first, part in zip(page.axes[:, 0], parts, strict=True):
         if part == "ratio":
-            log_axis(page.axes[row, 0])
-        page.axes[row, 0].set_ylabel(PARTS[part])
+            log_axis(first)
+        first.set_ylabel(PARTS[part])
     groups = in_order(frame["group"])
     page.level()
     page.legend([handle(GROUPS[group], COLOURS[group], MARKERS[group]) for group in groups])

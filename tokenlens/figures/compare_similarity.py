@@ -1,0 +1,116 @@
+"""How alike the features are that models end with: CKA of each two, of CLS and of the patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from tokenlens.figures import GRID, SEQUENTIAL, NothingToDraw
+from tokenlens.figures._models import Names, comparison_note, ink_on, letter_of, names_of, numbers_of
+from tokenlens.figures._page import canvas, characters, paper, points, styled
+from tokenlens.figures._panels import colour_bar, heat_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+    from tokenlens.comparison import Comparison
+
+OF = "comparison"
+TITLE = "How alike the models' features are"
+ORDER = 260
+CAPTION = (
+    "Debiased linear CKA between the features that two models end with, on the same images: 1 where they arrange the "
+    "images in the same way, about 0 where they are unrelated. Below each number its 95 % interval (jackknife over "
+    "images). Left: CLS; right: the mean patch."
+)
+METRICS = ("cka",)
+
+GROUPS = {"cls": "CLS", "patch": "mean patch"}
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """CKA per pair of models and group, each pair once.
+
+    Raises:
+        NothingToDraw: if the models did not see the same images, or cka was not computed for two of them.
+    """
+    rows = comparison.similarity
+    if rows.empty or rows["value"].isna().all():
+        reason = comparison.similarity_note or "their CKA is not defined"
+        raise NothingToDraw(f"no two models' features can be compared: {reason}")
+    numbers = numbers_of(comparison)
+    rows = rows[rows["value"].notna()].copy()
+    rows["number_1"], rows["number_2"] = rows["label_1"].map(numbers), rows["label_2"].map(numbers)
+    rows = rows[rows["number_1"] < rows["number_2"]]
+    rows["left_out"] = str(comparison.similarity_note or "").rstrip(".")
+    columns = ["label_1", "label_2", "number_1", "number_2", "group", "value", "ci_low", "ci_high", "n", "unit"]
+    return rows.sort_values(["group", "number_1", "number_2"])[[*columns, "left_out"]].reset_index(drop=True)
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Draw it: a matrix of the models for each group.
+
+    Args:
+        frame: of ``frame``.
+        ax: one Axes for each group; a new figure by default.
+    """
+    groups = [group for group in GROUPS if (frame["group"] == group).any()]
+    names = similarity_names(frame)
+    count, narrow = len(names.full), paper().narrow
+    below = narrow and ax is None and count > 4
+    shape = (len(groups), 1) if below else (1, len(groups))
+    cell = min((0.66 if below else 0.72 / len(groups)) * paper().width / (count - 1), 20.0)
+    page = canvas(ax, *shape, 20 + shape[0] * (9 + (count - 1) * cell))
+    image = None
+    for panel, group in zip(page.axes.flat, groups, strict=True):
+        image = matrix(panel, frame[frame["group"] == group], names, cell)
+        page.title(panel, f"{GROUPS[group]} features")
+    assert image is not None
+    colour_bar(page.figure, image, list(page.axes.flat), "CKA", aspect=24, ticks=[0, 0.25, 0.5, 0.75, 1])
+    page.legend(names.handles(lines=False), columns=2)
+    comparison_note(page, frame, "final features; [ ]: 95 % interval")
+    return page.figure
+
+
+def similarity_names(frame: pd.DataFrame) -> Names:
+    """The models of a similarity frame, by letters."""
+    pairs = [frame[[f"label_{i}", f"number_{i}"]].set_axis(["label", "model_number"], axis=1) for i in (1, 2)]
+    return names_of(pd.concat(pairs), lettered=True)
+
+
+def matrix(panel: Axes, rows: pd.DataFrame, names: Names, cell_mm: float) -> AxesImage:
+    """The lower triangle of a models × models matrix with the numbers in it, intervals where there is room."""
+    numbers = list(names.full)
+    place = {number: index for index, number in enumerate(numbers)}
+    values = np.full((len(numbers) - 1,) * 2, np.nan)  # neither row of the first model nor column of the last
+    image = heat_map(panel, values, 0, 1)
+    panel.set_aspect("equal")
+    colours = matplotlib.colormaps[SEQUENTIAL]
+    interval = characters(cell_mm, "small") >= 11
+    for row in rows.itertuples(index=False):
+        x, y = place[row.number_1], place[row.number_2] - 1
+        values[y, x] = row.value
+        ink = ink_on(colours, float(np.clip(row.value, 0, 1)))
+        text = f"{row.value:.2f}".replace("-", "−")
+        if characters(cell_mm, "small") < 5:
+            text = text.replace("0.", ".")
+        if interval and np.isfinite(row.ci_low + row.ci_high):
+            text += f"\n[{row.ci_low:.2f},\u2009{row.ci_high:.2f}]".replace("-", "−")
+        size = "small" if characters(cell_mm, "small") >= 4 else max(points("small") * 0.9, 5.5)
+        panel.text(x, y, text, ha="center", va="center", color=ink, fontsize=size, linespacing=1.3)
+    image.set_data(values)
+    ticks = [letter_of(number) for number in numbers]
+    panel.set_xticks(range(len(numbers) - 1), ticks[:-1])
+    panel.set_yticks(range(len(numbers) - 1), ticks[1:])
+    panel.tick_params(length=0)
+    panel.set_facecolor("none")
+    for edge in range(len(numbers)):
+        panel.axhline(edge - 0.5, color=GRID, linewidth=0.5, zorder=0)
+        panel.axvline(edge - 0.5, color=GRID, linewidth=0.5, zorder=0)
+    return image
