@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from tokenlens.figures import figures
+from tokenlens.figures import figures, figures_of
 from tokenlens.findings import judge
+from tokenlens.headlines import headlines
 from tokenlens.report import summary_html, write_report
+from tokenlens.report.downloads import download
+from tokenlens.report.numerals import aligned, unbroken
 
+from .report_page import Page, asked_for, data_of, opened, saved, wait_for_rows
 from .synthetic_analysis import synthetic_analysis
 
-CHROMIUM = Path("/usr/bin/chromium")
 EVIL = "<script>alert('model')</script>"
+FIGURES = figures_of("analysis")
 
 
-class Page(HTMLParser):
-    """The elements of a page, and the text of those that have an id."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
+def script_of(data):
+    """How a page holds a download."""
+    return f'<script type="text/plain" id="{data.name}">{data.packed}</script>'
 
 
 def only(analysis, *metrics):
@@ -69,8 +63,7 @@ def evil_page(tmp_path_factory):
 
 def test_every_figure_is_in_the_folder_and_in_the_page(run, page):
     names = [figure["id"] for figure in Page(page).all("figure")]
-    assert sorted(names) == figures.names()
-    assert names == sorted(names, key=lambda name: figures.module(name).ORDER)
+    assert names == FIGURES
     for name in names:
         assert (run[1] / "figures" / f"{name}.svg").stat().st_size > 1000
         assert (run[1] / "figures" / f"{name}.png").stat().st_size > 1000
@@ -79,7 +72,7 @@ def test_every_figure_is_in_the_folder_and_in_the_page(run, page):
 
 def test_it_leads_with_the_findings(run, page):
     for finding in judge(run[0]):
-        assert finding.sentence.replace(" %", "\u00a0%").replace("'", "&#39;") in page
+        assert unbroken(finding.sentence).replace("'", "&#39;") in page
         assert finding.verdict in page
     assert page.index("F1.") < page.index("F2.") < page.index("<figure")
 
@@ -112,22 +105,55 @@ def test_ids_are_unique_and_links_lead_somewhere(page):
 
 def test_every_drawing_has_words(page):
     drawings = [attributes for tag, attributes in Page(page).elements if attributes.get("role") == "img"]
-    assert len(drawings) == len(figures.names())
+    assert len(drawings) == len(FIGURES)
     assert all(attributes["aria-label"] for attributes in drawings)
     levels = [int(tag[1]) for tag, _ in Page(page).elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_all_rows_are_in_the_page(run, page):
-    data = json.loads(re.search(r'id="rows-data">(.*?)</script>', page, re.DOTALL)[1])
-    table = run[0].table
-    assert len(data["rows"]) == len(table)
-    column = {name: i for i, name in enumerate(data["columns"])}
-    row, expected = data["rows"][17], table.iloc[17]
-    assert data["strings"][row[column["metric"]]] == expected["metric"]
-    assert row[column["block"]] == expected["block"]
-    assert row[column["value"]] == pytest.approx(expected["value"], rel=1e-4)
+def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
+    analysis = run[0]
+    expected = {name: figures.get(name).frame(analysis) for name in FIGURES}
+    expected |= {"table": analysis.table, "headlines": headlines(analysis)}
+    buttons = [button["data-saves"] for button in Page(page).all("button") if "data-saves" in button]
+    assert sorted(buttons) == sorted(f"data-{name}" for name in [*expected, "summary"])
+    for name, frame in expected.items():
+        data = data_of(page, name)
+        assert list(data.columns) == list(frame.columns)
+        assert len(data) == len(frame)
+        for column in frame.columns:
+            if pd.api.types.is_numeric_dtype(frame[column]):
+                ours, theirs = (x[column].astype(float).to_numpy() for x in (data, frame))
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+            else:
+                assert list(data[column]) == list(frame[column].astype(str))
+
+
+def test_every_download_has_a_file_name_of_its_own(page, evil_page):
+    for text in (page, evil_page[1]):
+        files = [button["data-file"] for button in Page(text).all("button") if "data-file" in button]
+        assert len(set(files)) == len(files)
+        assert all(re.fullmatch(r"[\w.+-]+\.csv", file) for file in files)
+
+
+def test_numbers_keep_six_digits_and_three_where_there_is_one_for_each_channel():
+    short = download(pd.DataFrame({"value": [1 / 3, -2e-9 / 3, 1e7 / 3, np.nan, np.inf]}), "short", "a/b c")
+    assert short.file == "a_b_c-short.csv"
+    assert data_of(script_of(short), "short")["value"].tolist() == [0.333333, -6.66667e-10, 3333330.0, None, "inf"]
+    long = download(pd.DataFrame({"value": np.full(30_000, 1 / 3)}), "long", "model")
+    assert long.digits == 3
+    assert (data_of(script_of(long), "long")["value"] == 0.333).all()
+    assert len(long.packed) < 200
+
+
+def test_columns_of_one_value_keep_their_rows():
+    frame = pd.DataFrame({"model": ["m", "m"], "head": pd.array([pd.NA, pd.NA], dtype="Int64"), "same": [True, True]})
+    data = data_of(script_of(download(frame, "x", "m")), "x")
+    assert data.to_dict("list") == {"model": ["m", "m"], "head": [None, None], "same": [True, True]}
+    assert data_of(script_of(download(frame[:0], "x", "m")), "x").shape == (0, 3)
+    mixed = pd.DataFrame({"flag": [True, 1], "n": [1, 1.0]}, dtype=object)
+    assert data_of(script_of(download(mixed, "x", "m")), "x")["flag"].tolist() == [True, 1]
 
 
 def test_numbers_without_a_value_are_left_empty(tmp_path):
@@ -163,7 +189,7 @@ def test_markup_in_names_is_escaped(evil_page):
     _, text = evil_page
     assert "<script>alert" not in text
     assert "<img" not in text
-    assert len(Page(text).all("script")) == 2
+    assert len(Page(text).scripts()) == 1
     assert "&lt;script&gt;alert(&#39;model&#39;)&lt;/script&gt;" in text
     assert "&lt;img src=x onerror=alert(1)&gt;.jpg" in text
     assert "1 image was skipped" in text
@@ -172,7 +198,7 @@ def test_markup_in_names_is_escaped(evil_page):
 def test_the_page_of_a_large_model_stays_small(tmp_path):
     analysis = synthetic_analysis(blocks=40, heads=24, channels=1536, groups=("cls", "reg", "patch"))
     heaviest = only(analysis, "attention_mass", "attention_entropy", "cls_attention_map", "dimension_selectivity")
-    assert write_report(heaviest, tmp_path).stat().st_size < 1.5e6
+    assert write_report(heaviest, tmp_path).stat().st_size < 2e6
 
 
 def test_the_same_numbers_make_the_same_page_again(tmp_path):
@@ -200,11 +226,27 @@ def test_text_has_contrast():
         for text in ("ink", "faint", "link"):
             for behind in ("paper", "ground"):
                 assert contrast(theme[text], theme[behind]) >= 4.5, (text, behind)
-        assert contrast(theme["gamma"], theme["paper"]) >= 3
-    verdicts = "supported|not-supported|inconclusive|not-applicable"
+        for line in ("gamma", "second", "sixth"):
+            assert contrast(theme[line], theme["paper"]) >= 3, line
+    verdicts = "supported|not-supported|inconclusive|not-applicable|differs|nothing-beyond-the-noise|not-testable"
     chips = re.findall(rf"^\.(?:{verdicts}) \{{ background: (#\w+)", styles, re.M)
-    assert len(chips) == 4
+    assert len(chips) == 7
     assert all(contrast("#ffffff", chip) >= 4.5 for chip in chips)
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "written"),
+    [
+        ([-1.137e-05, 0.309762], (-0.319695, -0.299851), ["0.000", "0.310", "−0.320", "−0.300"]),
+        ([8.66e-05, 1.082686], (-1.084611, -1.080589), ["0.000", "1.083", "−1.085", "−1.081"]),
+        ([253.6769, 153.789], (96.539, 103.237), ["253.7", "153.8", "96.5", "103.2"]),
+        ([0.5, 0.25], (np.nan, np.nan), ["0.5000", "0.2500", "", ""]),
+        ([3e-7, 1e-7], (1e-7, 3e-7), ["3e−7", "1e−7", "1e−7", "3e−7"]),
+        ([0.0, 0.0], (0.0, 0.0), ["0", "0", "0", "0"]),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_difference_have_the_digits_that_its_interval_gives_meaning_to(values, interval, written):
+    assert aligned(values, interval) == written
 
 
 def test_the_notebook_summary_is_escaped():
@@ -214,46 +256,17 @@ def test_the_notebook_summary_is_escaped():
     assert "F1 not applicable" in text
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium that asks nobody for anything."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    switches = [
-        "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync",
-    ]  # fmt: skip
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=switches)
-        yield chromium
-        chromium.close()
-
-
-def opened(browser, path, **options):
-    """A page, and lists of what it complained about and what it asked for."""
-    tab = browser.new_page(**options)
-    complaints: list[str] = []
-    requests: list[str] = []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(path.as_uri())
-    return tab, complaints, requests
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_from_disk_without_errors_or_requests(browser, run, width, scheme):
     path = run[1] / "report.html"
     tab, complaints, requests = opened(browser, path, viewport={"width": width, "height": 900}, color_scheme=scheme)
-    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert asked_for(requests) == [path.as_uri()]
     assert complaints == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     sizes = tab.evaluate("[...document.querySelectorAll('.drawing svg')].map(x => x.getBoundingClientRect().height)")
-    assert len(sizes) == len(figures.names())
+    assert len(sizes) == len(FIGURES)
     assert min(sizes) > 60
     tab.close()
 
@@ -262,7 +275,7 @@ def test_it_opens_from_disk_without_errors_or_requests(browser, run, width, sche
 def test_names_run_no_script(browser, evil_page):
     tab, complaints, requests = opened(browser, evil_page[0])
     assert complaints == []
-    assert [url for url in requests if not url.startswith("data:")] == [evil_page[0].as_uri()]
+    assert asked_for(requests) == [evil_page[0].as_uri()]
     assert EVIL in tab.inner_text("h1")
     tab.close()
 
@@ -274,26 +287,83 @@ def test_tables_sort_and_filter_with_the_keyboard(browser, run):
     heading.locator("button").focus()
     tab.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
-    read = "[...document.querySelectorAll('#summary tbody tr:not([hidden])')].map(r => r.cells[4].dataset.value)"
+    read = "[...document.querySelectorAll('#summary tbody tr')].map(r => r.cells[4].dataset.value)"
     values = [float(x) for x in tab.evaluate(read)]
     assert values == sorted(values)
     tab.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
     assert [float(x) for x in tab.evaluate(read)] == sorted(values, reverse=True)
-    tab.select_option("#summary-metric", "cka")
+    tab.select_option('select[data-table="summary"]', "cka")
     assert len(tab.evaluate(read)) == 1
 
-    assert tab.locator("#rows tbody tr").count() == 0
-    tab.locator("#all-rows summary").press("Enter")
+    assert tab.locator("#data-table-table tbody tr").count() == 0
+    tab.locator("#data-table-rows summary").press("Enter")
     table = run[0].table
-    tab.wait_for_function(f"document.getElementById('rows-count').textContent === '{len(table)} rows'")
-    tab.select_option("#rows-metric", "norm_differentiation")
-    tab.fill("#rows-filter", "block 1")
+    wait_for_rows(tab, "data-table-table", len(table))
+    tab.select_option('select[data-table="data-table-table"]', "norm_differentiation")
+    tab.fill('input[data-table="data-table-table"]', "block 1 cls")
     expected = table[(table["metric"] == "norm_differentiation") & (table["block"] == 1)]
-    tab.wait_for_function(f"document.querySelectorAll('#rows tbody tr').length === {len(expected)}")
-    tab.locator("#rows thead th", has_text="value").locator("button").press("Enter")
-    shown = tab.evaluate("[...document.querySelectorAll('#rows tbody tr')].map(r => r.cells[6].textContent)")
+    expected = expected[expected["group"] == "cls-patch"]
+    wait_for_rows(tab, "data-table-table", len(expected))
+    tab.locator("#data-table-table thead th", has_text="value").locator("button").press("Enter")
+    read = "[...document.querySelectorAll('#data-table-table tbody tr')].map(r => r.cells[7].textContent)"
+    shown = tab.evaluate(read)
     shown = [float(text.replace("−", "-")) for text in shown]
     assert shown == pytest.approx(sorted(expected["value"]), rel=1e-4)
+    assert complaints == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_the_data_of_a_figure_is_one_click_away(browser, run, evil_page, tmp_path):
+    analysis, folder = run
+    tab, complaints, requests = opened(browser, folder / "report.html")
+    path, arrived = saved(tab, "stage_split", tmp_path)
+    frame = figures.get("stage_split").frame(analysis)
+    assert path.name == "vit_small_patch14_dinov2-stage_split.csv"
+    assert list(arrived.columns) == list(frame.columns)
+    for column in ("block", "value", "ci_low", "ci_high", "n"):
+        np.testing.assert_allclose(arrived[column].astype(float), frame[column].astype(float), rtol=1e-5)
+    assert arrived["stage"].tolist() == frame["stage"].tolist()
+    _, arrived = saved(tab, "table", tmp_path)
+    np.testing.assert_allclose(arrived["value"], analysis.table["value"], rtol=1e-5)
+    assert complaints == []
+    assert asked_for(requests) == [(folder / "report.html").as_uri()]
+    tab.close()
+
+    tab, complaints, _ = opened(browser, evil_page[0])
+    _, arrived = saved(tab, "depth_profile", tmp_path)
+    assert set(arrived["model"]) == {f"{EVIL} (untrained)"}
+    assert complaints == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_cells_with_commas_quotes_and_lines_survive_the_download(browser, tmp_path):
+    name = 'a "quoted", long\nname'
+    path = write_report(only(synthetic_analysis(blocks=2, model=name), "token_norm"), tmp_path)
+    tab, complaints, _ = opened(browser, path)
+    _, arrived = saved(tab, "table", tmp_path)
+    assert set(arrived["model"]) == {name}
+    assert complaints == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_on_paper_nothing_needs_a_click(browser, run):
+    tab, complaints, _ = opened(browser, run[1] / "report.html")
+    rule = tab.locator(".finding details p").first
+    assert not rule.is_visible()
+    tab.emulate_media(media="print")
+    tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert rule.is_visible()
+    controls = tab.locator("nav, .controls, .download button, #data-table-rows")
+    assert not any(controls.nth(i).is_visible() for i in range(controls.count()))
+    assert tab.locator(".on-paper").first.is_visible()
+    full = "[...document.querySelectorAll('.scroll')].every(x => x.scrollHeight <= x.clientHeight + 1)"
+    assert tab.evaluate(full)
+    tab.emulate_media(media="screen")
+    tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert not rule.is_visible()
     assert complaints == []
     tab.close()

@@ -11,18 +11,24 @@ from tokenlens_cli._output import print_json, say
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `tokenlens analyze` has written.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run folder that `tokenlens analyze` or `tokenlens compare` has written."),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Draw the figures and the page of a run again, from its saved numbers; needs neither model nor images."""
+    from tokenlens.analysis import Analysis
+    from tokenlens.comparison import load_run
     from tokenlens.report import write_report
-    from tokenlens.run_folder import load_analysis, save_analysis
+    from tokenlens.run_folder import save_run
 
-    analysis = load_analysis(run)
+    found = load_run(run)
     say("drawing the figures")
-    save_analysis(analysis, run, overwrite=True, report=write_report)
+    save_run(found, run, overwrite=True, report=write_report)
     page = run / "report.html"
     if json:
-        print_json({"model": analysis.model, "run": str(run), "report": str(page)})
+        of = {"model": found.model} if isinstance(found, Analysis) else {"labels": found.labels}
+        print_json({**of, "run": str(run), "report": str(page)})
     else:
         typer.echo(f"report: {page}")

@@ -1,121 +1,163 @@
 (function () {
   "use strict";
+  const MOST = 1000; // rows of a table that are made at once
+
+  // Data: rows (their count) and columns as JSON, deflated, in base64; a column that is not a list has the same cell in every row.
+  const unpacked = new Map();
+  const unpack = async (id) => {
+    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const data = JSON.parse(await new Response(stream).text());
+    const columns = Object.keys(data.columns);
+    const cell = (name, i) => (Array.isArray(data.columns[name]) ? data.columns[name][i] : data.columns[name]);
+    const rows = Array.from({ length: data.rows }, (_, i) => columns.map((name) => cell(name, i)));
+    return { columns: columns, rows: rows };
+  };
+  const dataOf = (id) => {
+    if (!unpacked.has(id)) unpacked.set(id, unpack(id));
+    return unpacked.get(id);
+  };
+  const quoted = (x) => (x === null ? "" : /[",\r\n]/.test(x) ? '"' + String(x).replace(/"/g, '""') + '"' : String(x));
+  const save = async (button) => {
+    const data = await dataOf(button.dataset.saves);
+    const lines = [data.columns, ...data.rows].map((row) => row.map(quoted).join(","));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv;charset=utf-8" }));
+    link.download = button.dataset.file;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  };
+
+  // Order: ascending first, then descending; what is empty stays last either way.
+  const missing = (x) => x === "" || x === null;
   const compare = (a, b) => {
-    if (a === b) return 0;
-    if (a === "" || a === null) return 1;
-    if (b === "" || b === null) return -1;
     if (typeof a === "number" && typeof b === "number") return a - b;
     return String(a).localeCompare(String(b), "en", { numeric: true });
   };
-  // Sort ascending first, then descending; what is empty stays last either way.
-  const ordered = (items, key, down) =>
-    items
-      .map((item, index) => [key(item), index, item])
+  const ordered = (rows, key, down) =>
+    rows
+      .map((row, index) => [key(row), index, row])
       .sort((a, b) => {
-        const empty = a[0] === "" || a[0] === null || b[0] === "" || b[0] === null;
+        if (missing(a[0]) || missing(b[0])) return missing(a[0]) - missing(b[0]) || a[1] - b[1];
         const order = compare(a[0], b[0]);
-        return (down && !empty ? -order : order) || a[1] - b[1];
+        return (down ? -order : order) || a[1] - b[1];
       })
       .map((entry) => entry[2]);
-  const turn = (heading) => {
-    const down = heading.getAttribute("aria-sort") === "ascending";
-    heading.parentNode.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-    return down;
+
+  // Words of a filter match where a word begins; "block 3" and "head 3" are one word, and 3 is not 31.
+  const wordsOf = (text) =>
+    (text.toLowerCase().match(/(?:block|head) \d+|\S+/g) || []).map(
+      (word) => new RegExp("(^|[\\s_(-])" + word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + (/\d$/.test(word) ? "(?!\\d)" : ""))
+    );
+
+  // A table that can be sorted and filtered. rows: lists of values; show: puts rows into the page.
+  const browse = (table, columns, rows, show) => {
+    const controls = [...document.querySelectorAll('[data-table="' + table.id + '"]')];
+    const status = controls.find((one) => one.getAttribute("role") === "status");
+    const inputs = controls.filter((one) => one !== status);
+    let sorting = null;
+    const told = (row) =>
+      columns
+        .map((name, i) => (name === "block" || name === "head" ? name + " " + row[i] : typeof row[i] === "string" ? row[i] : ""))
+        .join(" ")
+        .toLowerCase();
+    const draw = () => {
+      let chosen = rows;
+      for (const input of inputs) {
+        const i = columns.indexOf(input.dataset.column);
+        if (input.type === "checkbox") {
+          if (input.checked) chosen = chosen.filter((row) => !missing(row[i]) && row[i] < Number(input.dataset.below));
+        } else if (i >= 0) {
+          if (input.value) chosen = chosen.filter((row) => String(row[i]) === input.value);
+        } else {
+          const words = wordsOf(input.value);
+          if (words.length) chosen = chosen.filter((row) => words.every((word) => word.test(told(row))));
+        }
+      }
+      if (sorting) chosen = ordered(chosen, (row) => row[sorting.column], sorting.down);
+      show(chosen.slice(0, MOST));
+      const all = chosen.length === 1 ? "1 row" : chosen.length + " rows";
+      if (status) status.textContent = chosen.length > MOST ? "the first " + MOST + " of " + all : all;
+    };
+    for (const input of inputs) {
+      input.addEventListener("input", draw);
+      if (input.tagName !== "SELECT") continue;
+      const i = columns.indexOf(input.dataset.column);
+      new Set(rows.map((row) => String(row[i]))).forEach((value) => input.append(new Option(value, value)));
+      input.closest("label").hidden = input.options.length < 3; // one value only: no choice
+    }
+    table.querySelectorAll("thead th").forEach((heading, column) => {
+      heading.querySelector("button").addEventListener("click", () => {
+        const down = heading.getAttribute("aria-sort") === "ascending";
+        heading.parentNode.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+        sorting = { column: column, down: down };
+        draw();
+      });
+    });
+    draw();
   };
-  const option = (select, value, text) => {
-    const made = document.createElement("option");
-    made.value = value;
-    made.textContent = text;
-    select.append(made);
-  };
-  const element = (name, text, numeric) => {
+
+  // Tables whose rows stand in the page.
+  document.querySelectorAll("table.sortable").forEach((table) => {
+    const lines = new Map();
+    const valueOf = (cell) => {
+      const text = cell.dataset.value;
+      if (text === undefined) return cell.textContent;
+      return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+    };
+    for (const line of table.tBodies[0].rows) lines.set([...line.cells].map(valueOf), line);
+    const columns = [...table.tHead.rows[0].cells].map((heading) => heading.textContent);
+    browse(table, columns, [...lines.keys()], (rows) => table.tBodies[0].replaceChildren(...rows.map((row) => lines.get(row))));
+  });
+
+  // Tables that are made when they are opened, and what can be saved.
+  const make = (name, text, numeric) => {
     const made = document.createElement(name);
     if (text !== undefined) made.textContent = text;
     if (numeric) made.className = "number";
     return made;
   };
-
-  // The summary: its rows are in the page.
-  const summary = document.getElementById("summary");
-  const body = summary.tBodies[0];
-  summary.querySelectorAll("thead th").forEach((heading, column) => {
-    heading.firstElementChild.addEventListener("click", () => {
-      const down = turn(heading);
-      const key = (row) => {
-        const cell = row.cells[column];
-        if (cell.dataset.value === undefined) return cell.textContent;
-        return cell.dataset.value === "" ? "" : Number(cell.dataset.value);
-      };
-      body.append(...ordered([...body.rows], key, down));
+  const written = (x) => (x === null || x === false ? "" : x === true ? "yes" : typeof x === "number" ? String(x).replace(/-/g, "−") : x);
+  const fill = async (table) => {
+    const data = await dataOf(table.dataset.from);
+    const numeric = data.columns.map((_, i) => data.rows.some((row) => typeof row[i] === "number"));
+    const head = make("tr");
+    data.columns.forEach((name, i) => {
+      const heading = make("th", undefined, numeric[i]);
+      heading.scope = "col";
+      const button = make("button", name);
+      button.type = "button";
+      heading.append(button);
+      head.append(heading);
     });
-  });
-  const chosen = document.getElementById("summary-metric");
-  new Set([...body.rows].map((row) => row.cells[0].textContent)).forEach((name) => option(chosen, name, name));
-  const choose = () => {
-    for (const row of body.rows) row.hidden = chosen.value !== "" && row.cells[0].textContent !== chosen.value;
-  };
-  chosen.addEventListener("change", choose);
-  choose();
-
-  // All rows: made when they are asked for.
-  const MOST = 1000;
-  const details = document.getElementById("all-rows");
-  const data = JSON.parse(document.getElementById("rows-data").textContent);
-  const numeric = data.columns.map((name) => data.numbers.includes(name));
-  const value = (row, column) => (numeric[column] ? row[column] : data.strings[row[column]]);
-  const table = document.getElementById("rows");
-  const metric = document.getElementById("rows-metric");
-  const filter = document.getElementById("rows-filter");
-  const count = document.getElementById("rows-count");
-  let sorting = null;
-  const shown = (x) => (x === null ? "" : String(x).replace(/-/g, "−"));
-  const text = (row) =>
-    data.columns
-      .map((name, column) => (name === "block" || name === "head" ? name + " " + row[column] : numeric[column] ? "" : value(row, column)))
-      .join(" ");
-  const show = () => {
-    const name = metric.value;
-    const words = filter.value.trim().toLowerCase();
-    const whole = new RegExp("(^|\\s)" + words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "($|\\s)");
-    let rows = data.rows.filter((row) => name === "" || data.strings[row[0]] === name);
-    if (words) rows = rows.filter((row) => whole.test(text(row).toLowerCase()));
-    if (sorting) rows = ordered(rows, (row) => value(row, sorting.column), sorting.down);
-    const made = rows.slice(0, MOST).map((row) => {
-      const line = document.createElement("tr");
-      data.columns.forEach((_, column) => {
-        const x = value(row, column);
-        line.append(element("td", numeric[column] ? shown(x) : x, numeric[column]));
+    table.tHead.append(head);
+    browse(table, data.columns, data.rows, (rows) => {
+      const lines = rows.map((row) => {
+        const line = make("tr");
+        line.append(...row.map((x, i) => make("td", written(x), numeric[i])));
+        return line;
       });
-      return line;
+      table.tBodies[0].replaceChildren(...lines);
     });
-    table.tBodies[0].replaceChildren(...made);
-    count.textContent = rows.length > MOST ? "the first " + MOST + " of " + rows.length + " rows" : rows.length + " rows";
   };
-  const head = document.createElement("tr");
-  data.columns.forEach((name, column) => {
-    const heading = element("th", undefined, numeric[column]);
-    heading.scope = "col";
-    const button = element("button", name);
-    button.type = "button";
-    button.addEventListener("click", () => {
-      sorting = { column: column, down: turn(heading) };
-      show();
+  if ("DecompressionStream" in window) {
+    document.querySelectorAll(".without-script").forEach((one) => one.remove());
+    document.querySelectorAll("button[data-saves]").forEach((button) => {
+      button.hidden = false;
+      button.addEventListener("click", () => save(button));
     });
-    heading.append(button);
-    head.append(heading);
-  });
-  table.tHead.append(head);
-  option(metric, "", "all");
-  new Set(data.rows.map((row) => data.strings[row[0]])).forEach((name) => option(metric, name, name));
-  metric.addEventListener("change", show);
-  filter.addEventListener("input", show);
-  details.addEventListener("toggle", () => {
-    if (details.open && !table.tBodies[0].rows.length) show();
-  });
+    document.querySelectorAll("details.rows").forEach((details) => {
+      const table = details.querySelector("table");
+      details.addEventListener("toggle", () => fill(table), { once: true });
+    });
+  }
 
   // On paper nothing can be opened.
+  let opened = [];
   window.addEventListener("beforeprint", () => {
-    document.querySelectorAll(".finding details").forEach((one) => { one.open = true; });
+    opened = [...document.querySelectorAll("details:not(.rows):not([open])")];
+    opened.forEach((one) => { one.open = true; });
   });
+  window.addEventListener("afterprint", () => opened.forEach((one) => { one.open = false; }));
 })();

@@ -1,0 +1,71 @@
+"""A written report as a test sees it: its elements, the data inside it, and how it opens in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+
+import pandas as pd
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def scripts(self):
+        """The scripts that run; data in the page is in script elements, too."""
+        return [attributes for attributes in self.all("script") if "type" not in attributes]
+
+
+def data_of(text: str, name: str) -> pd.DataFrame:
+    """A table that a page holds for downloading, by its name."""
+    packed = re.search(rf'<script type="text/plain" id="data-{re.escape(name)}">(.*?)</script>', text, re.DOTALL)
+    assert packed, f"the page has no data called {name}"
+    contents = json.loads(zlib.decompress(base64.b64decode(packed[1])))
+    return pd.DataFrame(contents["columns"], index=range(contents["rows"]))
+
+
+def opened(browser, path, **options):
+    """A page, and lists of what it complained about and what it asked for."""
+    tab = browser.new_page(**options)
+    complaints: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("dialog", lambda dialog: complaints.append(dialog.message))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(path.as_uri())
+    return tab, complaints, requests
+
+
+def asked_for(requests):
+    """Requests for anything but the page's own data."""
+    return [url for url in requests if not url.startswith(("data:", "blob:"))]
+
+
+def saved(tab, name, folder):
+    """Click "Download CSV" of a table in the page, and read the file that arrives."""
+    with tab.expect_download() as arriving:
+        tab.click(f'button[data-saves="data-{name}"]')
+    path = folder / arriving.value.suggested_filename
+    arriving.value.save_as(path)
+    return path, pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def wait_for_rows(tab, table, count):
+    """Wait until a table says that it shows so many rows."""
+    told = f"{count} row" if count == 1 else f"{count} rows"
+    tab.locator(f'[role=status][data-table="{table}"]', has_text=re.compile(f"^{told}$")).wait_for()
