@@ -12,23 +12,26 @@ import pytest
 from .command_line import REPOSITORY, finished, process
 
 LEVELS = (
-    {"catalog", "tokens", "moments", "hub", "checkpoint", "decoding"},
-    {"attention", "model_names", "sample"},
-    {"recording", "records"},
+    {"catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "timm_names"},
+    {"attention", "differences", "model_names", "sample"},
+    {"recording", "records", "places"},
     {"families", "batch", "streams"},
     {"specialization", "data"},
     {"models"},
     {"summaries"},
+    {"cells", "whole_pattern"},
+    {"summarizer"},
     {"metrics"},
-    {"analysis"},
-    {"run_folder", "headlines"},
+    {"analysis", "token_maps"},
+    {"run_folder", "headlines", "pairing"},
+    {"series", "similarity"},
     {"comparison"},
     {"objectives", "probes"},
     {"training"},
     {"recipes"},
     {"findings"},
     {"figures"},
-    {"report"},
+    {"report", "plot"},
     {"widgets"},
 )
 """A module imports from the lines above its own only, a folder also from itself."""
@@ -38,10 +41,13 @@ UPWARD = {
     ("analysis", "Analysis.save", "run_folder"),
     ("analysis", "Analysis.load", "run_folder"),
     ("analysis", "Analysis._repr_html_", "report"),
+    ("comparison", "Comparison.plot", "figures"),
+    ("comparison", "Comparison.save", "report"),
+    ("comparison", "Comparison._repr_html_", "report"),
 }
-"""The one allowance: what an Analysis does for its user when asked, imported at that moment."""
+"""The one allowance: what an Analysis or a Comparison does for its user when asked, imported at that moment."""
 
-DRAWING = {"figures", "report", "widgets"}
+DRAWING = {"figures", "plot", "report", "widgets"}
 DRAWING_LIBRARIES = {"matplotlib", "seaborn", "mpl_toolkits"}
 
 

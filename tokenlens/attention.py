@@ -289,8 +289,8 @@ class AttentionCapture(TorchDispatchMode):
         self._pattern = None
 
 
-_GETTERS = {vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device", "is_cuda", "requires_grad")}
-_NO_ATTENTION = _GETTERS | {
+_PROPERTIES = ("shape", "dtype", "device", "is_cuda", "requires_grad")
+_NO_ATTENTION = {vars(torch._C.TensorBase)[name].__get__ for name in _PROPERTIES} | {
     linear, dropout, Tensor.reshape, Tensor.view, Tensor.permute, Tensor.transpose, Tensor.unbind, Tensor.flatten,
     Tensor.unflatten, Tensor.chunk, Tensor.contiguous, Tensor.size, Tensor.dim, Tensor.to, Tensor.unsqueeze,
     Tensor.squeeze,
