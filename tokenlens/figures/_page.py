@@ -6,6 +6,7 @@ Nothing here touches pyplot or leaves a trace in matplotlib's global state.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import textwrap
@@ -116,7 +117,10 @@ class Drawing(Figure):
     look: Mapping[str, Any] = STYLE
 
     def _repr_svg_(self) -> str:
-        return svg_of(self, "figure")
+        # A notebook is one page, on which no two figures may share an id.
+        svg = svg_of(self, "figure")
+        digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
+        return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
 
 
 def look_of(figure: Figure) -> dict[str, Any]:

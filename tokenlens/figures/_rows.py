@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenlens.figures import NothingToDraw
 from tokenlens.findings import norms_come_first
+from tokenlens.metrics import metrics
 
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
@@ -53,6 +54,17 @@ def norm_title(frame: pd.DataFrame) -> Callable[[str], str]:
 def pair_title(group: str) -> str:
     """A pair of groups or a group in words."""
     return PAIRS.get(group) or GROUPS.get(group) or group.replace("-", " → ")
+
+
+def quantity_title(row: Any) -> str:
+    """In words what a row of differences is about: the metric's title, the part, the site, the groups and the block."""
+    title = metrics.get(row.metric).title if row.metric in metrics.names() else row.metric
+    group, block = pair_title(row.group), getattr(row, "block", None)
+    told = [title + (f" ({row.part.replace('_', ' ')})" if row.part else "")]
+    told += [row.site] if row.site not in ("", "pattern") else []
+    told += [group] if group and group.lower() not in title.lower() else []
+    told += [f"block {block}"] if block is not None and not pd.isna(block) else []
+    return ", ".join(told)
 
 
 def in_order(groups: Iterable[str]) -> list[str]:

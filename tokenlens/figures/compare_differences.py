@@ -13,7 +13,7 @@ from tokenlens.figures import FAINT, GRID, INK, PAPER, NothingToDraw
 from tokenlens.figures._models import colour_of, comparison_note, model_look, names_of, numbers_of
 from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
 from tokenlens.figures._panels import plain_number
-from tokenlens.figures._rows import listed, pair_title
+from tokenlens.figures._rows import listed, quantity_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     places = sorted(frame["place"].unique())
     numbers = sorted(frame["model_number"].unique())
     room = characters(0.40 * paper().width if paper().narrow else 0.42 * paper().width, "small")
-    labels = [wrapped(_label(frame[frame["place"] == place].iloc[0]), room) for place in places]
+    labels = [wrapped(quantity_title(frame[frame["place"] == place].iloc[0]), room) for place in places]
     lines = max(max(label.count("\n") + 1 for label in labels), 0.7 * len(numbers))
     page = canvas(ax, 1, 1, 22 + len(places) * (1.6 + 2.3 * lines))
     panel = page.axes[0, 0]
@@ -149,17 +149,6 @@ def _effect_axis(panel: Axes, frame: pd.DataFrame) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(plain_number))
     panel.set_xlim(low * 1.25 - 0.15, high * 1.25 + 0.15)
-
-
-def _label(row: pd.Series) -> str:
-    """A quantity in words: metric and part, group, site."""
-    what = f"{row['metric']} ({row['part']})" if row["part"] else str(row["metric"])
-    what = what.replace("_", " ")
-    group = pair_title(str(row["group"])) if row["group"] else ""
-    if what.startswith(("cls patch", "patch patch", "reg cls", "reg patch", "cls cls")):
-        group = ""
-    where = f"at {row['site']}" if row["site"] and row["site"] != "pattern" else ""
-    return ", ".join(filter(None, [what, group])) + (f" {where}" if where else "")
 
 
 def _difference(row: pd.Series) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tokenlens.figures._models import colour_of
+from tokenlens.figures._rows import quantity_title
 from tokenlens.findings import RULES, TITLES, Finding, judge
 from tokenlens.report.downloads import download
 from tokenlens.report.drawings import page_colour
-from tokenlens.report.leads import DIFFERENCE, difference_cells, leads, quantity
+from tokenlens.report.leads import DIFFERENCE, difference_cells, leads
 from tokenlens.report.numerals import counted, fixed
 from tokenlens.report.origin import commands, provenance_rows
 from tokenlens.report.tables import Cell, Table, Written, number_of, table_of, text_of
@@ -117,7 +118,7 @@ def _summary(comparison: Comparison, of: str) -> Table:
 
 def _largest(rows: pd.DataFrame) -> list[list[str]]:
     """The largest differences of a lead, as the cells of its little table."""
-    return [[quantity(row), *difference_cells(row).values()] for row in rows.itertuples(index=False)]
+    return [[quantity_title(row), *difference_cells(row).values()] for row in rows.itertuples(index=False)]
 
 
 def _difference_cell(heading: str) -> Written:

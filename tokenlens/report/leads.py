@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures._rows import pair_title
-from tokenlens.metrics import metrics
+from tokenlens.figures._rows import quantity_title
 from tokenlens.report.numerals import aligned, counted, significant
 
 if TYPE_CHECKING:
@@ -58,18 +57,6 @@ def leads(comparison: Comparison) -> list[Lead]:
     return [_lead(comparison, label) for label in comparison.others]
 
 
-def quantity(row: Any) -> str:
-    """In words what a row of differences is about: the metric's title, the part, the site and the groups."""
-    title = metrics.get(row.metric).title if row.metric in metrics.names() else row.metric
-    group = pair_title(row.group)
-    block = getattr(row, "block", None)
-    told = [title + (f" ({row.part.replace('_', ' ')})" if row.part else "")]
-    told += [row.site] if row.site not in ("", "pattern") else []
-    told += [group] if group and group.lower() not in title.lower() else []
-    told += [f"block {block}"] if block is not None and not pd.isna(block) else []
-    return ", ".join(told)
-
-
 def _lead(comparison: Comparison, label: str) -> Lead:
     means = comparison.summary[comparison.summary["label"] == label]
     cells = comparison.differences[comparison.differences["label"] == label]
@@ -86,7 +73,7 @@ def _lead(comparison: Comparison, label: str) -> Lead:
     largest = found.sort_values("effect", key=abs, ascending=False, kind="stable").drop_duplicates("metric").head(MOST)
     if verdict == DIFFERS:
         first = next(largest.itertuples(index=False))
-        sentences.append(f"Most different: {quantity(first)}, with {_difference(first)}.")
+        sentences.append(f"Most different: {quantity_title(first)}, with {_difference(first)}.")
     asked = means
     for column, wanted in _THE_QUESTION.items():
         asked = asked[asked[column] == wanted]
