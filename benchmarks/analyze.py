@@ -215,13 +215,13 @@ def in_fresh_process(**arguments: object) -> dict[str, float]:
 
 
 def memory_table(repeats: int) -> pd.DataFrame:
-    """Peak memory over plain for each way (16 images), and for `analyze` with 64 and 512 images of few pixels."""
+    """Peak memory over plain for each way (16 images), and for `analyze` with 64 to 4096 images of few pixels."""
     rows = []
     for name, way, images, size in [
         *[(MODELS[0], way, 16, 224) for way in ("plain forward", "tokenlens analyze", *COMPETITORS)],
         (MODELS[0], "tokenlens analyze", 64, 224),
         (MODELS[1], "tokenlens analyze", 64, 224),
-        *[(MODELS[0], "tokenlens analyze", images, 64) for images in (64, 512)],
+        *[(MODELS[0], "tokenlens analyze", images, 64) for images in (64, 512, 4096)],
     ]:
         runs = [
             in_fresh_process(name=name, way=way, images=images, batch=8, img_size=size, depth=None)

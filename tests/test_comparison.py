@@ -26,6 +26,7 @@ from tokenlens.similarity import COLUMNS as SIMILARITY
 
 from .metrics._cases import images, model
 from .metrics.cka import debiased_cka
+from .synthetic_analysis import synthetic_analysis
 from .synthetic_comparison import synthetic_comparison
 
 FRAMES = ("table", "differences", "summary", "similarity")
@@ -625,3 +626,11 @@ def test_a_random_twin_is_plainly_different():
     assert falls["effect"] < -3
     apart = found.similarity[found.similarity["label_1"] != found.similarity["label_2"]]
     assert (apart["value"] < 0.5).all()
+
+
+def test_a_label_of_ones_own_still_says_untrained():
+    comparison = compare(
+        synthetic_analysis(), synthetic_analysis(untrained=True), labels=["A", "B"], baseline="B"
+    )
+    assert comparison.labels == ["A", "B (untrained)"]
+    assert comparison.baseline == "B (untrained)"

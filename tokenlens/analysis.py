@@ -454,7 +454,7 @@ class _Run:
 
     def analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """The table, arrays and per-image values."""
-        frames, columns, kept = [], [], []
+        frames, columns = [], []
         arrays: dict[str, NamedArray] = {}
         for metric in self.applicable:
             rows = metric.rows()
@@ -462,7 +462,6 @@ class _Run:
                 frames.append(pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)}))
             arrays |= {f"{metric.name}/{part}": array for part, array in metric.arrays().items()}
             if isinstance(metric, PerImageMetric) and metric.keys:
-                kept.append(metric.per_image_values()[1])
                 columns += [
                     (metric.name, part, -1 if block is None else block, site, group, -1 if head is None else head)
                     for part, block, site, group, head in metric.keys
@@ -474,10 +473,19 @@ class _Run:
         table = table[list(COLUMNS)].astype(kinds | {"block": "Int64", "head": "Int64", "n": "int64"})
         order = ["metric", "part", "site", "group", "block", "head"]
         table = table.sort_values(order, kind="stable", ignore_index=True)
+        images = min(len(names), self.keep_images) if columns else 0
+        # Filled metric by metric and not copied: with thousands of images this is most of the memory.
+        values = np.empty((images, len(columns)), dtype=np.float32)
+        first = 0
+        for metric in self.applicable:
+            if isinstance(metric, PerImageMetric) and metric.keys:
+                values[:, first : first + len(metric.keys)] = metric.per_image_values()
+                first += len(metric.keys)
         per_image = pd.DataFrame(
-            np.concatenate(kept, axis=1) if kept else np.zeros((0, 0), dtype=np.float32),
+            values,
             columns=pd.MultiIndex.from_tuples(columns, names=list(SERIES)) if columns else None,
-            index=pd.Index(names[: len(kept[0])] if kept else [], name="image"),
+            index=pd.Index(names[:images], name="image"),
+            copy=False,
         )
         assert self.layout is not None
         return Analysis(

@@ -194,7 +194,8 @@ def compare(
         subjects: at least two of: an ``Analysis``, a run folder, a model's name, a module. Names and modules are
             analyzed first, runs are loaded; neither model nor images are needed for those.
         baseline: position (from 0) or label of the model that the others are set against.
-        labels: what to call the models; by default their names, and what tells equal names apart.
+        labels: what to call the models; by default their names, and what tells equal names apart. "(untrained)" is
+            added to those of random weights.
         pair: None pairs by image where both saw the same images in the same order; True aligns the common images by
             their hash; False never pairs.
         images: what models are analyzed on, as for ``analyze``; by default the images of the first run that is given,
@@ -224,8 +225,13 @@ def compare(
     ]
     folders = [_folder_name(subject) for subject in subjects]
     names = list(labels) if labels is not None else _default_labels(analyses, folders)
-    chosen = names[_position(baseline, names)]
-    comparison = Comparison(dict(zip(names, analyses, strict=True)), baseline=chosen, pair=pair)
+    position = _position(baseline, names)
+    # Whatever a model is called, random weights are said everywhere.
+    names = [
+        f"{name} (untrained)" if each.untrained and "untrained" not in name else name
+        for name, each in zip(names, analyses, strict=True)
+    ]
+    comparison = Comparison(dict(zip(names, analyses, strict=True)), baseline=names[position], pair=pair)
     comparison.provenance = {
         **made_by("compare"),
         "started": started.isoformat(timespec="seconds"),

@@ -209,12 +209,14 @@ class PerImageMetric(Metric):
         self._indices += other._indices
         self._values.merge(other._values)
 
-    def per_image_values(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Image indices (B,) in order, and the kept values (B, S) in the order of ``keys``."""
+    def per_image_values(self) -> NDArray[np.float32]:
+        """The kept values (images, S), images in the order of their index, series in the order of ``keys``."""
         if not self._values.count:
-            return np.zeros(0, dtype=np.int64), np.zeros((0, len(self.keys)), dtype=np.float32)
-        order = np.argsort(np.array(self._indices), kind="stable")[: self.keep_images]
-        return np.array(self._indices)[order], self._values.rows()[order]
+            return np.zeros((0, len(self.keys)), dtype=np.float32)
+        values = self._values.rows()
+        if (np.diff(self._indices) > 0).all():
+            return values[: self.keep_images]
+        return values[np.argsort(self._indices, kind="stable")[: self.keep_images]]
 
     def rows(self) -> list[Row]:
         """A row for each series."""
