@@ -118,7 +118,7 @@ def test_dinov2_transform_has_the_size_the_model_was_made_with() -> None:
         ("vit_bse_patch16_224", LookupError, "vit_base_patch16_224"),
         (f"{NAME}.foo", LookupError, r"no weights tagged 'foo'\. Available: r160_in1k"),
         ("vit_base_patch16_224_in21k", LookupError, r"renamed .* to 'vit_base_patch16_224\.augreg_in21k'"),
-        ("specialized:paper:test_vit", ValueError, "not yet available in this version"),
+        ("specialized:paper", LookupError, "a specialized model is specialized:PRESET:NAME"),
         ("owner/model", LookupError, "write hf-hub:owner/model"),
         ("foo:bar", LookupError, "no model is called 'foo:bar'; names are"),
         ("hf-hub:no such/repo", ValueError, "cannot be had"),

@@ -11,25 +11,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenlens import plot
     from tokenlens.analysis import Analysis, analyze, record
+    from tokenlens.comparison import Comparison, compare
     from tokenlens.families import BlockTaps, Family, Tap
     from tokenlens.recording import Recording, Site
+    from tokenlens.specialization import Specialization, merge, specialize
     from tokenlens.tokens import TokenLayout
+    from tokenlens.widgets import explore
 
 _PLACES = {
     "Analysis": "analysis",
     "BlockTaps": "families",
+    "Comparison": "comparison",
     "Family": "families",
     "Recording": "recording",
     "Site": "recording",
+    "Specialization": "specialization",
     "Tap": "families",
     "TokenLayout": "tokens",
     "analyze": "analysis",
+    "compare": "comparison",
+    "explore": "widgets",
+    "merge": "specialization",
     "record": "analysis",
+    "specialize": "specialization",
 }
 
 __all__ = [
-    "Analysis", "BlockTaps", "Family", "Recording", "Site", "Tap", "TokenLayout", "__version__", "analyze", "record",
+    "Analysis", "BlockTaps", "Comparison", "Family", "Recording", "Site", "Specialization", "Tap", "TokenLayout",
+    "__version__", "analyze", "compare", "explore", "merge", "plot", "record", "specialize",
 ]
 
 
@@ -39,6 +50,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("tokenlens-vit")
+    if name == "plot":
+        return importlib.import_module("tokenlens.plot")
     if name not in _PLACES:
         raise AttributeError(f"module 'tokenlens' has no attribute {name!r}")
     return getattr(importlib.import_module(f"tokenlens.{_PLACES[name]}"), name)
@@ -46,3 +59,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+importlib.import_module("tokenlens.timm_names").register()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -13,7 +13,11 @@ from tokenlens.catalog import nearest
 from tokenlens.hub import UnreachableError, hub_file
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-FORMS = "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name or local-dir:PATH"
+FORMS = (
+    "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name, local-dir:PATH or specialized:PRESET:NAME"
+)
+TWIN = "_specialized"
+"""What stands behind a timm name that tokenlens registers for the specialized model of that architecture."""
 GET_WEIGHTS = (
     "Get them once on a machine with network (they are then kept in the cache), hand over a file that you have with "
     "--checkpoint FILE (checkpoint=…), or look at random weights with --no-pretrained (pretrained=False)."
@@ -33,6 +37,7 @@ class Origin:
         url: of the weights, where they are elsewhere on the web.
         folder: of the weights, where they are on this machine.
         custom: whether timm reads the file with the model's own loader (JAX archives).
+        specialization: name of the preset by which the model is specialized; None for a model as it is.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Origin:
     url: str | None = None
     folder: Path | None = None
     custom: bool = False
+    specialization: str | None = None
 
 
 def find_origin(name: str) -> Origin:
@@ -55,7 +61,7 @@ def find_origin(name: str) -> Origin:
     prefix, colon, rest = name.partition(":")
     prefix = prefix.lower().replace("_", "-") if colon else ""
     if prefix == "specialized":
-        raise ValueError(f"{name!r}: specialized models are not yet available in this version of tokenlens")
+        return _specialized_origin(name, rest)
     if prefix == "local-dir":
         return _folder_origin(name, Path(rest).expanduser())
     if prefix == "hf-hub":
@@ -77,7 +83,22 @@ def find_origin(name: str) -> Origin:
     if colon or "/" in name:
         hint = "" if colon else f" For a model of the Hugging Face hub write hf-hub:{name}."
         raise LookupError(f"no model is called {name!r}; names are {FORMS}.{hint}")
+    architecture, dot, tag = name.partition(".")
+    if architecture.endswith(TWIN) and timm.is_model(architecture):
+        return replace(find_origin(architecture.removesuffix(TWIN) + dot + tag), name=name, specialization="paper")
     return _registered_origin(name)
+
+
+def _specialized_origin(name: str, rest: str) -> Origin:
+    preset, _, standard = rest.partition(":")
+    if not preset or not standard:
+        raise LookupError(
+            f"no model is called {name!r}; a specialized model is specialized:PRESET:NAME of a standard one"
+        )
+    origin = find_origin(standard)
+    if origin.specialization is not None:
+        raise ValueError(f"{name!r}: {standard} is specialized already; name the standard model behind it")
+    return replace(origin, name=name, specialization=preset)
 
 
 def _registered_origin(name: str) -> Origin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from tokenlens.checkpoint import file_sha256, misfit, native_names, read_checkpoint, resampled, weights_sha256
-from tokenlens.families import Family, as_pair, find_family
+from tokenlens.families import Family, as_pair, find_family, image_size_of
 from tokenlens.hub import UnreachableError, cached_hub_file, cached_url_file, hub_file, url_file
 from tokenlens.model_names import FORMS, GET_WEIGHTS, Origin, find_origin, weights_in
+from tokenlens.specialization import GENERIC, in_two_sets
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def load_model(
 
     Args:
         model: a timm name with or without a weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH``
-            (both in timm's format), or an ``nn.Module`` of any family.
+            (both in timm's format), ``specialized:PRESET:NAME`` of one of these, or an ``nn.Module`` of any family.
         pretrained: load the published weights. ``False`` gives random weights from ``seed`` and marks the model as
             untrained; for a module it says that the module's own weights are random.
         checkpoint: file of weights to load instead of the published ones, strictly; position embeddings of another
@@ -110,7 +111,7 @@ def load_model(
             }
     module.eval()
     family = family or find_family(module)
-    image_size = size or _image_size(module) or (224, 224)
+    image_size = size or image_size_of(module) or (224, 224)
     family.layout(module, image_size)
     return LoadedModel(
         module=module.to(target),
@@ -121,6 +122,15 @@ def load_model(
         weights=weights,
         untrained=not weights["pretrained"],
     )
+
+
+def sketch_model(name: str, *, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """The model of a name without its weights and without memory for them (on the meta device), in eval mode.
+
+    Raises:
+        LookupError, ValueError: as ``load_model``.
+    """
+    return _sketch(find_origin(name), None if img_size is None else _checked_size(img_size)).eval()
 
 
 def _adopt(
@@ -138,7 +148,7 @@ def _adopt(
             f"a checkpoint goes with a model's name, but a {name} was handed over; load the weights into it yourself"
         )
     family = family or find_family(module)
-    image_size = size or _image_size(module)
+    image_size = size or image_size_of(module)
     if image_size is None:
         raise ValueError(f"the {name} does not say what size of images it takes; hand over img_size=…")
     family.layout(module, image_size)
@@ -160,8 +170,12 @@ def _create(origin: Origin, size: tuple[int, int] | None, **options: Any) -> nn.
     """``timm.create_model``, its refusals as ValueError."""
     if size is not None:
         options["img_size"] = size
+    name = origin.timm_name
+    if origin.specialization is not None:
+        options |= {"architecture": name, "specialization": origin.specialization}
+        name = GENERIC
     try:
-        return timm.create_model(origin.timm_name, **options)
+        return timm.create_model(name, **options)
     except TypeError as error:
         if "img_size" in str(error):
             raise ValueError(f"{origin.name} does not take img_size; leave it out") from error
@@ -184,7 +198,7 @@ def _with_checkpoint(origin: Origin, path: Path, size: tuple[int, int] | None) -
     # A foreign checkpoint (OpenCLIP, OpenAI) may have its head under a name of its own: then try the published number.
     for classes in dict.fromkeys([head] if head else [0, published]):
         sketch = _sketch(origin, size, num_classes=classes)
-        adapted = native_names(checkpoint.tensors, sketch)
+        adapted = in_two_sets(native_names(checkpoint.tensors, sketch), sketch)
         problem = misfit(adapted, sketch)
         if problem is not None:
             problems.append(problem)
@@ -243,25 +257,6 @@ def _with_published_weights(
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"the pretrained weights of {name} in {found} cannot be loaded: {reason}") from error
     return module, {"source": place, "sha256": file_sha256(found), "pretrained": True}
-
-
-def _image_size(module: nn.Module) -> tuple[int, int] | None:
-    """(height, width) as the module itself says it: timm, DINO and DINOv2; Hugging Face; torchvision."""
-    config = getattr(module, "config", None)
-    for owner, attribute in (
-        (getattr(module, "patch_embed", None), "img_size"),
-        (config, "image_size"),
-        (getattr(config, "vision_config", None), "image_size"),
-        (module, "image_size"),
-        (module, "img_size"),
-    ):
-        size = getattr(owner, attribute, None)
-        if isinstance(size, Mapping):
-            size = (size["height"], size["width"])
-        if isinstance(size, int | Sequence):
-            return as_pair(size)
-    published = getattr(module, "pretrained_cfg", None) or {}
-    return as_pair(published["input_size"][-2:]) if "input_size" in published else None
 
 
 def _data_config(module: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -47,6 +47,36 @@ class BlockTaps:
     attention: nn.Module
 
 
+@dataclass(frozen=True)
+class BlockComponents:
+    """Which modules of one block can be specialized: paths inside the block, by component.
+
+    Args:
+        norm: the norms that see whole tokens, in order (not those of queries and keys).
+        layer_scale: the gains per channel of both branches; a bare parameter is named like a module.
+        qkv: the fused projection, or those of queries, keys and values.
+        proj: the attention's output projection.
+        mlp: the linear maps of the MLP.
+        refused: for a component that the block has, but not as modules of their own, why not.
+
+    A component that the block lacks is left empty.
+    """
+
+    norm: tuple[str, ...] = ()
+    layer_scale: tuple[str, ...] = ()
+    qkv: tuple[str, ...] = ()
+    proj: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, component: str) -> tuple[str, ...]:
+        """The paths of one component; LookupError with the reason where it is refused."""
+        if component in self.refused:
+            raise LookupError(f"{component} cannot be specialized in this model: {self.refused[component]}")
+        paths: tuple[str, ...] = getattr(self, component)
+        return paths
+
+
 class Family(ABC):
     """What tokenlens must know about one kind of Vision Transformer. Never converts or changes the model."""
 
@@ -67,6 +97,17 @@ class Family(ABC):
     @abstractmethod
     def taps(self, block: nn.Module) -> BlockTaps:
         """The module behind each site of one block."""
+
+    def components(self, block: nn.Module) -> BlockComponents:
+        """The modules of one block that can be specialized; a family that is only for analysis need not say.
+
+        Raises:
+            LookupError: if the family does not say.
+        """
+        raise LookupError(
+            f"the family {type(self).__qualname__} does not say which modules of a block can be specialized; give it "
+            "a method components() (docs/add-a-family.md)"
+        )
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """The norm over all tokens after the last block; None where there is none (then the site is left out)."""
@@ -120,6 +161,34 @@ def as_pair(size: Any) -> tuple[int, int]:
     return (int(height), int(width))
 
 
+def image_size_of(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of the images a module takes, as it says itself; None where it does not.
+
+    Read from timm, DINO and DINOv2, Hugging Face and torchvision.
+    """
+    config = getattr(module, "config", None)
+    for owner, attribute in (
+        (getattr(module, "patch_embed", None), "img_size"),
+        (config, "image_size"),
+        (getattr(config, "vision_config", None), "image_size"),
+        (module, "image_size"),
+        (module, "img_size"),
+    ):
+        size = getattr(owner, attribute, None)
+        if isinstance(size, Mapping):
+            size = (size["height"], size["width"])
+        if isinstance(size, int | Sequence):
+            return as_pair(size)
+    published = getattr(module, "pretrained_cfg", None) or {}
+    return as_pair(published["input_size"][-2:]) if "input_size" in published else None
+
+
+def linear_paths(block: nn.Module, name: str) -> tuple[str, ...]:
+    """Paths inside a block of all ``nn.Linear`` modules in its child ``name``, in order."""
+    child = block.get_submodule(name)
+    return tuple(f"{name}.{path}" for path, module in child.named_modules() if isinstance(module, nn.Linear))
+
+
 def grid_of(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
     """The patch grid of an image; ValueError if the sides are no multiples of the patch's."""
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -131,6 +200,6 @@ def grid_of(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[i
 
 
 __all__ = [
-    "BlockTaps", "Family", "NormParameters", "Tap", "as_pair", "families", "find_family", "grid_of", "is_a",
-    "norm_parameters",
+    "BlockComponents", "BlockTaps", "Family", "NormParameters", "Tap", "as_pair", "families", "find_family", "grid_of",
+    "image_size_of", "is_a", "linear_paths", "norm_parameters",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families import BlockTaps, Family, Tap, as_pair, grid_of, is_a
+from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, as_pair, grid_of, is_a, linear_paths
 from tokenlens.recording import Site
 from tokenlens.tokens import TokenLayout
 
@@ -98,9 +98,38 @@ class TimmFamily(Family):
             attention=block.attn,
         )
 
+    def components(self, block: Any) -> BlockComponents:
+        """LayerScale may be modules (``ls1``) or bare parameters (``gamma_1``); q, k and v one module or three.
+
+        A parallel block computes q, k, v and the MLP's first half in one product: these two cannot be told apart.
+        """
+        if is_a(block, _PARALLEL):
+            fused = "the block computes q, k, v and the first half of its MLP in one product"
+            separate = block.out_proj is None
+            return BlockComponents(
+                norm=("in_norm",),
+                layer_scale=_trained(block, "ls"),
+                proj=("attn_out_proj",) if separate else (),
+                refused={"qkv": fused, "mlp": fused}
+                | ({} if separate else {"proj": "the block projects attention and MLP in one product"}),
+            )
+        separate = getattr(block.attn, "qkv", None) is None
+        return BlockComponents(
+            norm=("norm1", "norm2"),
+            layer_scale=_trained(block, "ls1", "ls2") or _trained(block, "gamma_1", "gamma_2"),
+            qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj") if separate else ("attn.qkv",),
+            proj=("attn.proj",),
+            mlp=linear_paths(block, "mlp"),
+        )
+
     def final_norm(self, model: Any) -> nn.Module | None:
         """``model.norm``, or None if the model normalizes only after pooling (``fc_norm``)."""
         return None if isinstance(model.norm, nn.Identity) else model.norm
+
+
+def _trained(block: nn.Module, *names: str) -> tuple[str, ...]:
+    """Those of the names that are there and are neither None nor Identity."""
+    return tuple(name for name in names if not isinstance(getattr(block, name, None), nn.Identity | None))
 
 
 def _unsupported(module: nn.Module, why: str) -> LookupError:

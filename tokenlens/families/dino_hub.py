@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families import BlockTaps, Family, Tap, as_pair, grid_of
+from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, as_pair, grid_of, linear_paths
 from tokenlens.recording import Site
 from tokenlens.tokens import TokenLayout
 
@@ -66,6 +66,17 @@ class DinoHub(Family):
                 Site.RESID_POST: Tap(block),
             },
             attention=block.attn,
+        )
+
+    def components(self, block: Any) -> BlockComponents:
+        """DINO has no LayerScale, DINOv2 has it or Identity."""
+        scales = ("ls1", "ls2") if isinstance(getattr(block, "ls1", None), nn.Module) else ()
+        return BlockComponents(
+            norm=("norm1", "norm2"),
+            layer_scale=tuple(name for name in scales if not isinstance(getattr(block, name), nn.Identity)),
+            qkv=("attn.qkv",),
+            proj=("attn.proj",),
+            mlp=linear_paths(block, "mlp"),
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.families import BlockTaps, Family, Tap, as_pair
+from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, as_pair, linear_paths
 from tokenlens.recording import Site
 from tokenlens.tokens import TokenLayout
 
@@ -17,6 +17,8 @@ from tokenlens.tokens import TokenLayout
 _VIT = ("ViTLayer", "DeiTLayer", "ViTMSNLayer", "IJepaLayer")
 _DINO = ("Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer")
 _CLIP = ("CLIPEncoderLayer", "SiglipEncoderLayer", "MetaClip2EncoderLayer")
+
+_QKV = ("q_proj", "k_proj", "v_proj", "query", "key", "value")
 
 
 def _kind(block: object) -> tuple[str, ...] | None:
@@ -103,6 +105,27 @@ class HuggingFaceViT(Family):
                 Site.RESID_POST: Tap(block),
             },
             attention=attention,
+        )
+
+    def components(self, block: Any) -> BlockComponents:
+        """Queries, keys and values are three modules; their names differ between releases."""
+        if _kind(block) == _VIT:
+            norms = ("layernorm_before", "layernorm_after")
+        elif _kind(block) == _DINO:
+            norms = ("norm1", "norm2")
+        else:
+            norms = ("layer_norm1", "layer_norm2")
+        attention = "self_attn" if _kind(block) == _CLIP else "attention"
+        projections = linear_paths(block, attention)
+        qkv = tuple(path for path in projections if path.rpartition(".")[2] in _QKV)
+        # Until transformers 5 the MLP was in two modules called intermediate and output.
+        halves = ("mlp",) if hasattr(block, "mlp") else ("intermediate", "output")
+        return BlockComponents(
+            norm=norms,
+            layer_scale=("layer_scale1", "layer_scale2") if _kind(block) == _DINO else (),
+            qkv=qkv,
+            proj=tuple(path for path in projections if path not in qkv),
+            mlp=tuple(path for half in halves for path in linear_paths(block, half)),
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families import BlockTaps, Family, Tap, grid_of, is_a
+from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, grid_of, is_a, linear_paths
 from tokenlens.recording import Site
 from tokenlens.tokens import TokenLayout
 
@@ -48,6 +48,16 @@ class TorchvisionViT(Family):
                 Site.RESID_POST: Tap(block),
             },
             attention=block.self_attention,
+        )
+
+    def components(self, block: Any) -> BlockComponents:
+        """Norms and MLP; ``nn.MultiheadAttention`` hands all its weights to one function."""
+        fused = (
+            "nn.MultiheadAttention hands the weights of its projections to one function that takes one set only. "
+            "norm and mlp can be specialized, or the same model of timm"
+        )
+        return BlockComponents(
+            norm=("ln_1", "ln_2"), mlp=linear_paths(block, "mlp"), refused={"qkv": fused, "proj": fused}
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:

@@ -1,0 +1,235 @@
+"""What a specialized model costs over the standard one: forward, training step and peak memory, beside the naive form.
+
+    python benchmarks/specialize.py time    # ViT-S/16 and ViT-B/16, interleaved in one process
+    python benchmarks/specialize.py memory  # peak resident memory of a training step, one fresh process a number
+    python benchmarks/specialize.py all
+
+The naive form splits the tokens, calls two modules and concatenates. A step is forward, cross-entropy, backward and
+AdamW. Tables go to benchmarks/results/. On a GPU: `python benchmarks/specialize.py all --device cuda --amp --batch 64`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from torch import Tensor, nn
+
+from tokenlens.specialization import SpecializedModule, plan_of, specialize
+
+sys.path.insert(0, str(Path(__file__).parent))
+from analyze import RESULTS, hardware, markdown, peak_mib
+
+MODELS = ("deit3_small_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
+WAYS = ("standard", "standard again", "specialized", "naive")
+
+
+class Naive(nn.Module):
+    """The same two sets of weights by splitting, two modules and concatenating."""
+
+    def __init__(self, module: SpecializedModule) -> None:
+        super().__init__()
+        self.cls, self.patch, self.count = module.cls, module.patch, len(module.positions)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return torch.cat((self.cls(x_BTD[:, : self.count]), self.patch(x_BTD[:, self.count :])), dim=1)
+
+
+def make(name: str, way: str, preset: str, device: str) -> nn.Module:
+    """A model, with the same weights for every way."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).to(device)
+    if way.startswith("standard"):
+        return model
+    specialize(model, preset)
+    if way == "naive":
+        plan = plan_of(model)
+        assert plan is not None
+        for replacement in plan.replacements:
+            owner, _, last = replacement.path.rpartition(".")
+            setattr(model.get_submodule(owner), last, Naive(model.get_submodule(replacement.path)))
+    return model
+
+
+def forward_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object]:
+    """One forward pass without gradients, in eval mode."""
+
+    def step() -> object:
+        model.eval()
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
+            return model(x)
+
+    return step
+
+
+def training_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object]:
+    """Forward, cross-entropy, backward, AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    target = torch.arange(len(x), device=x.device)
+
+    def step() -> object:
+        model.train()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
+            loss = nn.functional.cross_entropy(model(x), target)
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def measure_time(
+    name: str, phase: str, preset: str, batch: int, seconds: float, device: str, amp: bool
+) -> pd.DataFrame:
+    """Seconds of each way for one batch, round by round, every round in another order."""
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    begin = forward_step if phase == "forward" else training_step
+    steps = {way: begin(make(name, way, preset, device), x, amp) for way in WAYS}
+    order, rows = random.Random(0), []
+    started, number = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds or number < 5:
+        for way in order.sample(WAYS, len(WAYS)):
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            begun, processor = time.perf_counter(), time.process_time()
+            steps[way]()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            spent, processor = time.perf_counter() - begun, time.process_time() - processor
+            rows.append({"way": way, "round": number, "s": spent, "cpu s": processor})
+        gc.collect()
+        number += 1
+    frame = pd.DataFrame(rows).assign(model=name, phase=phase)
+    return frame[frame["round"] >= 2]  # two rounds to warm up
+
+
+def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Median seconds; ratios to the standard model of the same round, of elapsed and of processor time.
+
+    Of each ratio the median and its bootstrap interval (95 %).
+    """
+    rows = []
+    for (model, phase), of_both in pd.concat(frames).groupby(["model", "phase"], sort=False):
+        seconds = of_both.pivot(index="round", columns="way", values="s")
+        processor = of_both.pivot(index="round", columns="way", values="cpu s")
+        for way in WAYS:
+            rows.append({"model": model, "phase": phase, "way": way, "rounds": len(seconds),
+                         "median s": seconds[way].median()}
+                        | _ratio("", seconds[way] / seconds["standard"])
+                        | _ratio("processor ", processor[way] / processor["standard"]))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _ratio(kind: str, ratios: pd.Series) -> dict[str, float]:
+    values = ratios.to_numpy()
+    medians = np.median(np.random.default_rng(0).choice(values, (2000, len(values))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return {f"{kind}ratio": np.median(values), f"{kind}low": low, f"{kind}high": high}
+
+
+def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bool) -> dict[str, float]:
+    """Peak memory of this process over two training steps (resident, or allocated on the GPU), and parameters; MiB."""
+    x = torch.randn(batch, 3, 224, 224).to(device)
+    model = make(name, way, preset, device)
+    step = training_step(model, x, amp)
+    # Weight, gradient and AdamW's two moments, float32.
+    parameters = 4 * 4 * sum(parameter.numel() for parameter in model.parameters()) / 2**20
+    for _ in range(2):
+        step()
+    if device.startswith("cuda"):
+        return {"peak MiB": torch.cuda.max_memory_allocated() / 2**20, "parameters MiB": parameters}
+    return {"peak MiB": peak_mib(), "parameters MiB": parameters}
+
+
+def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, names: list[str]) -> pd.DataFrame:
+    """Median peak of each way, and its ratio to the standard model's."""
+    rows = []
+    for name in names:
+        for way in ("standard", "specialized", "naive"):
+            arguments = {"name": name, "way": way, "preset": preset, "batch": batch, "device": device, "amp": amp}
+            command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
+            found = []
+            for _ in range(repeats):
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+            peaks = [one["peak MiB"] for one in found]
+            rows.append({
+                "model": name, "way": way, "runs": repeats, "peak MiB": np.median(peaks), "min": np.min(peaks),
+                "max": np.max(peaks), "parameters MiB": found[0]["parameters MiB"],
+            })
+    table = pd.DataFrame(rows)
+    standard = table[table["way"] == "standard"].set_index("model")
+    peak, parameters = (table["model"].map(standard[column]) for column in ("peak MiB", "parameters MiB"))
+    table["ratio"] = table["peak MiB"] / peak
+    table["ratio without the second set"] = (table["peak MiB"] - table["parameters MiB"] + parameters) / peak
+    return table
+
+
+def write(name: str, title: str, note: str, device: str, table: pd.DataFrame) -> None:
+    """Write a results page and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", "benchmarks/specialize.py", *sys.argv[1:]])
+    text = "\n\n".join([f"# {title}", f"{hardware(device)}\n\n`{command}`", note, markdown(table)]) + "\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["time", "memory", "all"])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--phases", default="forward,step")
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=40, help="of each model and phase")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--suffix", default="", help="behind the results page's name")
+    options = parser.parse_args()
+    suffix = ("" if options.device == "cpu" else f"_{options.device.split(':')[0]}") + options.suffix
+    names = options.models.split(",")
+    what = f"Preset `{options.preset}`, batch {options.batch}{', bfloat16 autocast' if options.amp else ''}."
+    if options.what in ("time", "all"):
+        frames = [
+            measure_time(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
+            for name in names
+            for phase in options.phases.split(",")
+        ]
+        write(
+            f"specialize_time{suffix}", "Time of a specialized model over the standard one",
+            f"{what} Each round runs every way on the same batch, in random order, in one process. Ratios are to the "
+            "standard model of the same round, of elapsed time and of processor time (of all threads, without what "
+            "other processes took): median and bootstrap 95 % interval of the median. “standard again” is a second "
+            "standard model and shows the noise. A step is forward, cross-entropy, backward and AdamW.",
+            options.device, time_table(frames),
+        )
+    if options.what in ("memory", "all"):
+        write(
+            f"specialize_memory{suffix}", "Peak memory of a training step",
+            f"{what} Peak memory of a fresh process after two training steps with AdamW; median, minimum and maximum. "
+            "Parameters: weights, gradients and AdamW's moments; the last column leaves out those of the second set, "
+            "which any specialized model has, so that it shows what the computation takes.",
+            options.device,
+            memory_table(options.preset, options.batch, options.repeats, options.device, options.amp, names),
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 and sys.argv[1] == "_memory_of":
+        print(json.dumps(memory_of(**json.loads(sys.argv[2]))))
+    else:
+        main()
