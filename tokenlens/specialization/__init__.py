@@ -1,4 +1,4 @@
-"""Separate weights for prefix tokens and patches, in any Vision Transformer: exact at the start, and as fast.
+"""Separate weights for prefix tokens and patches, in any Vision Transformer: the same function at the start.
 
 ``specialize`` gives modules of a model a second set of weights, ``merge`` averages the sets again, ``costs`` says what
 it takes. What can be specialized is a component, one file of this folder each. See docs/add-a-specialization.md.
