@@ -84,8 +84,9 @@ def test_json_and_labels(runs, tmp_path):
     )
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
-    assert (told["labels"], told["baseline"], told["untrained"]) == (["a", "b"], "b", ["a", "b"])
-    found = told["differences"]["a"]
+    labels = ["a (untrained)", "b (untrained)"]
+    assert (told["labels"], told["baseline"], told["untrained"]) == (labels, labels[1], labels)
+    found = told["differences"][labels[0]]
     loaded = Comparison.load(tmp_path / "out")
     assert loaded.pair is False
     assert found["pairing"]["reason"] == "the same 6 images: compared unpaired as asked"

@@ -133,7 +133,7 @@ class Recorder:
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
-        self._watch: AttentionWatch | None = None
+        self._watch: AttentionWatch | AttentionCapture | None = None
 
     def __enter__(self) -> Recorder:
         assert not self._handles, "a Recorder is entered once"
@@ -212,12 +212,14 @@ class Recorder:
 
     def _hook_attention(self, block: int, module: nn.Module) -> None:
         self.expected.add((block, "attention"))
+        # PyTorch's own attention leaves its fast path under a function mode, and then rounds otherwise.
+        fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
             capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
-            self._watch = AttentionWatch(capture)
+            self._watch = capture if fast_path else AttentionWatch(capture)
             self._watch.__enter__()
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -235,7 +237,7 @@ class Recorder:
         if watch is None:
             return None
         watch.__exit__(None, None, None)
-        return watch.capture.call
+        return (watch.capture if isinstance(watch, AttentionWatch) else watch).call
 
     def _tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
         where = site if block is None else f"block {block}, {site}"

@@ -53,7 +53,7 @@ def command(
     blocks: Annotated[
         str | None, typer.Option(metavar="0-5", help="Only these blocks, e.g. 0-5,11; -1 is the last one.")
     ] = None,
-    set_: Annotated[
+    set: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="OPTION=VALUE",
@@ -69,7 +69,7 @@ def command(
 
     Files of the same name are replaced, but a run folder is never written into.
     """
-    options = dict(option(text) for text in set_ or [])
+    options = dict(option(text) for text in set or [])
     paths = targets(out, name, format)
     for path in paths:
         check_outside_runs(path)
@@ -79,14 +79,14 @@ def command(
 
     subject = load_run(run)
     sizes: dict[str, Any] = {"width": millimetres(width), "height": height, "style": style, "blocks": blocks}
-    if reserved := sorted(set(options) & {*sizes, "ax", "subject", "name"}):
+    if reserved := sorted(options.keys() & {*sizes, "ax", "subject", "name"}):
         raise typer.BadParameter(f"{', '.join(reserved)} cannot be set so; see --help", param_hint="--set")
     try:
         figure = draw(subject, name, **sizes, **options)
     except TypeError as error:
         if not options:
             raise
-        raise ValueError(f"the figure {name} cannot use {', '.join(set_ or [])}: {error}") from error
+        raise ValueError(f"the figure {name} cannot use {', '.join(set or [])}: {error}") from error
     replaced = [path for path in paths if path.exists()]
     folder, stem = paths[0].parent, paths[0].stem
     save_figure(figure, folder, stem, [path.suffix[1:] for path in paths], dpi=dpi, outlines=outlines)
