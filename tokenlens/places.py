@@ -90,8 +90,13 @@ class Places:
         )
 
     def end(self) -> None:
-        """After the first pass: put what it left behind together, as if it had been laid out."""
-        if not self._capacity:
+        """After the first pass: put what it left behind together, as if it had been laid out.
+
+        Later ones have filled every place, or numbers of an earlier pass would be read again.
+        """
+        if self._capacity:
+            assert self._next == len(self._now), "this forward pass shows less than the first one"
+        else:
             parts: dict[Field, list[Tensor]] = {}
             for field, _, place in self._order:
                 parts.setdefault(field, []).append(place)
