@@ -1,6 +1,7 @@
 """What a specialized model costs over the standard one: forward, training step and peak memory, beside the naive form.
 
-    python benchmarks/specialize.py time    # ViT-S/16 and ViT-B/16, interleaved in one process
+    python benchmarks/specialize.py time    # ViT-S/16 and ViT-B/16, whole passes and steps, interleaved in one process
+    python benchmarks/specialize.py parts   # the same part by part (each block, the rest, the optimizer): less noise
     python benchmarks/specialize.py memory  # peak resident memory of a training step, one fresh process a number
     python benchmarks/specialize.py all
 
@@ -26,6 +27,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tokenlens.places import keep_freed_memory
 from tokenlens.specialization import SpecializedModule, plan_of, specialize
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -82,9 +84,9 @@ def training_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object
         model.train()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
             loss = nn.functional.cross_entropy(model(x), target)
-        optimizer.zero_grad(set_to_none=False)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         return loss.detach()
 
     return step
@@ -101,18 +103,22 @@ def measure_time(
     started, number = time.perf_counter(), 0
     while time.perf_counter() - started < seconds or number < 5:
         for way in order.sample(WAYS, len(WAYS)):
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            begun, processor = time.perf_counter(), time.process_time()
-            steps[way]()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            spent, processor = time.perf_counter() - begun, time.process_time() - processor
-            rows.append({"way": way, "round": number, "s": spent, "cpu s": processor})
+            rows.append({"way": way, "round": number} | timed(steps[way], device))
         gc.collect()
         number += 1
     frame = pd.DataFrame(rows).assign(model=name, phase=phase)
     return frame[frame["round"] >= 2]  # two rounds to warm up
+
+
+def timed(step: Callable[[], object], device: str) -> dict[str, float]:
+    """Seconds of one call: elapsed, and of the processor in all threads of this process."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    begun, processor = time.perf_counter(), time.process_time()
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return {"s": time.perf_counter() - begun, "cpu s": time.process_time() - processor}
 
 
 def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -129,6 +135,87 @@ def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
                          "median s": seconds[way].median()}
                         | _ratio("", seconds[way] / seconds["standard"])
                         | _ratio("processor ", processor[way] / processor["standard"]))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def parts_of(
+    name: str, way: str, preset: str, x: Tensor, phase: str, amp: bool
+) -> dict[str, list[Callable[[], object]]]:
+    """A model as separate calls: its blocks (with and without a specialized QKV), the rest of it, and AdamW's step.
+
+    In a training step each part has its forward and its backward; the gradients stay until AdamW's step.
+    """
+    model = make(name, way, preset, x.device.type).train(phase == "step")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    inputs: list[Tensor] = []
+    hooks = [block.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])) for block in model.blocks]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    blocks, model.blocks = model.blocks, nn.Sequential()
+
+    def call(module: nn.Module, x: Tensor, inside: bool) -> Callable[[], object]:
+        gradient = torch.randn_like(x) if inside else None
+
+        def step() -> None:
+            with torch.set_grad_enabled(phase == "step"):
+                with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
+                    y = module(x.detach().requires_grad_(phase == "step" and inside))
+                if phase == "step":
+                    y.backward(gradient) if inside else y.square().mean().backward()
+
+        return step
+
+    first_third = len(blocks) // 3
+    calls = [call(block, block_input, True) for block, block_input in zip(blocks, inputs, strict=True)]
+    parts = {"first third of the blocks": calls[:first_third], "other blocks": calls[first_third:],
+             "rest": [call(model, x, False)]}  # fmt: skip
+
+    def optimize() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return parts | ({"AdamW": [optimize]} if phase == "step" else {})
+
+
+def measure_parts(
+    name: str, phase: str, preset: str, batch: int, seconds: float, device: str, amp: bool
+) -> pd.DataFrame:
+    """Seconds of each part and way for one batch: a round goes once through the model, all ways side by side."""
+    ways = [way for way in WAYS if way != "naive"]
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    parts = {way: parts_of(name, way, preset, x, phase, amp) for way in ways}
+    order, rows = random.Random(0), []
+    started, number = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds or number < 5:
+        for part, calls in parts["standard"].items():
+            for index in range(len(calls)):
+                for way in order.sample(ways, len(ways)):
+                    found = timed(parts[way][part][index], device)
+                    rows.append({"way": way, "round": number, "part": part} | found)
+        gc.collect()
+        number += 1
+    frame = pd.DataFrame(rows).assign(model=name, phase=phase)
+    return frame[frame["round"] >= 2]
+
+
+def parts_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """As ``time_table``, for the sum of all parts and for each, with its share of the standard model's time."""
+    rows = []
+    for (model, phase), of_both in pd.concat(frames).groupby(["model", "phase"], sort=False):
+        by_part = of_both.groupby(["part", "round", "way"], sort=False)[["s", "cpu s"]].sum()
+        whole = by_part.groupby(["round", "way"]).sum()
+        median = whole.xs("standard", level="way")["cpu s"].median()
+        for part in ["all", *of_both["part"].unique()]:
+            times = whole if part == "all" else by_part.xs(part, level="part")
+            seconds, processor = times["s"].unstack("way"), times["cpu s"].unstack("way")
+            for way in ("standard again", "specialized"):
+                rows.append({"model": model, "phase": phase, "part": part, "way": way, "rounds": len(seconds),
+                             "standard, processor s": processor["standard"].median(),
+                             "share": processor["standard"].median() / median}
+                            | _ratio("", seconds[way] / seconds["standard"])
+                            | _ratio("processor ", processor[way] / processor["standard"]))  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -189,7 +276,7 @@ def write(name: str, title: str, note: str, device: str, table: pd.DataFrame) ->
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "memory", "all"])
+    parser.add_argument("what", choices=["time", "parts", "memory", "all"])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--phases", default="forward,step")
     parser.add_argument("--preset", default="paper")
@@ -203,6 +290,27 @@ def main() -> None:
     suffix = ("" if options.device == "cpu" else f"_{options.device.split(':')[0]}") + options.suffix
     names = options.models.split(",")
     what = f"Preset `{options.preset}`, batch {options.batch}{', bfloat16 autocast' if options.amp else ''}."
+    measured = (
+        "median and bootstrap 95 % interval of the median. “standard again” is a second standard model and shows the "
+        "noise."
+    )
+    if options.device == "cpu":
+        # Or the number of page faults of a pass, up to a tenth of its time, depends on what ran before (decision 8).
+        keep_freed_memory()
+    if options.what in ("parts", "all"):
+        frames = [
+            measure_parts(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
+            for name in names
+            for phase in options.phases.split(",")
+        ]
+        write(
+            f"specialize_parts{suffix}", "Time of a specialized model over the standard one, part by part",
+            f"{what} Each block, what is before and behind the blocks, and AdamW's step are called on their own, in "
+            "one model after the other, in random order: what is compared lies within a fraction of a second. In a "
+            "step each part has its forward and backward. Ratios are to the standard model of the same round, of "
+            f"elapsed and of processor time: {measured}",
+            options.device, parts_table(frames),
+        )
     if options.what in ("time", "all"):
         frames = [
             measure_time(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
@@ -213,8 +321,7 @@ def main() -> None:
             f"specialize_time{suffix}", "Time of a specialized model over the standard one",
             f"{what} Each round runs every way on the same batch, in random order, in one process. Ratios are to the "
             "standard model of the same round, of elapsed time and of processor time (of all threads, without what "
-            "other processes took): median and bootstrap 95 % interval of the median. “standard again” is a second "
-            "standard model and shows the noise. A step is forward, cross-entropy, backward and AdamW.",
+            f"other processes took): {measured} A step is forward, cross-entropy, backward and AdamW.",
             options.device, time_table(frames),
         )
     if options.what in ("memory", "all"):

@@ -14,6 +14,27 @@ from tokenlens.tokens import TokenLayout
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
 
+def _two_sets(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, channels: int, stages: Any) -> None:
+    """Weights of a specialized model, apart from each other."""
+    for stage in stages:
+        for norm in ("norm1", "norm2", "final_norm"):
+            shape = (channels,) if norm == "final_norm" else (blocks, channels)
+            patch = rng.normal(loc=stage == "gamma", scale=0.3, size=shape)
+            for side, values in (("patch", patch), ("cls", patch + rng.normal(scale=0.05, size=shape))):
+                dims = ("block", "channel")[-len(shape):]
+                arrays[f"norm_differentiation/{side}_{stage}_{norm}"] = NamedArray(values, dims, "weight")
+    places = [(block, f"norm/{norm}.{{}}", channels) for block in range(blocks) for norm in ("norm1", "norm2")]
+    places += [(None, "norm/norm.{}", channels)]
+    places += [(block, "qkv/attn.qkv.{}", 3 * channels**2) for block in range(max(blocks // 3, 1))]
+    for block, site, elements in places:
+        for name in ("weight", "bias")[: 2 if "qkv" in site else len(stages)]:
+            distance = rng.uniform(0.01, 0.2)
+            for part, value, unit in (
+                ("relative_distance", distance, "relative distance"), ("cosine", 1 - distance**2 / 2, "cosine"),
+            ):
+                put("weight_distance", part, block, site.format(name), "cls-patch", value, unit, n=elements)
+
+
 def synthetic_analysis(
     *,
     blocks: int = 12,
@@ -26,22 +47,29 @@ def synthetic_analysis(
     untrained: bool = False,
     rms: bool = False,
     differentiates: bool = True,
+    specialized: bool = False,
     skipped: tuple[dict[str, str], ...] = (),
     source: str = "/data/photos",
     seed: int = 0,
 ) -> Analysis:
-    """Numbers like DINOv2-S/14's. ``differentiates=False``: norms that leave all cosines and channels alone."""
+    """Numbers like DINOv2-S/14's. ``differentiates=False``: norms that leave all cosines and channels alone.
+
+    ``specialized``: norms, and q, k and v in the first third of the blocks, have two sets of weights.
+    """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     cls = "cls" in groups
     depth = np.arange(blocks) / max(blocks - 1, 1)
 
-    def put(metric, part, block, site, group, value, unit, sd=0.05, head=None, jackknife=False):
-        half = 2 * sd / np.sqrt(n) if n > 1 else np.nan
+    images = n
+
+    def put(metric, part, block, site, group, value, unit, sd=0.05, head=None, jackknife=False, n=None):
+        exact, n = n is not None, n or images
+        half = 2 * sd / np.sqrt(n) if n > 1 and not exact else np.nan
         rows.append(
             {
                 "model": model, "metric": metric, "part": part, "block": block, "site": site, "group": group,
-                "head": head, "value": value, "sd": np.nan if jackknife or n < 2 else sd, "n": n,
+                "head": head, "value": value, "sd": np.nan if jackknife or exact or n < 2 else sd, "n": n,
                 "ci_low": value - half, "ci_high": value + half, "unit": unit,
             }
         )
@@ -63,6 +91,11 @@ def synthetic_analysis(
             parts = {"before": before, "after": before - total, "gamma": 0.7 * total, "total": total}
             if not rms:
                 parts |= {"centring": 0.1 * total, "gamma": 0.6 * total, "beta": 0.3 * total}
+            if specialized and group == "cls-patch":
+                for stage in ("gamma",) if rms else ("gamma", "beta"):
+                    own = 0.2 * total if stage == "gamma" else -0.05 * total
+                    parts |= {f"{stage}_own": own, f"{stage}_shared": parts[stage] - own}
+                parts["total_own"] = parts["gamma_own"] + parts.get("beta_own", 0.0)
             for part, value in parts.items():
                 put("norm_differentiation", part, block, norm, group, value, "cosine", sd=0.06)
         for group in groups:
@@ -113,6 +146,8 @@ def synthetic_analysis(
                 put("cls_attention_map", "peak", block, "pattern", "cls-patch", rng.uniform(2, 20), "× uniform",
                     head=head)
     arrays: dict[str, NamedArray] = {}
+    if specialized:
+        _two_sets(put, arrays, rng, blocks, channels, ("gamma",) if rms else ("gamma", "beta"))
     if cls:
         for norm in ("norm1", "norm2", "final_norm"):
             shape = (channels,) if norm == "final_norm" else (blocks, channels)
@@ -161,7 +196,10 @@ def synthetic_analysis(
         "command": f"tokenlens analyze {model} --images {source} --limit {n}", "commit": "0" * 40,
         "started": "2026-01-01T00:00:00+00:00", "seconds": 12.3,
     }
-    not_applicable = {}
+    not_applicable = {} if specialized else {"weight_distance": "no module of the model is specialized"}
+    if specialized:
+        prefix = list(dict.fromkeys(group for group in groups if group != "patch"))
+        provenance["specialization"] = {"norm": "all", "qkv": "first_third", "registers": "cls", "prefix": prefix}
     if "reg" not in groups:
         reason = "the model has no register token"
         not_applicable |= {"reg_cls_cosine": reason, "reg_patch_cosine": reason}

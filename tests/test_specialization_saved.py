@@ -229,7 +229,8 @@ def test_specialized_models_are_analyzed_by_name():
     distances = analysis.select("weight_distance", part="relative_distance")
     assert len(distances) > 10
     assert (distances["value"] == 0).all()
-    assert set(distances["site"]) >= {"blocks.0.norm1.weight", "blocks.0.attn.qkv.weight", "norm.bias"}
+    assert set(distances["site"]) >= {"norm/norm1.weight", "qkv/attn.qkv.weight", "norm/norm.bias"}
+    assert set(distances.loc[distances["site"] == "qkv/attn.qkv.weight", "block"]) == {0, 1}
 
 
 DATA = os.environ.get("TOKENLENS_TEST_DATA")

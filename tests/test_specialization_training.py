@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from tokenlens import Specialization, specialize
-from tokenlens.specialization import costs
+from tokenlens.families import find_family
+from tokenlens.specialization import PRESETS, costs
 
 from .command_line import finished, process
 from .tiny_models import MODELS, images
@@ -128,6 +129,31 @@ def test_the_papers_preset_costs_eight_percent_parameters_and_no_flops(base):
     assert plan.notes == ("layer_scale is left out: the model has none.",)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_base_patch16_224", {}), ("vit_small_patch14_dinov2", {"img_size": 224}),
+        ("deit_base_distilled_patch16_224", {}), ("vit_base_patch14_reg4_dinov2", {"img_size": 224}),
+    ],
+)
+def test_flops_that_each_preset_adds(name, options, preset):
+    """One product more for the prefix tokens' rows of each specialized linear map, and nothing else."""
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    plan, found = costs(model, preset)
+    linear = sum(cost.flops for cost in found[:-1])
+    layout = find_family(model).layout(model, (224, 224))
+    whole = found[-1]
+    assert whole.added_flops <= len(plan.positions) / layout.tokens * linear * 1.001
+    share = whole.added_flops / whole.flops
+    if len(plan.positions) <= 2:
+        # With CLS, and a distillation token: below a thousandth where the paper specializes.
+        assert share < {"norms": 1e-9, "paper": 0.001, "qkv_all": 0.003, "everything": 0.01}[preset]
+    else:  # CLS and four registers
+        assert share < {"norms": 1e-9, "paper": 0.002, "qkv_all": 0.006, "everything": 0.02}[preset]
+
+
 def test_norms_alone_cost_next_to_nothing(base):
     whole = costs(base, "norms")[1][-1]
     assert 0 < whole.added_parameters / whole.parameters < 0.001
@@ -147,8 +173,8 @@ def test_flops_are_those_of_real_forward_passes():
         counted.append(counter.get_total_flops())
     assert counted[0] == whole.flops
     assert counted[1] - counted[0] == whole.added_flops
-    # The CLS row by both sets again: 2 rows × 2 × (32×96 in two blocks, 32×128 and 128×32 in one).
-    assert whole.added_flops == 2 * 2 * (2 * 32 * 96 + 2 * 32 * 128)
+    # The CLS row by the other set: 2 × (32×96 in two blocks, 32×128 and 128×32 in one).
+    assert whole.added_flops == 2 * (2 * 32 * 96 + 2 * 32 * 128)
 
 
 @pytest.mark.parametrize("name", ["timm_eva02", "timm_beit", "timm_dinov3", "hf_dinov2", "torchvision_vit", "dino_hub"])

@@ -100,6 +100,7 @@ KINDS: dict[str, Kind] = {
         partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True, dynamic_img_pad=True),
         "timm_vit", grid=(3, 4), image_size=(20, 30),
     ),
+    "timm_rms": Kind(partial(_timm, "vit_tiny_patch16_224", norm_layer="rmsnorm"), "timm_vit"),
     "timm_deit3": Kind(partial(_timm, "deit3_small_patch16_224"), "timm_vit"),
     "timm_deit_distilled": Kind(partial(_timm, "deit_tiny_distilled_patch16_224"), "timm_vit", ("cls", "dist")),
     "timm_dinov2": Kind(partial(_timm, "vit_small_patch14_dinov2"), "timm_vit"),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenlens.families import NormParameters
 from tokenlens.places import Places, rows_of
 from tokenlens.recording import Key
 from tokenlens.summaries import (
@@ -27,6 +28,8 @@ from tokenlens.tokens import TokenLayout
 
 _VECTORS = ("rows", "patch_abs_sum", "stage_sums")
 """Fields that stay in float32, since sums over channels of their products do; they are half of all memory."""
+
+_OF_A_NORM = ("weight_prefix", "weight_patch", "bias_prefix", "bias_patch")
 
 
 class Store:
@@ -82,22 +85,20 @@ class TokenCell:
 class NormCell:
     """Where the summary of one norm lies."""
 
-    kind: str
-    has_bias: bool
     input: TokenCell
     output: TokenCell
     stages: int
     mean_row: int | None
     lengths_row: int
     sums_row: int
-    weight_prefix: Tensor | None
-    weight_patch: Tensor | None
+    parameters: NormParameters
 
     @property
     def signature(self) -> tuple[Any, ...]:
         """What must be equal for cells to be stacked."""
-        weights = (self.weight_prefix is None, self.weight_patch is None)
-        return self.kind, self.has_bias, self.stages, weights, self.input.signature, self.output.signature
+        norm = self.parameters
+        present = tuple(getattr(norm, name) is not None for name in _OF_A_NORM)
+        return norm.kind, present, self.stages, self.input.signature, self.output.signature
 
     @staticmethod
     def read(cells: Sequence[NormCell], store: Store) -> NormSummary:
@@ -107,20 +108,26 @@ class NormCell:
         means = [cell.mean_row for cell in cells if cell.mean_row is not None]
         sums = store.read("stage_sums", (first.stages, channels), [cell.sums_row for cell in cells])
 
-        def weights(name: str) -> Tensor | None:
-            found = [weight for cell in cells if (weight := getattr(cell, name)) is not None]
+        norms = [cell.parameters for cell in cells]
+
+        def of_norms(name: str) -> Tensor | None:
+            found = [tensor for norm in norms if (tensor := getattr(norm, name)) is not None]
             return torch.stack(found).to(sums.dtype).unsqueeze(1) if found else None
 
         return NormSummary(
-            first.kind,
-            first.has_bias,
+            first.parameters.kind,
+            first.parameters.bias_patch is not None,
             TokenCell.read([cell.input for cell in cells], store),
             TokenCell.read([cell.output for cell in cells], store),
             store.read("patch_mean", (patches,), means) if means else None,
             store.read("patch_lengths", (first.stages, patches), [cell.lengths_row for cell in cells]),
             sums,
-            weights("weight_prefix"),
-            weights("weight_patch"),
+            of_norms("weight_prefix"),
+            of_norms("weight_patch"),
+            of_norms("bias_prefix"),
+            of_norms("bias_patch"),
+            torch.tensor([norm.eps for norm in norms], dtype=sums.dtype, device=sums.device),
+            tuple(norm.specialized for norm in norms),
         )
 
 

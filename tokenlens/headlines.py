@@ -30,6 +30,7 @@ def headlines(analysis: Analysis) -> pd.DataFrame:
                 ("centring", f"… of which centring ({what}, {site})"),
                 ("gamma", f"… of which the weight γ ({what}, {site})"),
                 ("beta", f"… of which the bias β ({what}, {site})"),
+                ("total_own", f"… of which CLS's own γ and β instead of the patches' ({what}, {site})"),
             ):
                 rows += _over_blocks(analysis, verb, "norm_differentiation", part=part, site=site, group=pair)
         rows += _extreme(

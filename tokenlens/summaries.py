@@ -104,6 +104,9 @@ class NormSummary:
         patch_lengths: (..., S, P), ‖x_i − μ_i‖ and, if the norm has a γ, ‖γ⊙(x_i − μ_i)‖.
         stage_sums: (..., S, D), Σ_i (x_i − μ_i) over each of these lengths.
         weight_prefix, weight_patch: (N, 1, D), γ for prefix tokens and patches; None if the norm has none.
+        bias_prefix, bias_patch: (N, 1, D), β likewise.
+        eps: (N,), what is added to the variance.
+        specialized: for each of the N whether it holds two sets of weights.
     """
 
     kind: str
@@ -115,6 +118,10 @@ class NormSummary:
     stage_sums: Tensor
     weight_prefix: Tensor | None
     weight_patch: Tensor | None
+    bias_prefix: Tensor | None
+    bias_patch: Tensor | None
+    eps: Tensor
+    specialized: tuple[bool, ...]
 
     @property
     def layout(self) -> TokenLayout:

@@ -317,7 +317,4 @@ class Summarizer:
         sums_row, sums_BSD = place("stage_sums", (stages, x_BTD.shape[-1]), x_BTD)
         # Both sums in one pass: γ is the same for all patches and is applied to the sum.
         weighted_sums(lengths_BSP.reciprocal(), centred_BPD, sums_BSD)
-        return NormCell(
-            parameters.kind, parameters.bias_patch is not None, before, after, stages, mean_row, lengths_row, sums_row,
-            parameters.weight_prefix, weight,
-        )
+        return NormCell(before, after, stages, mean_row, lengths_row, sums_row, parameters)

@@ -32,6 +32,29 @@ def _stages(stored: Stored, norm: StoredNorm, after: np.ndarray) -> list[tuple[s
     return stages
 
 
+def _own(stored: Stored, norm: StoredNorm, after: np.ndarray) -> dict[str, np.ndarray]:
+    """What CLS's own weights add, against a CLS that goes through the patches'; of specialized norms with a bias."""
+
+    def cosine(cls: np.ndarray, patch: np.ndarray) -> np.ndarray:
+        return cosines(cls, patch).mean((-1, -2))
+
+    scale = np.sqrt(norm.x.var(-1, keepdims=True) + 1e-5)
+    centred = (norm.x - norm.x.mean(-1, keepdims=True)) / scale
+    cls, patch = stored.of("cls", centred), stored.of("patch", centred)
+    weighted = cosine(cls * norm.weight_patch, patch * norm.weight_patch)
+    both = cosine(cls * norm.weight_patch + norm.bias_patch, patch * norm.weight_patch + norm.bias_patch)
+    apart = cosine(cls * norm.weight_prefix, patch * norm.weight_patch)
+    real = cosine(stored.of("cls", after), stored.of("patch", after))
+    return {
+        "gamma_shared": cosine(cls, patch) - weighted, "gamma_own": weighted - apart,
+        "beta_shared": weighted - both, "beta_own": apart - real - (weighted - both), "total_own": both - real,
+    }  # fmt: skip
+
+
+def _two_sets(norm: StoredNorm) -> bool:
+    return norm.weight_prefix is not None and not np.array_equal(norm.weight_prefix, norm.weight_patch)
+
+
 def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
     numbers: dict[Number, object] = {}
     for (block, site), norm in stored.norms.items():
@@ -49,5 +72,28 @@ def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
             for (_, earlier), (name, later) in pairwise(stages):
                 falls[name] = cosine(earlier) - cosine(later)
             falls |= {"before": cosine(norm.x), "after": cosine(after), "total": cosine(norm.x) - cosine(after)}
+            if pair == "cls-patch" and any(map(_two_sets, stored.norms.values())):
+                own = _own(stored, norm, after)
+                # In a block whose norm has one set nothing is added, exactly.
+                falls |= own if _two_sets(norm) else {
+                    part: 0 * value if part.endswith("_own") else falls[part.partition("_")[0]]
+                    for part, value in own.items()
+                }
             numbers |= {(name, block, site, pair, None): value for name, value in falls.items()}
     return numbers
+
+
+def reference_arrays(stored: Stored) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """γ and β of either side of the specialized norms."""
+    arrays = {}
+    for site in ("norm1", "norm2", "final_norm"):
+        norms = [norm for (_, name), norm in stored.norms.items() if name == site]
+        if not any(map(_two_sets, norms)):
+            continue
+        for name, tensor in (("gamma", "weight"), ("beta", "bias")):
+            for side, which in (("cls", "prefix"), ("patch", "patch")):
+                values = np.stack([getattr(norm, f"{tensor}_{which}") for norm in norms])
+                final = site == "final_norm"
+                dims = ("channel",) if final else ("block", "channel")
+                arrays[f"{side}_{name}_{site}"] = dims, values[0] if final else values
+    return arrays

@@ -212,12 +212,12 @@ def test_weight_distance_of_a_hand_made_specialized_module():
     metric = WeightDistance()
     assert metric.prepare(Subject(model, LAYOUT, blocks=2, sites=frozenset())) is None
     rows = {(row["part"], row["site"]): row for row in metric.rows()}
-    distance = rows["relative_distance", "blocks.1.norm1.weight"]
+    distance = rows["relative_distance", "LayerNorm/norm1.weight"]
     assert distance["value"] == pytest.approx(1)  # ‖(0, 0, 0, 2)‖ over ‖(1, 1, 1, 1)‖
     assert (distance["block"], distance["n"], distance["group"]) == (1, 4, "cls-patch")
-    assert rows["cosine", "blocks.1.norm1.weight"]["value"] == pytest.approx(0.5)
-    assert rows["relative_distance", "blocks.1.norm1.bias"]["value"] == 0
-    assert np.isnan(rows["cosine", "blocks.1.norm1.bias"]["value"])  # two zero vectors
+    assert rows["cosine", "LayerNorm/norm1.weight"]["value"] == pytest.approx(0.5)
+    assert rows["relative_distance", "LayerNorm/norm1.bias"]["value"] == 0
+    assert np.isnan(rows["cosine", "LayerNorm/norm1.bias"]["value"])  # two zero vectors
 
 
 def test_weight_distance_does_not_apply_to_an_ordinary_model():

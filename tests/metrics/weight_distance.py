@@ -17,7 +17,8 @@ def reference_weight_distance(stored: Stored) -> dict[Number, object]:
             continue
         cls, patch = numpy64(tensor).ravel(), numpy64(parameters[twin]).ravel()
         block = int(name.split(".")[1]) if name.startswith("blocks.") else None
-        place = name.replace(".cls.", ".")
+        inside = name if block is None else name.split(".", 2)[2]
+        place = "LayerNorm/" + inside.replace(".cls.", ".").replace("cls.", "")
         scale = np.sqrt((np.dot(cls, cls) + np.dot(patch, patch)) / 2)
         numbers["relative_distance", block, place, "cls-patch", None] = float(np.linalg.norm(cls - patch) / scale)
         cosine = np.dot(cls, patch) / np.sqrt(np.dot(cls, cls) * np.dot(patch, patch))

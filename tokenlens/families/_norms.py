@@ -33,6 +33,11 @@ class NormParameters:
     bias_patch: Tensor | None
     eps: float
 
+    @property
+    def specialized(self) -> bool:
+        """Whether there are two sets, equal ones or not."""
+        return self.weight_prefix is not self.weight_patch or self.bias_prefix is not self.bias_patch
+
 
 def norm_parameters(module: nn.Module) -> NormParameters:
     """The parameters of a norm over channels: ``nn.LayerNorm``, ``nn.RMSNorm``, timm's, Hugging Face's, specialized.

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from tokenlens.figures import MODEL_COLOURS, MODEL_DASHES, MODEL_MARKERS, NothingToDraw
 from tokenlens.figures._page import BOLD, Canvas, canvas, characters, images_text, paper, wrapped
 from tokenlens.figures._panels import depth_axis
-from tokenlens.figures._rows import listed, pair_title
+from tokenlens.figures._rows import listed, pair_title, without_images
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -130,7 +130,7 @@ def rows_of_models(
             reasons.append(f"{label}: {because}")
     if len(have) < 2:
         raise NothingToDraw(f"{metric} of fewer than two models: {'; '.join(reasons)}")
-    rows = rows.copy()
+    rows = without_images(rows.copy(), metric)
     rows.insert(1, "model_number", rows["label"].map(numbers_of(comparison)))
     rows["left_out"] = "; ".join(reasons)
     return rows.reset_index(drop=True)

@@ -29,6 +29,9 @@ PAIRS = {
 GROUPS = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch": "patches"}
 
 
+OF_WEIGHTS = ("weight_distance",)
+"""Metrics that no image is behind."""
+
 BEFORE_AFTER = (
     "model", "metric", "group", "norm", "place", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high",
     "unit",
@@ -121,9 +124,14 @@ def rows_of(
                 f"{metric} of {analysis.model} has no {column} {', '.join(map(repr, listed(wanted)))}. It has: {have}."
             )
         found = chosen
-    found = found.copy()
+    found = without_images(found.copy(), metric)
     found["model"] = title_of(analysis)
     return found.reset_index(drop=True)
+
+
+def without_images(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a metric; of one of the weights alone ``n``, which counts elements, is called ``elements``."""
+    return rows.assign(elements=rows["n"], n=np.nan) if metric in OF_WEIGHTS else rows
 
 
 def array_of(analysis: Analysis, metric: str, part: str) -> NDArray[np.float64]:

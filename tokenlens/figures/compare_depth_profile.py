@@ -131,14 +131,15 @@ def plot(frame: pd.DataFrame, ax: Any = None, axis: str = "relative", log: bool 
     page.legend(names_of(frame).handles(), columns=3)
     heads = (frame["band"] == "heads").any()
     bands = "mean of the heads; bands: lowest to highest head" if heads else INTERVALS
+    bands = bands if frame["ci_low"].notna().any() else ""
     metrics = [name for name in dict.fromkeys(frame["metric"]) if name != "norm_differentiation"]
-    comparison_note(page, frame, " · ".join([*metrics, bands]))
+    comparison_note(page, frame, " · ".join(filter(None, [*metrics, bands])))
     return page.figure
 
 
 def _ylabel(rows: pd.DataFrame) -> str:
     group, unit = pair_title(str(rows["group"].iloc[0])), str(rows["unit"].iloc[0])
-    quantity = str(rows["quantity"].iloc[0])
+    quantity = str(rows["quantity"].iloc[0]).replace("_", " ")
     if unit == "cosine" and quantity in ("", "cosine"):
         return f"{group} cosine"
     what = GROUPS.get(str(rows["group"].iloc[0]), group)

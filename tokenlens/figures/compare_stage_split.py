@@ -11,7 +11,7 @@ from tokenlens.figures._models import comparison_note, grid, names_of, rows_of_m
 from tokenlens.figures._page import paper, styled
 from tokenlens.figures._panels import depth_axis, zero_line
 from tokenlens.figures._rows import pair_title
-from tokenlens.figures.stage_split import STAGES, stack, stage_handles
+from tokenlens.figures.stage_split import PARTS, stack, stage_handles, weights_used
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,9 @@ ORDER = 240
 CAPTION = (
     "The fall of CLS–patch cosine across each norm, split exactly into the norm's stages: subtracting the mean "
     "(centring), the weight γ and the bias β. Bars add up to the total (diamond, with its 95 % interval): above 0 the"
-    " stage pulls apart, below 0 it brings together."
+    " stage pulls apart, below 0 it brings together. Where a model is specialized, CLS goes through a γ and β of its "
+    "own and the patches through theirs: plain bars are what is left where CLS is given the patches' as well, hatched "
+    "ones what CLS's own add to that."
 )
 METRICS = ("norm_differentiation",)
 
@@ -42,11 +44,14 @@ def frame(
     Raises:
         NothingToDraw: if fewer than two models have such numbers.
     """
-    parts = [*STAGES, "total"]
-    rows = rows_of_models(comparison, "norm_differentiation", parts=parts, sites=norms, groups=group)
+    rows = rows_of_models(comparison, "norm_differentiation", parts=PARTS, sites=norms, groups=group)
     rows = shared(rows[rows["block"].notna()], ["site"]).rename(columns={"part": "stage"})
-    columns = ["label", "model_number", "model", "metric", "site", "group", "block", "depth", "stage", "value", "sd"]
-    return rows[[*columns, "n", "ci_low", "ci_high", "unit", "left_out"]]
+    rows["weights"] = ""
+    for label, analysis in comparison.analyses.items():
+        own = rows["label"] == label
+        rows.loc[own, "weights"] = weights_used(rows[own], analysis.table)
+    columns = ["label", "model_number", "model", "metric", "site", "group", "weights", "block", "depth", "stage"]
+    return rows[[*columns, "value", "sd", "n", "ci_low", "ci_high", "unit", "left_out"]]
 
 
 @styled
@@ -74,5 +79,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             cell.panel.set_ylabel(f"{cell.row}: fall of\n{pair_title(frame['group'].iloc[0])} cosine")
     page.level()
     page.legend([*stage_handles(frame), *names.handles(lines=False)])
-    comparison_note(page, frame, "mean over images; bar on the total: 95 % interval")
+    specialized = list(dict.fromkeys(frame.loc[frame["weights"] != "one set", "label"]))
+    note = f" · specialized norms: {', '.join(specialized)}" if specialized else ""
+    comparison_note(page, frame, f"mean over images; bar on the total: 95 % interval{note}")
     return page.figure

@@ -152,5 +152,6 @@ def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
     page.legend([handles[label] for label in sorted(handles, key=order.index)] if by_group else list(handles.values()))
     heads = (frame["band"] == "heads").any()
     bands = "mean of the heads; bands: lowest to highest head" if heads else INTERVALS
-    page.header(frame, f"{', '.join(dict.fromkeys(frame['metric']))} · {bands}")
+    metrics = ", ".join(dict.fromkeys(frame["metric"]))
+    page.header(frame, f"{metrics} · {bands}" if frame["ci_low"].notna().any() else metrics)
     return page.figure

@@ -13,6 +13,7 @@ from tokenlens.report.downloads import download
 from tokenlens.report.numerals import fixed
 from tokenlens.report.origin import commands, provenance_rows
 from tokenlens.report.tables import Cell, Table, summary_table, table_of, text_of
+from tokenlens.report.two_sets import two_sets, two_sets_table
 
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
@@ -31,6 +32,8 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "groups": [(group, GROUPS[group]) for group in GROUPS if group in (*analysis.layout.prefix, "patch")],
         "findings": judge(analysis),
         "headlines": _headlines(analysis),
+        "two_sets": two_sets(analysis),
+        "two_sets_table": two_sets_table(analysis),
         "summary": summary_table(analysis.table, analysis.model),
         "table": download(analysis.table, "table", analysis.model),
         "metrics": analysis.metrics,

@@ -18,6 +18,7 @@ from tokenlens.report.leads import DIFFERENCE, difference_cells, leads
 from tokenlens.report.numerals import counted, fixed
 from tokenlens.report.origin import commands, provenance_rows
 from tokenlens.report.tables import Cell, Table, Written, number_of, table_of, text_of
+from tokenlens.report.two_sets import two_sets
 
 if TYPE_CHECKING:
     from tokenlens.comparison import Comparison
@@ -84,6 +85,7 @@ def _models(comparison: Comparison, of: str) -> Table:
         rows.append(
             {
                 "label": label, "role": "baseline" if label == comparison.baseline else "", "model": analysis.model,
+                "specialized": "specialized" if two_sets(analysis) else "",
                 "untrained": analysis.untrained, "blocks": analysis.blocks, "heads": analysis.heads,
                 "grid": "{} × {}".format(*analysis.layout.grid), "prefix": ", ".join(analysis.layout.prefix),
                 "images": analysis.images, "image_size": "×".join(map(str, provenance.get("image_size") or [])),
@@ -92,7 +94,7 @@ def _models(comparison: Comparison, of: str) -> Table:
         )  # fmt: skip
     columns: dict[str, Written] = {
         "label": lambda row: Cell(row.label, row.role),
-        "model": text_of("model"),
+        "model": lambda row: Cell(row.model, row.specialized),
         "trained": lambda row: Cell("untrained" if row.untrained else "yes"),
         "blocks": number_of("blocks"),
         "heads": lambda row: Cell(str(row.heads or "")),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from tokenlens.figures._rows import quantity_title
 from tokenlens.report.numerals import aligned, counted, significant
+from tokenlens.report.two_sets import counterparts
 
 if TYPE_CHECKING:
     from tokenlens.comparison import Comparison
@@ -80,6 +81,7 @@ def _lead(comparison: Comparison, label: str) -> Lead:
     for row in asked.itertuples(index=False):
         sentences.append(f"The fall of CLS–patch cosine across norm1, the paper's F1: {_difference(row)}.")
     sentences += _similarity(comparison, label)
+    sentences += counterparts(comparison, label)
     pairing = comparison.pairing[label]
     ways = [_TESTS[test] for test in _TESTS if (cells["test"] == test).any()]
     reason = f"{pairing.reason[:1].upper()}{pairing.reason[1:]}"

@@ -27,11 +27,11 @@ def places(x_BTD: Tensor, positions: Positions) -> Tensor | None:
 
 
 def rows(x_BTD: Tensor, positions: Positions) -> Tensor:
-    """The tokens at some positions, (B, R, D), contiguous."""
+    """The tokens at some positions, (B, R, D): a view where they lie side by side."""
     view_BRD = places(x_BTD, positions)
     if view_BRD is None:
         return torch.cat([x_BTD.narrow(1, position, 1) for position in positions], dim=1)
-    return view_BRD.contiguous()
+    return view_BRD
 
 
 def overwrite(x_BTD: Tensor, positions: Positions, rows_BRD: Tensor | None) -> Tensor:
@@ -100,9 +100,11 @@ class LayerNormFunction(torch.autograd.Function):
             g_BTD, x_BTD, shape, mean_BT1, rstd_patch_BT1, weight_patch_D, bias_patch_D, [wants_x, wants_wp, False]
         )
         dbp_D = _sum_over_patches(g_BTD, positions) if wants_bp else None
+        # The kernel reads mean and 1/σ as if they were contiguous, whether they are or not.
+        mean_BR1, rstd_BR1 = (rows(each_BT1, positions).contiguous() for each_BT1 in (mean_BT1, rstd_BT1))
         dx_BRD, dwc_D, dbc_D = backward(
-            rows(g_BTD, positions), rows(x_BTD, positions), shape, rows(mean_BT1, positions),
-            rows(rstd_BT1, positions), weight_prefix_D, bias_prefix_D, [wants_x, wants_wc, wants_bc],
+            rows(g_BTD, positions), rows(x_BTD, positions), shape, mean_BR1, rstd_BR1, weight_prefix_D, bias_prefix_D,
+            [wants_x, wants_wc, wants_bc],
         )  # fmt: skip
         if wants_x:
             overwrite(dx_BTD, positions, dx_BRD)
@@ -152,8 +154,13 @@ class ScaleFunction(torch.autograd.Function):
         positions = ctx.positions
         g_BRD = rows(g_BTD, positions)
         dx_BTD = overwrite(g_BTD * gamma_patch_D, positions, g_BRD * gamma_prefix_D) if wants_x else None
-        d_prefix_D = (g_BRD * rows(x_BTD, positions)).sum((0, 1)) if wants_prefix else None
-        d_patch_D = overwrite(g_BTD * x_BTD, positions, None).sum((0, 1)) if wants_patch else None
+        d_prefix_D = d_patch_D = None
+        if wants_patch:
+            products_BTD = g_BTD * x_BTD
+            d_prefix_D = rows(products_BTD, positions).sum((0, 1)) if wants_prefix else None
+            d_patch_D = overwrite(products_BTD, positions, None).sum((0, 1))
+        elif wants_prefix:
+            d_prefix_D = (g_BRD * rows(x_BTD, positions)).sum((0, 1))
         return dx_BTD, d_prefix_D, d_patch_D, None
 
 
@@ -163,14 +170,11 @@ def _mapped(
 ) -> Tensor:  # fmt: skip
     """x Wᵀ + b, (B, T, D) → (B, T, O), each token by its set."""
     y_BTO = functional.linear(x_BTD, weight_patch_OD, bias_patch_O)
-    x_BRD = rows(x_BTD, positions)
-    of_prefix_BRO = functional.linear(x_BRD, weight_prefix_OD, bias_prefix_O)
-    of_patch_BRO = functional.linear(x_BRD, weight_patch_OD, bias_patch_O)
-    # A product of few rows rounds otherwise than one of many, which 12 blocks of DINOv2 blow up to 1e-4. Where both
-    # sets give the same, the row that is there already stays: with equal sets the output is the standard one's, bit
-    # by bit.
-    same_BRO = of_prefix_BRO == of_patch_BRO
-    return overwrite(y_BTO, positions, torch.where(same_BRO, rows(y_BTO, positions), of_prefix_BRO))
+    # The prefix rows are corrected by the difference of the two sets, not computed anew: a product of few rows rounds
+    # otherwise than one of many, which 12 blocks of DINOv2 blow up to 1e-4. Equal sets correct by exactly nothing.
+    bias_O = None if bias_prefix_O is None or bias_patch_O is None else bias_prefix_O - bias_patch_O
+    more_BRO = functional.linear(rows(x_BTD, positions), weight_prefix_OD - weight_patch_OD, bias_O)
+    return overwrite(y_BTO, positions, rows(y_BTO, positions) + more_BRO)
 
 
 class LinearFunction(torch.autograd.Function):

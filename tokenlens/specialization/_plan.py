@@ -23,11 +23,13 @@ class Replacement:
         component: it belongs to.
         path: of the module in the model; it stays.
         block: number of its block; None for the final norm.
+        inside: its path inside the block, the same in all blocks; of the final norm the path in the model.
     """
 
     component: str
     path: str
     block: int | None
+    inside: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _find(
     for number in numbers:
         inside = component.paths(family, blocks[number])
         start = _path_of(model, blocks[number])
-        found += [Replacement(name, f"{start}.{path}", number) for path in inside]
+        found += [Replacement(name, f"{start}.{path}", number, path) for path in inside]
         if not inside:
             without.append(number)
     notes = []
@@ -132,7 +134,8 @@ def _find(
         if norm is None:
             notes.append("There is no norm over all tokens after the last block.")
         else:
-            found.append(Replacement(name, _path_of(model, norm), None))
+            path = _path_of(model, norm)
+            found.append(Replacement(name, path, None, path))
     return found, notes
 
 
