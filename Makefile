@@ -36,6 +36,7 @@ test: env chromium
 bench: env
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/analyze.py all
+	$(BIN)/python benchmarks/train.py all
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -32,13 +32,18 @@ def tiny_analyze(out: Path, *arguments: object, model: str = MODEL) -> Any:
     return tokenlens("analyze", model, *TINY, "--out", out, *arguments)
 
 
-def process(*command: object, cwd: Path, tree: Path = REPOSITORY, **env: str) -> subprocess.Popen[str]:
-    """A real Python process, with one thread, that imports tokenlens from a source tree."""
+def process(
+    *command: object, cwd: Path, tree: Path = REPOSITORY, own_group: bool = False, **env: str
+) -> subprocess.Popen[str]:
+    """A real Python process, with one thread, that imports tokenlens from a source tree.
+
+    With ``own_group`` it and its children get together what a terminal would send to all of them.
+    """
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(tree), str(tree / "cli"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, **settings, "PYTHONPATH": path.rstrip(os.pathsep), **env},
+        env={**os.environ, **settings, "PYTHONPATH": path.rstrip(os.pathsep), **env}, start_new_session=own_group,
     )
 
 

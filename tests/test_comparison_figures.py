@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from tokenlens.comparison import compare
 from tokenlens.figures import (
     COLOURS,
+    KINDS,
     MODEL_COLOURS,
     STAGE_COLOURS,
     NothingToDraw,
@@ -86,7 +87,7 @@ def test_a_figure_is_frame_and_plot_with_its_words(name):
 
 
 def test_figures_know_what_they_are_of():
-    assert set(figures_of("analysis")) | set(NAMES) == set(figures.names())
+    assert {name for kind in KINDS for name in figures_of(kind)} == set(figures.names())
     assert NAMES[0] == "compare_summary"
     orders = [figures.module(name).ORDER for name in figures.names()]
     assert len(set(orders)) == len(orders)
@@ -94,10 +95,10 @@ def test_figures_know_what_they_are_of():
         draw(subject("two"), "cka")
     with pytest.raises(ValueError, match="is of a comparison, and this is an analysis"):
         draw(synthetic_analysis(blocks=1), "compare_heads")
-    with pytest.raises(ValueError, match="of an Analysis or a Comparison, got str"):
+    with pytest.raises(ValueError, match="of an Analysis, a Comparison, a TrainedRun or a Verification, got str"):
         draw("runs/x", "cka")
-    with pytest.raises(ValueError, match="got 'training'"):
-        figures_of("training")
+    with pytest.raises(ValueError, match="got 'probe'"):
+        figures_of("probe")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

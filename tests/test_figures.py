@@ -27,16 +27,20 @@ NAMES = figures_of("analysis")
 WIDTHS = ("double", "single")
 LONG_NAME = "hf-hub:some-organisation/" + "a_vision_transformer_with_a_name_of_its_own." * 4
 
+OF_WEIGHTS = ("weight_distance", "norm_weights")
+"""Figures of weights: no image is behind them, and standard models have nothing to draw."""
+
 SUBJECTS = {
-    "usual": {},
+    "usual": {"specialized": True},
     "large and untrained": {
         "blocks": 40, "heads": 24, "channels": 1536, "groups": ("cls", "dist", "reg", "patch"), "model": LONG_NAME,
-        "untrained": True,
+        "untrained": True, "specialized": True,
     },
-    "one block": {"blocks": 1, "heads": 1},
-    "one image": {"n": 1, "blocks": 3},
-    "rms on a wide grid": {"rms": True, "grid": (4, 20), "blocks": 3},
-    "no cls": {"groups": ("reg", "patch"), "blocks": 3},
+    "standard": {"blocks": 3},
+    "one block": {"blocks": 1, "heads": 1, "specialized": True},
+    "one image": {"n": 1, "blocks": 3, "specialized": True},
+    "rms on a wide grid": {"rms": True, "grid": (4, 20), "blocks": 3, "specialized": True},
+    "no cls": {"groups": ("reg", "patch"), "blocks": 3, "specialized": True},
 }  # fmt: skip
 
 
@@ -77,7 +81,7 @@ def test_a_figure_is_frame_and_plot_with_its_words(name):
     frame = module.frame(subject("one block"))
     assert isinstance(frame, pd.DataFrame)
     assert set(frame["model"]) == {"vit_small_patch14_dinov2"}
-    assert set(frame["n"]) == {64}
+    assert name in OF_WEIGHTS or set(frame["n"]) == {64}
     before, settings = frame.copy(), dict(matplotlib.rcParams)
     assert isinstance(module.plot(frame), Figure)
     pd.testing.assert_frame_equal(frame, before)
@@ -88,7 +92,8 @@ def test_a_figure_is_frame_and_plot_with_its_words(name):
 def test_it_says_model_and_n(name):
     text = texts(figure_of("usual", name))
     assert "vit_small_patch14_dinov2" in text
-    assert "n = 64 images" in text
+    assert ("n = 64 images" in text) == (name not in OF_WEIGHTS)
+    assert name not in OF_WEIGHTS or "image" not in text
     assert "untrained" not in text
     assert "(untrained)" in texts(figure_of("large and untrained", name))
 
@@ -99,7 +104,7 @@ def test_it_says_model_and_n(name):
 def test_nothing_overflows_whatever_the_model(name, kind, width):
     figure = figure_of(kind, name, width)
     if figure is None:
-        assert kind in ("no cls", "one image")
+        assert kind in ("no cls", "one image") or (kind == "standard" and name in OF_WEIGHTS)
         return
     figure.draw_without_rendering()
     drawn = figure.get_tightbbox()
@@ -147,7 +152,7 @@ def test_the_users_style_does_not_matter():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_numbers_are_named(name):
-    analysis = synthetic_analysis(blocks=2, channels=8, heads=2)
+    analysis = synthetic_analysis(blocks=2, channels=8, heads=2, specialized=True)
     module = figures.module(name)
     analysis.table = analysis.table[analysis.table["metric"] == "effective_rank"]
     analysis.arrays = {}
@@ -378,6 +383,71 @@ def test_stages_add_up_to_the_total():
     frame = figures.module("stage_split").frame(subject("usual"))
     wide = frame.pivot(index=["norm", "group", "block"], columns="stage", values="value")
     np.testing.assert_allclose(wide[["centring", "gamma", "beta"]].sum(axis=1), wide["total"], atol=1e-12)
+
+
+def test_the_split_of_a_specialized_norm_shows_both_sides():
+    analysis = subject("usual")
+    frame = figures.module("stage_split").frame(analysis)
+    apart = frame[frame["group"] == "cls-patch"]
+    assert set(apart["weights"]) == {"CLS's and patches'"}
+    assert set(frame.loc[frame["group"] == "patch-patch", "weights"]) == {"patches'"}
+    wide = apart.pivot(index=["norm", "block"], columns="stage", values="value")
+    for stage in ("gamma", "beta"):
+        np.testing.assert_allclose(wide[f"{stage}_shared"] + wide[f"{stage}_own"], wide[stage], atol=1e-12)
+    figure = figure_of("usual", "stage_split")
+    hatched = [bar for bar in figure.axes[0].patches if bar.get_hatch()]
+    assert len(hatched) == 2 * analysis.blocks
+    said = texts(figure).replace("\n", " ")
+    assert "CLS goes through its own γ and β, the patches through theirs" in said
+    assert "CLS's own γ instead" in said
+    standard = draw(subject("standard"), "stage_split")
+    assert "CLS's own" not in texts(standard)
+    assert not any(bar.get_hatch() for bar in standard.axes[0].patches)
+
+
+def equal_sets():
+    """A freshly specialized model."""
+    analysis = synthetic_analysis(blocks=2, specialized=True)
+    table, arrays = analysis.table, analysis.arrays
+    own = table["part"].isin(["gamma_own", "beta_own", "total_own", "relative_distance"])
+    table.loc[own, ["value", "ci_low", "ci_high"]] = 0.0
+    table.loc[(table["metric"] == "weight_distance") & (table["part"] == "cosine"), "value"] = 1.0
+    for name in [name for name in arrays if name.startswith("norm_differentiation/cls_")]:
+        arrays[name] = arrays[name.replace("/cls_", "/patch_")]
+    return analysis
+
+
+@pytest.mark.parametrize("name", [*OF_WEIGHTS, "stage_split"])
+def test_equal_sets_are_said_to_be_equal(name):
+    figure = draw(equal_sets(), name)
+    assert "both sets are equal" in texts(figure).replace("\n", " ")
+    assert all(panel.has_data() for panel in figure.axes)
+    assert "equal" not in texts(figure_of("usual", name))
+
+
+def test_weight_distance_is_grouped_by_component():
+    frame = figures.module("weight_distance").frame(subject("usual"))
+    assert list(dict.fromkeys(frame["component"])) == ["norm", "qkv"]
+    assert set(frame.loc[frame["component"] == "qkv", "block"]) == {0, 1, 2, 3}
+    assert set(frame.loc[frame["final"], "block"]) == {12}
+    assert len(figure_of("usual", "weight_distance").axes) == 4
+    only = figures.module("weight_distance").frame(subject("usual"), components="qkv")
+    assert set(only["parameter"]) == {"attn.qkv.weight", "attn.qkv.bias"}
+    with pytest.raises(NothingToDraw, match=r"not specialized in mlp\. It has: norm, qkv"):
+        figures.module("weight_distance").frame(subject("usual"), components="mlp")
+    with pytest.raises(NothingToDraw, match=r"does not apply to .*: no module of the model is specialized"):
+        figures.module("weight_distance").frame(subject("standard"))
+
+
+def test_norm_weights_are_those_of_both_sides():
+    analysis = subject("usual")
+    frame = figures.module("norm_weights").frame(analysis, norms="norm2", parameters="beta")
+    wide = frame.pivot(index="block", columns="channel", values="difference").to_numpy()
+    cls, patch = (analysis.arrays[f"norm_differentiation/{side}_beta_norm2"].values for side in ("cls", "patch"))
+    np.testing.assert_allclose(wide, cls - patch)
+    np.testing.assert_array_equal(frame["cls"], cls.ravel())
+    with pytest.raises(NothingToDraw, match="has no specialized norm among norm1, norm2, final_norm"):
+        figures.module("norm_weights").frame(subject("standard"))
 
 
 def test_bars_are_stacked_from_zero_outwards():

@@ -12,14 +12,14 @@ import pytest
 from .command_line import REPOSITORY, finished, process
 
 LEVELS = (
-    {"catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "timm_names"},
-    {"attention", "differences", "model_names", "sample"},
+    {"cache", "catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "names", "timm_names"},
+    {"attention", "differences", "model_names", "recipe", "sample", "seeds", "stopping"},
     {"recording", "records", "places"},
-    {"families", "batch", "streams"},
-    {"specialization", "data"},
-    {"models"},
-    {"summaries"},
-    {"cells", "whole_pattern"},
+    {"families", "batch", "splits", "streams"},
+    {"specialization", "data", "shards"},
+    {"models", "image_trees", "labelled_rows"},
+    {"summaries", "labelled"},
+    {"cells", "masked_images", "whole_pattern"},
     {"summarizer"},
     {"metrics"},
     {"analysis", "token_maps"},
@@ -27,9 +27,16 @@ LEVELS = (
     {"series", "similarity"},
     {"comparison"},
     {"objectives", "probes"},
+    {"backbone", "diagnosing", "optimization", "parallel", "training_checkpoint", "training_data", "training_words"},
+    {"training_run"},
+    {"training_loop"},
     {"training"},
     {"recipes"},
-    {"findings"},
+    {"findings", "seed_effects", "variants"},
+    {"paired_numbers", "regimes"},
+    {"paired_findings", "verification_data", "verification_runs"},
+    {"verification_plan", "verification_result"},
+    {"verification"},
     {"figures"},
     {"report", "plot"},
     {"widgets"},
@@ -44,8 +51,12 @@ UPWARD = {
     ("comparison", "Comparison.plot", "figures"),
     ("comparison", "Comparison.save", "report"),
     ("comparison", "Comparison._repr_html_", "report"),
+    ("training_run", "TrainedRun.draw", "figures"),
+    ("training_run", "TrainedRun.plot", "figures"),
+    ("verification_result", "Verification.save", "report"),
 }
-"""The one allowance: what an Analysis or a Comparison does for its user when asked, imported at that moment."""
+"""The one allowance: what an Analysis, a Comparison, a TrainedRun or a Verification does for its user when asked,
+imported at that moment."""
 
 DRAWING = {"figures", "plot", "report", "widgets"}
 DRAWING_LIBRARIES = {"matplotlib", "seaborn", "mpl_toolkits"}

@@ -40,7 +40,7 @@ def only(analysis, *metrics):
 def run(tmp_path_factory):
     """An analysis and the folder of its report."""
     folder = tmp_path_factory.mktemp("run")
-    analysis = synthetic_analysis(blocks=4, heads=3, channels=64)
+    analysis = synthetic_analysis(blocks=4, heads=3, channels=64, specialized=True)
     write_report(analysis, folder)
     return analysis, folder
 
@@ -117,7 +117,7 @@ def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
     expected = {name: figures.get(name).frame(analysis) for name in FIGURES}
     expected |= {"table": analysis.table, "headlines": headlines(analysis)}
     buttons = [button["data-saves"] for button in Page(page).all("button") if "data-saves" in button]
-    assert sorted(buttons) == sorted(f"data-{name}" for name in [*expected, "summary"])
+    assert sorted(buttons) == sorted(f"data-{name}" for name in [*expected, "summary", "two-sets-table"])
     for name, frame in expected.items():
         data = data_of(page, name)
         assert list(data.columns) == list(frame.columns)

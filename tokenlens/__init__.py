@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from tokenlens.analysis import Analysis, analyze, record
     from tokenlens.comparison import Comparison, compare
     from tokenlens.families import BlockTaps, Family, Tap
+    from tokenlens.probes import ProbeResult, probe
+    from tokenlens.recipes import train
     from tokenlens.recording import Recording, Site
     from tokenlens.specialization import Specialization, merge, specialize
     from tokenlens.tokens import TokenLayout
+    from tokenlens.verification import Verification, verify
     from tokenlens.widgets import explore
 
 _PLACES = {
@@ -25,22 +28,28 @@ _PLACES = {
     "BlockTaps": "families",
     "Comparison": "comparison",
     "Family": "families",
+    "ProbeResult": "probes",
     "Recording": "recording",
     "Site": "recording",
     "Specialization": "specialization",
     "Tap": "families",
     "TokenLayout": "tokens",
+    "Verification": "verification",
     "analyze": "analysis",
     "compare": "comparison",
     "explore": "widgets",
     "merge": "specialization",
+    "probe": "probes",
     "record": "analysis",
     "specialize": "specialization",
+    "train": "recipes",
+    "verify": "verification",
 }
 
 __all__ = [
-    "Analysis", "BlockTaps", "Comparison", "Family", "Recording", "Site", "Specialization", "Tap", "TokenLayout",
-    "__version__", "analyze", "compare", "explore", "merge", "plot", "record", "specialize",
+    "Analysis", "BlockTaps", "Comparison", "Family", "ProbeResult", "Recording", "Site", "Specialization", "Tap",
+    "TokenLayout", "Verification", "__version__", "analyze", "compare", "explore", "merge", "plot", "probe", "record",
+    "specialize", "train", "verify",
 ]
 
 

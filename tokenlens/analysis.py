@@ -33,6 +33,7 @@ from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models import LoadedModel, load_model
 from tokenlens.places import keep_freed_memory
 from tokenlens.recording import HEAD_SITES, Keeper, Recorder, Recording, Site, evaluating
+from tokenlens.specialization import plan_of
 from tokenlens.summaries import AttentionSummary, NormSummary, PatternSummary, Reduction, TokenSummary
 from tokenlens.summarizer import Summarizer
 from tokenlens.tokens import TokenLayout
@@ -226,6 +227,7 @@ def analyze(
         "family": loaded.family.name or type(loaded.family).__name__,
         "untrained": loaded.untrained,
         "weights": loaded.weights,
+        **_specialized(loaded.module),
         "images": {
             "source": source.description, "note": source.note,
             "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None, "limit": limit,
@@ -588,6 +590,12 @@ def made_by(function: str) -> dict[str, Any]:
     in_python = f"tokenlens.{function}(…) in Python"
     command = shlex.join(["tokenlens", *sys.argv[1:]]) if _is_command_line() else in_python
     return {"versions": versions(), "command": command, "commit": _commit()}
+
+
+def _specialized(module: nn.Module) -> dict[str, Any]:
+    """For the provenance of a specialized model: what has two sets of weights, and whose the first one is."""
+    plan = plan_of(module)
+    return {} if plan is None else {"specialization": plan.specialization.to_dict() | {"prefix": list(plan.groups)}}
 
 
 def _is_command_line() -> bool:

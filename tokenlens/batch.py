@@ -85,14 +85,14 @@ def prepare(record: Record, index: int, transform: Transform, image_size: tuple[
         return Ready(index, record.name, tensor_sha256(content), content.detach().cpu().float())
     try:
         image = decode(content) if isinstance(content, bytes) else content
-        _check_ratio(image, image_size)
+        check_ratio(image, image_size)
     except UnreadableImageError as error:
         return Skipped(record.name, str(error))
     digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else pixel_sha256(image)
     return Ready(index, record.name, digest, transform(image))
 
 
-def _check_ratio(image: Image.Image, image_size: tuple[int, int] | None) -> None:
+def check_ratio(image: Image.Image, image_size: tuple[int, int] | None) -> None:
     """A line of 1×30000 pixels passes PIL's limit, but not when its short side is enlarged to the model's."""
     short, long = sorted(image.size)
     limit = Image.MAX_IMAGE_PIXELS

@@ -16,7 +16,7 @@ from torch import nn
 
 from tokenlens.analysis import COLUMNS, Analysis, analyze, made_by
 from tokenlens.differences import FALSE_DISCOVERY_RATE, q_values
-from tokenlens.model_names import find_origin
+from tokenlens.model_names import find_origin, training_of
 from tokenlens.pairing import Match, Pairing, match_images
 from tokenlens.run_folder import MANIFEST, kind_of, load_analysis, read_comparison, save_comparison
 from tokenlens.series import Series, differences_of, nearest_blocks
@@ -254,7 +254,8 @@ def is_run(subject: Any) -> bool:
     if isinstance(subject, nn.Module):
         return False
     if isinstance(subject, str):
-        return (Path(subject).expanduser() / MANIFEST).is_file()
+        folder = Path(subject).expanduser()
+        return (folder / MANIFEST).is_file() and training_of(folder) is None
     return True
 
 

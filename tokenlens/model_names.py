@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub.utils import HFValidationError
@@ -12,9 +14,13 @@ from huggingface_hub.utils import HFValidationError
 from tokenlens.catalog import nearest
 from tokenlens.hub import UnreachableError, hub_file
 
+RUN = "run.json"
+"""What a training says of itself, in its run folder."""
+
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FORMS = (
-    "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name, local-dir:PATH or specialized:PRESET:NAME"
+    "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name, local-dir:PATH, the run folder of a training "
+    "or specialized:PRESET:NAME"
 )
 TWIN = "_specialized"
 """What stands behind a timm name that tokenlens registers for the specialized model of that architecture."""
@@ -38,6 +44,7 @@ class Origin:
         folder: of the weights, where they are on this machine.
         custom: whether timm reads the file with the model's own loader (JAX archives).
         specialization: name of the preset by which the model is specialized; None for a model as it is.
+        trained: for the run folder of a training: by which recipe, with which seed, and how far; else empty.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Origin:
     folder: Path | None = None
     custom: bool = False
     specialization: str | None = None
+    trained: str = ""
 
 
 def find_origin(name: str) -> Origin:
@@ -75,11 +83,14 @@ def find_origin(name: str) -> Origin:
             ) from error
         _check_config(name, config)
         return Origin(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None)
-    if Path(name).is_dir() and not timm.is_model(name.partition(".")[0]):
-        raise ValueError(
-            f"{name!r} is a folder; a model in timm's format is read with local-dir:{name}. Folders of training "
-            "runs are not yet available in this version of tokenlens"
-        )
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not timm.is_model(name.partition(".")[0]):
+        if training_of(folder) is None:
+            raise ValueError(
+                f"{name!r} is a folder, but no run of `tokenlens train` (there is no {RUN} of one in it); a model in "
+                f"timm's format is read with local-dir:{name}"
+            )
+        return _folder_origin(name, folder)
     if colon or "/" in name:
         hint = "" if colon else f" For a model of the Hugging Face hub write hf-hub:{name}."
         raise LookupError(f"no model is called {name!r}; names are {FORMS}.{hint}")
@@ -124,11 +135,42 @@ def _registered_origin(name: str) -> Origin:
     return Origin(name, name, repo=config.hf_hub_id, files=files, url=url or None, custom=bool(config.custom_load))
 
 
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """What the run folder of a training says of itself; None for any other folder.
+
+    Raises:
+        ValueError: for a damaged one.
+    """
+    file = folder / RUN
+    if not file.is_file():
+        return None
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON object") from error
+    return told if isinstance(told, dict) and told.get("kind") == "training" else None
+
+
 def _folder_origin(name: str, folder: Path) -> Origin:
+    training = training_of(folder)
+    if training is not None and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{name!r}: the training in {folder} has not written its weights yet ({_progress(training)}). They are "
+            "written at its end and whenever it stops cleanly (--max-minutes, Ctrl-C); the same command goes on"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf)")
     _check_config(name, folder / "config.json")
-    return Origin(name, f"local-dir:{folder}", folder=folder)
+    trained = "" if training is None else (
+        f"trained by the recipe {training['name']}, seed {training['recipe']['seed']}, {_progress(training)}"
+    )
+    return Origin(name, f"local-dir:{folder}", folder=folder, trained=trained)
+
+
+def _progress(training: Mapping[str, Any]) -> str:
+    """How far the model that was written is; the training itself may have gone on since."""
+    step, steps = training.get("model_step", training["step"]), training["steps"]
+    return f"step {step} of {steps}" + (" (unfinished)" if step < steps else "")
 
 
 def _check_config(name: str, file: Path) -> None:

@@ -72,7 +72,8 @@ def load_model(
 
     Args:
         model: a timm name with or without a weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH``
-            (both in timm's format), ``specialized:PRESET:NAME`` of one of these, or an ``nn.Module`` of any family.
+            (both in timm's format), the run folder of a training, ``specialized:PRESET:NAME`` of one of these, or an
+            ``nn.Module`` of any family.
         pretrained: load the published weights. ``False`` gives random weights from ``seed`` and marks the model as
             untrained; for a module it says that the module's own weights are random.
         checkpoint: file of weights to load instead of the published ones, strictly; position embeddings of another
@@ -229,7 +230,8 @@ def _with_published_weights(
 ) -> tuple[nn.Module, dict[str, Any]]:
     name = origin.name
     if origin.folder is not None:
-        return _with_checkpoint(origin, weights_in(name, origin.folder), size)
+        module, weights = _with_checkpoint(origin, weights_in(name, origin.folder), size)
+        return module, {**weights, "source": f"{weights['source']}, {origin.trained}"} if origin.trained else weights
     if origin.repo is None and origin.url is None:
         raise ValueError(
             f"no pretrained weights are published for {name}. Hand over a file with --checkpoint FILE (checkpoint=…), "

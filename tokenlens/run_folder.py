@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from tokenlens.analysis import COLUMNS, SERIES, Analysis
 from tokenlens.metrics import NamedArray
+from tokenlens.model_names import training_of
 from tokenlens.tokens import TokenLayout
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "MANIFEST.json"
 NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
 """The files that an analysis is loaded from; all others are drawn from them."""
-SETTINGS = {"analysis": "analysis.json", "comparison": "comparison.json"}
+SETTINGS = {
+    "analysis": "analysis.json", "comparison": "comparison.json", "probe": "result.json", "verification": "verify.json"
+}
 """The file that says what a run folder of each kind holds."""
 
 _PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
@@ -139,14 +142,16 @@ def read_comparison(path: Path) -> tuple[dict[str, Any], dict[str, Analysis]]:
 
 
 def kind_of(path: Path) -> str:
-    """What a run folder holds: ``"analysis"`` or ``"comparison"``.
+    """What a run folder holds: one of ``SETTINGS`` or, finished or not, a ``"training"``.
 
     Raises:
         FileNotFoundError: if there is no finished run at ``path``.
         ValueError: if its manifest is damaged or of a newer version of tokenlens.
     """
+    if training_of(path) is not None:
+        return "training"
     files = check_manifest(path, ())["files"]
-    return "comparison" if SETTINGS["comparison"] in files else "analysis"
+    return next((kind for kind in ("comparison", "probe", "verification") if SETTINGS[kind] in files), "analysis")
 
 
 def slug(text: str) -> str:
@@ -277,7 +282,7 @@ def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
-        _write_manifest(folder)
+        write_manifest(folder)
         if path.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
             os.replace(path, replaced / path.name)
@@ -340,7 +345,8 @@ def check_manifest(path: Path, names: Collection[str] | None = None) -> dict[str
     return manifest
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
+    """Write the sizes and hashes of all files of a folder into its manifest."""
     written = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     for file in written:
         file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read

@@ -39,7 +39,7 @@ class HfdsRecords:
         path, colon, split = name.rpartition(":")
         if not colon:
             path, split = name, ""
-        dataset, self.split = _load(datasets, path, split)
+        dataset, self.split, self.splits = _load(datasets, path, split)
         columns = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         if not columns:
             raise ValueError(f"the data set {path!r} has no column of images, only {', '.join(dataset.features)}")
@@ -59,15 +59,17 @@ class HfdsRecords:
         return Record.of_file(name, Path(path)) if path else Record(name, reason="no image in this row")
 
 
-def _load(datasets: Any, path: str, split: str) -> tuple[Any, str]:
+def _load(datasets: Any, path: str, split: str) -> tuple[Any, str, list[str]]:
+    """The data set, which split it is, and which there are."""
     local = Path(path).expanduser()
     if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
         with _stated(path):
             saved = datasets.load_from_disk(str(local))
         if isinstance(saved, datasets.DatasetDict):
             split = _choose(path, split, list(saved))
-            return saved[split], split
-        return saved, _choose(path, split, [str(saved.split or "all")])
+            return saved[split], split, list(saved)
+        splits = [str(saved.split or "all")]
+        return saved, _choose(path, split, splits), splits
     if local.exists():
         path = str(local)
     elif not constants.HF_HUB_OFFLINE:
@@ -81,7 +83,7 @@ def _load(datasets: Any, path: str, split: str) -> tuple[Any, str]:
         splits = datasets.get_dataset_split_names(path)
     split = _choose(path, split, splits)
     with _stated(path):
-        return datasets.load_dataset(path, split=split), split
+        return datasets.load_dataset(path, split=split), split, list(splits)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Several processes as one: ``torchrun --nproc-per-node N -m tokenlens_cli …``."""
+"""Several processes as one: ``torchrun --nproc-per-node N -m tokenlens_cli …``, or started by the training's engine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,26 @@ class Rank:
 
 
 def leads() -> bool:
-    """Whether this process is the one that prints and writes, before or without joining the others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+    """Whether this process is the one that prints and writes, whoever has started them; also before it has joined the
+    others."""
+    if "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank() == 0
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    # torchrun says RANK, Lightning Fabric only these two.
+    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def meet() -> None:
+    """Let processes that torchrun has started agree on who tells an error, before they join for the work itself."""
+    global _store
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch import distributed
+
+        _store, _, _ = next(distributed.rendezvous("env://"))  # torchrun's own; it outlives all of them
 
 
 @contextmanager
@@ -68,9 +86,16 @@ def joined(device: str) -> Iterator[Rank]:
 
 def first_to_fail() -> bool:
     """Whether no other process has failed before this one: the others fail only because it did, and keep quiet."""
-    if _store is None or "torch" not in sys.modules:
+    store = _store
+    if store is None and "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            store = distributed.distributed_c10d._get_default_store()
+    if store is None:
         return True
     try:
-        return bool(_store.add(_ERRORS, 1) == 1)
-    except Exception:  # the process that keeps the store has died without a word
-        return True
+        return bool(store.add(_ERRORS, 1) == 1)
+    except Exception:
+        # The process that keeps the store is gone: the first one, which has told why, or whoever started it does.
+        return leads()

@@ -19,7 +19,7 @@ def _complete_figures(incomplete: str) -> list[str]:
 
 def command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder of `tokenlens analyze` or `tokenlens compare`.")
+        Path, typer.Argument(metavar="RUN", help="A run folder of `tokenlens analyze`, `compare` or `train`.")
     ],
     name: Annotated[
         str,
@@ -76,8 +76,16 @@ def command(
 
     from tokenlens.comparison import load_run
     from tokenlens.figures import draw, save_figure
+    from tokenlens.model_names import training_of
+    from tokenlens.training_run import TrainedRun
+    from tokenlens.verification_result import Verification
+    from tokenlens.verification_runs import VERIFICATION
 
-    subject = load_run(run)
+    subject: Any
+    if (Path(run) / VERIFICATION).is_file():
+        subject = Verification.load(run)
+    else:
+        subject = load_run(run) if training_of(run) is None else TrainedRun.load(run)
     sizes: dict[str, Any] = {"width": millimetres(width), "height": height, "style": style, "blocks": blocks}
     if reserved := sorted(options.keys() & {*sizes, "ax", "subject", "name"}):
         raise typer.BadParameter(f"{', '.join(reserved)} cannot be set so; see --help", param_hint="--set")

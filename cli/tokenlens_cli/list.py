@@ -21,6 +21,9 @@ class Kind(StrEnum):
     figures = "figures"
     families = "families"
     components = "components"
+    objectives = "objectives"
+    recipes = "recipes"
+    probes = "probes"
 
 
 def command(
@@ -34,7 +37,7 @@ def command(
     ] = 60,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """List models, metrics, figures, families or components of a specialization.
+    """List models, metrics, figures, families, components of a specialization, objectives, recipes or probes.
 
     Models are timm's names that tokenlens can look into, with their weights tags. Besides those, hf-hub:owner/name,
     local-dir:PATH and, in Python, any module of a known family can be analyzed.
@@ -120,11 +123,11 @@ def _metrics() -> list[dict[str, Any]]:
 
 
 def _figures() -> list[dict[str, Any]]:
-    from tokenlens.figures import ANALYSIS, COMPARISON, figures, figures_of
+    from tokenlens.figures import KINDS, figures, figures_of
 
     return [
         {"name": name, "description": figures.describe(name), "of": kind}
-        for kind in (ANALYSIS, COMPARISON)
+        for kind in KINDS
         for name in figures_of(kind)
     ]
 
@@ -148,10 +151,49 @@ def _components() -> list[dict[str, Any]]:
     ]
 
 
+def _objectives() -> list[dict[str, Any]]:
+    from dataclasses import fields
+
+    from tokenlens.objectives import objectives
+
+    return [
+        {
+            "name": name,
+            "description": objectives.describe(name),
+            "labelled": objectives.get(name).labelled,
+            "options": {field.name: field.default for field in fields(objectives.get(name).Options)},
+        }
+        for name in objectives.names()
+    ]
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from tokenlens.recipes import recipe_of, recipes
+
+    return [
+        {
+            "name": name,
+            "description": recipes.describe(name),
+            "about": (recipes.module(name).__doc__ or "").strip(),
+            "recipe": recipe_of(name).to_dict(),
+        }
+        for name in recipes.names()
+    ]
+
+
+def _probes() -> list[dict[str, Any]]:
+    from tokenlens.probes import probes
+
+    return [{"name": name, "description": probes.describe(name)} for name in probes.names()]
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.models: _models,
     Kind.metrics: _metrics,
     Kind.figures: _figures,
     Kind.families: _families,
     Kind.components: _components,
+    Kind.objectives: _objectives,
+    Kind.recipes: _recipes,
+    Kind.probes: _probes,
 }

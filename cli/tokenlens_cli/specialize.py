@@ -27,7 +27,8 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A standard model: a timm name with or without a weights tag, hf-hub:owner/name or local-dir:PATH.",
+            help="A standard model: a timm name with or without a weights tag, hf-hub:owner/name, local-dir:PATH or a "
+            "run folder of `tokenlens train`.",
         ),
     ],
     preset: Annotated[

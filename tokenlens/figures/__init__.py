@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tokenlens.analysis import Analysis
     from tokenlens.comparison import Comparison
+    from tokenlens.training_run import TrainedRun
+    from tokenlens.verification import Verification
 
 figures = Catalog("tokenlens.figures", "figure")
 
@@ -149,7 +151,11 @@ NARROW_STYLE: Mapping[str, Any] = {
 
 FORMATS = ("svg", "png", "pdf")
 
-ANALYSIS, COMPARISON = "analysis", "comparison"
+ANALYSIS, COMPARISON, TRAINING, VERIFICATION = "analysis", "comparison", "training", "verification"
+KINDS = {
+    ANALYSIS: "an Analysis", COMPARISON: "a Comparison", TRAINING: "a TrainedRun", VERIFICATION: "a Verification"
+}
+"""What figures are drawn of, and the object that stands for it."""
 
 
 class NothingToDraw(ValueError):
@@ -157,24 +163,28 @@ class NothingToDraw(ValueError):
 
 
 def kind_of(name: str) -> str:
-    """What the figure of this name is drawn of: an ``"analysis"`` or a ``"comparison"``."""
+    """What the figure of this name is drawn of: one of ``KINDS``."""
     return str(getattr(figures.get(name), "OF", ANALYSIS))
 
 
 def figures_of(kind: str) -> list[str]:
-    """The names of the figures of an ``"analysis"`` or of a ``"comparison"``, in the order of a report.
+    """The names of the figures of an ``"analysis"``, a ``"comparison"``, a ``"training"`` or a ``"verification"``.
+
+    They are in the order of a report.
 
     Raises:
         ValueError: for another kind.
     """
-    if kind not in (ANALYSIS, COMPARISON):
-        raise ValueError(f"figures are of an {ANALYSIS} or a {COMPARISON}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(
+            f"figures are of an {ANALYSIS}, a {COMPARISON}, a {TRAINING} or a {VERIFICATION}, got {kind!r}"
+        )
     found = [name for name in figures.names() if kind_of(name) == kind]
     return sorted(found, key=lambda name: (figures.get(name).ORDER, name))
 
 
 def draw(
-    subject: Analysis | Comparison,
+    subject: Analysis | Comparison | TrainedRun | Verification,
     name: str,
     *,
     width: str | float = "double",
@@ -186,7 +196,8 @@ def draw(
     """Draw one figure by name.
 
     Args:
-        subject: where the numbers come from: an Analysis or, for the figures of a comparison, a Comparison.
+        subject: where the numbers come from: an Analysis, for the figures of a comparison a Comparison, for those of a
+            training a TrainedRun, of a verification a Verification.
         name: a name of ``figures``.
         width: ``"single"`` (85 mm), ``"double"`` (170 mm) or a number of millimetres.
         height: in millimetres; by default what the figure needs.
@@ -199,7 +210,7 @@ def draw(
         LookupError: for an unknown figure or style.
         NothingToDraw: for numbers that are not there.
         ValueError: for an option that the figure does not have, for blocks or sizes that cannot be, and for a figure of
-            the other kind of subject.
+            another kind of subject.
     """
     from tokenlens.figures._blocks import only_blocks
 
@@ -221,12 +232,14 @@ def draw(
 
 
 def _check_kind(subject: Any, name: str) -> None:
-    got = COMPARISON if hasattr(subject, "analyses") else ANALYSIS if hasattr(subject, "table") else None
+    marks = {COMPARISON: "analyses", TRAINING: "diagnostics", VERIFICATION: "effects", ANALYSIS: "table"}
+    got = next((kind for kind, mark in marks.items() if hasattr(subject, mark)), None)
     if got is None:
-        raise ValueError(f"figures are drawn of an Analysis or a Comparison, got {type(subject).__name__}")
+        *others, last = KINDS.values()
+        raise ValueError(f"figures are drawn of {', '.join(others)} or {last}, got {type(subject).__name__}")
     wanted = kind_of(name)
     if got != wanted:
-        article = {ANALYSIS: "an analysis", COMPARISON: "a comparison"}
+        article = {kind: f"{what.split()[0]} {kind}" for kind, what in KINDS.items()}
         raise ValueError(
             f"the figure {name} is of {article[wanted]}, and this is {article[got]}. Figures of {article[got]}: "
             f"{', '.join(figures_of(got)) or 'none'}."

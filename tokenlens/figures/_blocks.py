@@ -13,6 +13,8 @@ from tokenlens.figures import NothingToDraw
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
     from tokenlens.comparison import Comparison
+    from tokenlens.training_run import TrainedRun
+    from tokenlens.verification_result import Verification
 
 
 def chosen_blocks(blocks: Any, count: int) -> list[int]:
@@ -63,7 +65,9 @@ def _unreadable(blocks: Any) -> ValueError:
     return ValueError(f"blocks are a number, a list, a range, a slice or text like '0-5,11', got {blocks!r}")
 
 
-def only_blocks(frame: pd.DataFrame, blocks: Any, subject: Analysis | Comparison, name: str) -> pd.DataFrame:
+def only_blocks(
+    frame: pd.DataFrame, blocks: Any, subject: Analysis | Comparison | TrainedRun | Verification, name: str
+) -> pd.DataFrame:
     """The rows of a figure's frame that are of the chosen blocks, or of no block at all.
 
     The final norm, which frames put behind the last block, is shown with the last block.
@@ -75,18 +79,26 @@ def only_blocks(frame: pd.DataFrame, blocks: Any, subject: Analysis | Comparison
     columns = [column for column in ("block", "block_1", "block_2") if column in frame]
     if not columns:
         raise ValueError(f"the figure {name} does not show blocks one by one: leave out blocks")
-    analyses = subject.analyses if hasattr(subject, "analyses") else {None: subject}
     kept = frame[columns].isna().all(axis=1)
-    for label, analysis in analyses.items():
-        wanted = chosen_blocks(blocks, analysis.blocks)
-        if analysis.blocks - 1 in wanted:
-            wanted.append(analysis.blocks)
+    models = _models(subject)
+    for label, (_, count) in models.items():
+        wanted = chosen_blocks(blocks, count)
+        if count - 1 in wanted:
+            wanted.append(count)
         own = pd.Series(True, index=frame.index) if label is None else frame["label"] == label
         for column in columns:
             own &= frame[column].isin(wanted) | frame[column].isna()
         kept |= own
     found = frame[kept].reset_index(drop=True)
     if not found[columns].notna().any().any():
-        counts = ", ".join(f"{analysis.model} has 0 to {analysis.blocks - 1}" for analysis in analyses.values())
+        counts = ", ".join(f"{model} has 0 to {count - 1}" for model, count in models.values())
         raise NothingToDraw(f"there is no block {blocks!r} to draw: {counts}")
     return found
+
+
+def _models(subject: Any) -> dict[str | None, tuple[str, int]]:
+    """Name and number of blocks of each model that a figure is of, by its label; None where there is one model."""
+    if hasattr(subject, "diagnostics"):
+        return {None: (subject.recipe.model, int(subject.diagnostics["block"].max()) + 1)}
+    analyses = subject.analyses if hasattr(subject, "analyses") else {None: subject}
+    return {label: (analysis.model, analysis.blocks) for label, analysis in analyses.items()}

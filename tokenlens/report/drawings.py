@@ -26,6 +26,7 @@ from tokenlens.report.downloads import Download, download
 if TYPE_CHECKING:
     from tokenlens.analysis import Analysis
     from tokenlens.comparison import Comparison
+    from tokenlens.verification_result import Verification
 
 _PAGE_COLOURS = {
     INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)", GRID: "var(--rule)",
@@ -54,7 +55,9 @@ class LeftOut:
     reason: str
 
 
-def draw_all(subject: Analysis | Comparison, kind: str, folder: Path, of: str) -> tuple[list[Drawing], list[LeftOut]]:
+def draw_all(
+    subject: Analysis | Comparison | Verification, kind: str, folder: Path, of: str
+) -> tuple[list[Drawing], list[LeftOut]]:
     """Draw every figure of a kind, in order, and save it into a folder; what cannot be drawn comes with the reason.
 
     Args:

@@ -1,0 +1,246 @@
+"""Features of a frozen model, from any model of the families: CLS, the mean patch, and the patch grid.
+
+They are taken where tokenlens records: the output of the final norm, or ``resid_post`` of chosen blocks passed through
+that norm, as DINOv2's ``get_intermediate_layers(norm=True)`` does, side by side.
+"""
+
+# Shapes: B images, T tokens, P patches, D channels of a token, F channels of a feature (D times the blocks taken).
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+import timm
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokenlens.attention import AttentionCall
+from tokenlens.models import LoadedModel
+from tokenlens.recording import Recorder, Site, evaluating
+
+Kind = Literal["image", "patches"]
+"""What a probe is given: one vector for each image, or its patch grid."""
+
+RAW_PIXELS = "raw_pixels"
+"""The model that is none: the pixels themselves, for comparison."""
+
+RAW_GRID = 16
+RAW_SIZE = 224
+
+
+class Backbone(Protocol):
+    """What turns prepared images into features.
+
+    Attributes:
+        name: full name.
+        untrained: whether its weights are random.
+        image_size: (height, width) of prepared images.
+        grid: rows and columns of the patch grid.
+        sources: for an image, the names of its parts, e.g. ``("cls", "patch_mean")``.
+        transform: RGB image → (3, height, width).
+        identity: everything that the features depend on, besides the images; JSON-able.
+        protocol: the same in words.
+    """
+
+    name: str
+    untrained: bool
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    sources: tuple[str, ...]
+    transform: Callable[[Image.Image], Tensor]
+    identity: dict[str, Any]
+    protocol: dict[str, Any]
+
+    def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
+        """Each source (B, F), or ``"patches"`` (B, P, F); float32."""
+
+
+class FrozenModel:
+    """A Vision Transformer in eval mode without gradients; see ``Backbone``.
+
+    Args:
+        loaded: the model.
+        kind: what is wanted of it.
+        blocks: take ``resid_post`` of these, through the final norm; None for the output of the final norm.
+        amp: run it under autocast in bfloat16.
+
+    A model that has no norm over all its tokens (it normalizes after pooling) gives ``resid_post`` as it is.
+
+    Raises:
+        LookupError: for a block that the model does not have.
+    """
+
+    def __init__(self, loaded: LoadedModel, kind: Kind, blocks: Sequence[int] | None, amp: bool) -> None:
+        module, family = loaded.module, loaded.family
+        self.loaded, self.kind, self.amp = loaded, kind, amp
+        self.name, self.untrained, self.image_size = loaded.name, loaded.untrained, loaded.image_size
+        self.layout = family.layout(module, loaded.image_size)
+        self.grid = self.layout.grid
+        self.sources: tuple[str, ...] = ("cls", "patch_mean") if self.layout.has("cls") else ("patch_mean",)
+        self.norm = family.final_norm(module)
+        self.blocks = _numbered(blocks, len(family.blocks(module)))
+        last = len(family.blocks(module)) - 1
+        if self.blocks is None and self.norm is None:
+            self.blocks = [last]
+        config, resize = _resizing(loaded.data_config, kind)
+        self.transform = replace(loaded, data_config=config).transform()
+        self.identity: dict[str, Any] = {
+            "model": loaded.name, "family": family.name or type(family).__qualname__,
+            "weights": loaded.weights["sha256"], "image_size": list(loaded.image_size),
+            "transform": {key: str(value) for key, value in config.items()}, "blocks": self.blocks, "amp": amp,
+            "device": loaded.device.type, "torch": torch.__version__, "timm": timm.__version__,
+        }  # fmt: skip
+        if isinstance(loaded.weights.get("source"), str) and loaded.weights["source"] == "module as handed over":
+            # Weights do not tell how a module of one's own computes (its number of heads, say); what it computes does.
+            self.identity["computes"] = self._fingerprint()
+        self.protocol: dict[str, Any] = {
+            "model": loaded.name + (" (untrained: random weights)" if loaded.untrained else ""),
+            "weights": f"{loaded.weights['source']}, SHA-256 {loaded.weights['sha256'][:12]}",
+            "frozen features": self._place() + (", computed in bfloat16 autocast" if amp else ""),
+            "images": resize,
+        }
+
+    def _place(self) -> str:
+        if self.blocks is None:
+            return "output of the final norm"
+        names = ("blocks " if len(self.blocks) > 1 else "block ") + ", ".join(map(str, self.blocks))
+        joined = ", side by side" if len(self.blocks) > 1 else ""
+        if self.norm is None:
+            return f"resid_post of {names} as it is{joined} (the model has no norm over all tokens)"
+        return f"resid_post of {names} through the final norm{joined}"
+
+    def _fingerprint(self) -> str:
+        size = (1, 3, *self.image_size)
+        pixels_B3HW = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        parts = self.features(pixels_B3HW)
+        return hashlib.sha256(b"".join(parts[name].cpu().numpy().tobytes() for name in sorted(parts))).hexdigest()
+
+    def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
+        """One forward pass; see ``Backbone``."""
+        module = self.loaded.module
+        weights = next(module.parameters())
+        x = pixels_B3HW.to(weights.device, weights.dtype, non_blocking=True)
+        autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.amp else contextlib.nullcontext()
+        kept = _Kept(self)
+        site = Site.FINAL_NORM if self.blocks is None else Site.RESID_POST
+        recorder = Recorder(module, self.loaded.family, self.layout, kept, sites=[site], blocks=self.blocks or [])
+        with evaluating(module), recorder, autocast:
+            recorder.run(x)
+        order: list[int | None] = [None] if self.blocks is None else list(self.blocks)
+        return {name: torch.cat([kept.parts[name, block] for block in order], dim=-1) for name in kept.names}
+
+
+class _Kept:
+    """Takes from each site what a probe needs, while the model runs."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self.model = model
+        self.names = ("patches",) if model.kind == "patches" else model.sources
+        self.parts: dict[tuple[str, int | None], Tensor] = {}
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """``resid_post``, through the final norm where there is one."""
+        norm = self.model.norm
+        if norm is not None:
+            # Under autocast the residual stream may be in half precision, which the norm's weights are not.
+            x_BTD = norm(x_BTD.to(_dtype(norm, x_BTD)))
+        self._keep(block, x_BTD)
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """The final norm's output."""
+        self._keep(block, y_BTD)
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Not asked for."""
+
+    def _keep(self, block: int | None, y_BTD: Tensor) -> None:
+        layout = self.model.layout
+        patches_BPD = layout.patches_of(y_BTD)
+        for name in self.names:
+            if name == "cls":
+                [position] = layout.positions("cls")
+                part = y_BTD[:, position]
+            else:
+                part = patches_BPD.float().mean(1) if name == "patch_mean" else patches_BPD
+            self.parts[name, block] = part.float().clone()
+
+
+class RawPixels:
+    """The image itself instead of a model: averaged to 16 × 16 pixels, or the pixels of each of 16 × 16 cells.
+
+    Args:
+        kind: what is wanted of it.
+        img_size: side of the prepared image, a multiple of 16.
+
+    Raises:
+        ValueError: for another size.
+    """
+
+    name = RAW_PIXELS
+    untrained = False
+    sources: tuple[str, ...] = ("pixels",)
+    grid = (RAW_GRID, RAW_GRID)
+
+    def __init__(self, kind: Kind, img_size: int | tuple[int, int] | None) -> None:
+        size = RAW_SIZE if img_size is None else img_size
+        self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if self.image_size[0] != self.image_size[1] or self.image_size[0] % RAW_GRID or self.image_size[0] < RAW_GRID:
+            raise ValueError(f"{RAW_PIXELS} takes a square img_size that is a multiple of {RAW_GRID}, got {img_size}")
+        self.kind = kind
+        self.cell = self.image_size[0] // RAW_GRID
+        config, resize = _resizing({
+            "input_size": (3, *self.image_size), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+            "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
+        }, kind)  # fmt: skip
+        self.transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
+        self.identity: dict[str, Any] = {
+            "model": RAW_PIXELS, "transform": {key: str(value) for key, value in config.items()}
+        }
+        what = (
+            f"the {self.cell}×{self.cell}×3 pixels of each of {RAW_GRID}×{RAW_GRID} cells" if kind == "patches" else
+            f"pixels averaged to {RAW_GRID}×{RAW_GRID}×3"
+        )
+        self.protocol: dict[str, Any] = {
+            "model": f"{RAW_PIXELS} (no model)", "frozen features": what, "images": resize
+        }
+
+    def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
+        """No model; see ``Backbone``."""
+        if self.kind == "patches":
+            return {"patches": functional.pixel_unshuffle(pixels_B3HW, self.cell).flatten(2).mT.contiguous()}
+        return {"pixels": functional.adaptive_avg_pool2d(pixels_B3HW, RAW_GRID).flatten(1)}
+
+
+def _numbered(blocks: Sequence[int] | None, count: int) -> list[int] | None:
+    """Block numbers from 0; negative ones count from the end."""
+    if blocks is None:
+        return None
+    numbers = [block + count if block < 0 else block for block in blocks]
+    if not numbers or any(not 0 <= number < count for number in numbers) or len(set(numbers)) < len(numbers):
+        raise LookupError(f"the model has blocks 0 to {count - 1}; expected some, each once, got {list(blocks)}")
+    return numbers
+
+
+def _resizing(config: dict[str, Any], kind: Kind) -> tuple[dict[str, Any], str]:
+    """timm's data config for a probe, and in words what becomes of an image."""
+    height, width = config["input_size"][-2:]
+    config = {key: value for key, value in config.items() if key != "stated"}
+    if kind == "patches":
+        # A crop would leave parts of the mask without features.
+        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
+        return config, f"resized to {height}×{width} pixels without keeping the aspect ratio, {config['interpolation']}"
+    words = {"center": "centre crop", "squash": "aspect ratio not kept", "border": "border added"}
+    mode = words.get(config.get("crop_mode", "center"), str(config.get("crop_mode")))
+    return config, f"{height}×{width} pixels, {mode} of {100 * config['crop_pct']:g} %, {config['interpolation']}"
+
+
+def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
+    weights = next(module.parameters(), None)
+    return x.dtype if weights is None else weights.dtype
