@@ -1,0 +1,83 @@
+"""The losses of training: every run, and how pairs of one seed differ on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tokenlens.figures import VERIFICATION, NothingToDraw
+from tokenlens.figures._page import canvas, paper, styled
+from tokenlens.figures._panels import handle, zero_line
+from tokenlens.figures._variants import seeds_text, variant_look, variants_in_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.verification import Verification
+
+TITLE = "Losses of training"
+ORDER = 410
+OF = VERIFICATION
+CAPTION = (
+    "Left: the loss of every run. Right: a variant's loss less that of the standard model of its seed, which has "
+    "the same weights at the start and sees the same images in the same order; thin lines are seeds, the thick one "
+    "is their mean. Below 0 the specialized model learns its objective better, which is not yet a better feature."
+)
+METRICS: tuple[str, ...] = ()
+
+COLUMNS = ("setting", "variant", "seed", "step", "value", "difference")
+
+
+def frame(verification: Verification) -> pd.DataFrame:
+    """The whole loss at each row of a run's metrics, and its difference from the standard model of that seed.
+
+    Raises:
+        NothingToDraw: if no training is finished.
+    """
+    rows = verification.curves[verification.curves["source"] == "loss"]
+    if rows.empty:
+        raise NothingToDraw("no training is finished yet")
+    keys = ["setting", "seed", "step"]
+    standard = rows[rows["variant"] == "standard"][[*keys, "value"]].rename(columns={"value": "baseline"})
+    both = rows.merge(standard, on=keys, how="left")
+    both["difference"] = (both["value"] - both["baseline"]).where(both["variant"] != "standard")
+    return both[list(COLUMNS)]
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """Losses on the left, differences on the right; a row for each setting.
+
+    Args:
+        frame: of ``frame``.
+        ax: two Axes for each setting; a new figure by default.
+    """
+    settings = list(dict.fromkeys(frame["setting"]))
+    variants = variants_in_order(frame["variant"])
+    narrow = paper().narrow and ax is None
+    shape = (2 * len(settings), 1) if narrow else (len(settings), 2)
+    page = canvas(ax, *shape, 12 + 58 * shape[0])
+    panels = iter(page.axes.flat)
+    for setting in settings:
+        mine = frame[frame["setting"] == setting]
+        columns = (("value", "loss", "loss"), ("difference", "less the standard model's", "difference"))
+        for column, title, label in columns:
+            panel = next(panels)
+            for variant in variants:
+                rows = mine[mine["variant"] == variant].dropna(subset=[column])
+                look = {name: variant_look(variant)[name] for name in ("color", "linestyle")}
+                for _, run in rows.groupby("seed"):
+                    panel.plot(run["step"], run[column], linewidth=0.6, alpha=0.6, **look)
+                means = rows.groupby("step")[column].mean()
+                if rows["seed"].nunique() > 1 and column == "difference":
+                    panel.plot(means.index, means, linewidth=1.8, **look)
+            if column == "difference":
+                zero_line(panel)
+            panel.grid(axis="y")
+            panel.set_xlabel("step")
+            panel.set_ylabel(label)
+            page.title(panel, title)
+    page.legend([handle(name, variant_look(name)["color"], "") for name in variants])
+    page.note(" · ".join([*settings, seeds_text(frame["seed"])]))
+    return page.figure

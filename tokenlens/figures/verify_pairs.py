@@ -1,0 +1,124 @@
+"""What specialization changes in each probe, seed by seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from tokenlens.figures import FAINT, INK, PAPER, VERIFICATION, NothingToDraw
+from tokenlens.figures._page import Canvas, canvas, paper, styled
+from tokenlens.figures._panels import handle
+from tokenlens.figures._variants import seeds_text, variant_look, variants_in_order
+from tokenlens.paired_findings import CLAIM, LOST
+from tokenlens.paired_numbers import CLASSES, DENSE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tokenlens.verification import Verification
+
+TITLE = "Specialized less standard, seed by seed"
+ORDER = 400
+OF = VERIFICATION
+CAPTION = (
+    "Each small dot is a pair of models of one seed: the specialized one's number less the standard one's. Large "
+    "markers are means over seeds with 95 % intervals (Student's t over seeds). The mean over resolutions decides "
+    "on F3; the dashed line of mean IoU is the smallest gain that the paper claims, that of accuracy the loss up "
+    "to which classification counts as kept. Seeds whose pair is not complete are left out of the means."
+)
+METRICS: tuple[str, ...] = ()
+
+COLUMNS = ("setting", "variant", "measure", "cell", "seed", "difference", "ci_low", "ci_high", "seeds")
+_LINES = {DENSE: CLAIM, CLASSES: -LOST}
+_TITLES = {DENSE: "mean IoU", CLASSES: "accuracy"}
+
+
+def frame(verification: Verification) -> pd.DataFrame:
+    """Differences of each pair (with its ``seed``) and over seeds (without), in percentage points.
+
+    Raises:
+        NothingToDraw: if there is no pair.
+    """
+    each, over = verification.differences, verification.effects
+    each = each[each["measure"].isin(_TITLES)].copy()
+    over = over[over["measure"].isin(_TITLES) & (over["against"] == "standard")].copy()
+    if over.empty:
+        raise NothingToDraw("no specialized model has a standard one to be set against yet")
+    each["cell"] = each["task"] + " " + each["source"] + " " + each["resolution"].astype(str) + " px"
+    whole = each[(each["measure"] != CLASSES) | (each["source"] == "cls")]
+    several = whole.groupby(["setting", "variant", "measure"])["cell"].transform("nunique") > 1
+    means = whole[several].groupby(["setting", "variant", "measure", "seed"], as_index=False)["difference"].mean()
+    single = over.groupby(["setting", "variant", "measure"])["cell"].transform("nunique") <= 2
+    over = over[~((over["cell"] == "mean") & single)]  # the mean of one cell is that cell
+    told = pd.concat([each, means.assign(cell="mean"), over])
+    told["seed"] = told["seed"].astype("Int64")
+    return told[list(COLUMNS)].reset_index(drop=True)
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
+    """A panel for mean IoU and one for accuracy; a row for each probe, in each row every variant.
+
+    Args:
+        frame: of ``frame``.
+        ax: one Axes for each panel; a new figure by default.
+    """
+    settings = list(dict.fromkeys(frame["setting"]))
+    measures = [measure for measure in _TITLES if measure in set(frame["measure"])]
+    variants = variants_in_order(frame["variant"])
+    rows = max(frame[frame["measure"] == measure]["cell"].nunique() for measure in measures)
+    tall = 18 + rows * (7 + 4 * len(variants))
+    narrow = paper().narrow and ax is None
+    shape = (len(settings) * len(measures), 1) if narrow else (len(settings), len(measures))
+    page = canvas(ax, *shape, 10 + tall * shape[0])
+    panels = iter(page.axes.flat)
+    for setting in settings:
+        for measure in measures:
+            panel = next(panels)
+            _panel(panel, frame[(frame["setting"] == setting) & (frame["measure"] == measure)], variants, measure)
+            page.title(panel, f"difference of {_TITLES[measure]}")
+    _legend(page, variants)
+    page.note(" · ".join([*settings, seeds_text(frame["seed"].dropna())]))
+    return page.figure
+
+
+def _panel(panel: Axes, rows: pd.DataFrame, variants: list[str], measure: str) -> None:
+    cells = sorted(dict.fromkeys(rows["cell"]), key=lambda cell: (cell != "mean", len(cell), cell))
+    step = 0.8 / len(variants)
+    for place, cell in enumerate(cells):
+        for number, variant in enumerate(variants):
+            at = place + (number - (len(variants) - 1) / 2) * step
+            mine = rows[(rows["cell"] == cell) & (rows["variant"] == variant)]
+            look = variant_look(variant)
+            pairs = mine[mine["seed"].notna()]["difference"].to_numpy(dtype=float)
+            panel.plot(pairs, np.full(len(pairs), at + 0.22 * step), linestyle="", marker="o", markersize=3, alpha=0.75,
+                       color=look["color"], markeredgewidth=0, zorder=3)  # fmt: skip
+            for row in mine[mine["seed"].isna()].itertuples(index=False):
+                panel.hlines(at - 0.12 * step, row.ci_low, row.ci_high, color=look["color"], linewidth=1.4, zorder=4)
+                panel.plot([row.difference], [at - 0.12 * step], linestyle="", marker=look["marker"], markersize=5,
+                           color=look["color"], markeredgecolor=PAPER, markeredgewidth=0.6, zorder=5)  # fmt: skip
+    panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
+    panel.axvline(_LINES[measure], color=FAINT, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+    panel.set_yticks(range(len(cells)), ["mean over resolutions" if cell == "mean" else _short(cell) for cell in cells])
+    panel.set_ylim(len(cells) - 0.5, -0.5)
+    panel.grid(axis="x")
+    panel.set_xlabel("percentage points")
+
+
+def _short(cell: str) -> str:
+    cell = cell.replace("segmentation patches", "segmentation")
+    return cell.replace("patch_mean", "mean patch").replace("cls", "CLS")
+
+
+def _legend(page: Canvas, variants: list[str]) -> None:
+    entries = []
+    for name in variants:
+        look = variant_look(name)
+        entry = handle(name, look["color"], look["marker"])
+        entries.append(entry)
+    page.legend(entries)
+
+
