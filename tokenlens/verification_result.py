@@ -22,7 +22,9 @@ _TEXTS = {
     "setting", "variant", "preset", "objective", "model", "task", "source", "data", "measure", "against", "cell",
     "left_out", "what", "folder", "state", "basis", "command",
 }
-_COUNTS = {"number", "seed", "seeds", "resolution", "n", "step", "parameters", "added_parameters", "flops", "added_flops"}
+_COUNTS = {
+    "number", "seed", "seeds", "resolution", "n", "step", "parameters", "added_parameters", "flops", "added_flops",
+}
 
 
 @dataclass
