@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -231,8 +233,8 @@ def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bo
     x = torch.randn(batch, 3, 224, 224).to(device)
     model = make(name, way, preset, device)
     step = training_step(model, x, amp)
-    # Weight, gradient and AdamW's two moments, float32.
-    parameters = 4 * 4 * sum(parameter.numel() for parameter in model.parameters()) / 2**20
+    # Weight and AdamW's two moments, float32: at the peak, when backward begins, there are no gradients yet.
+    parameters = 3 * 4 * sum(parameter.numel() for parameter in model.parameters()) / 2**20
     for _ in range(2):
         step()
     if device.startswith("cuda"):
@@ -242,25 +244,25 @@ def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bo
 
 def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, names: list[str]) -> pd.DataFrame:
     """Median peak of each way, and its ratio to the standard model's."""
+    mallocs = {"default": {}, "gives back": {"MALLOC_MMAP_THRESHOLD_": "65536"}} if device == "cpu" else {"": {}}
     rows = []
-    for name in names:
-        for way in ("standard", "specialized", "naive"):
-            arguments = {"name": name, "way": way, "preset": preset, "batch": batch, "device": device, "amp": amp}
-            command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
-            found = []
-            for _ in range(repeats):
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-            peaks = [one["peak MiB"] for one in found]
-            rows.append({
-                "model": name, "way": way, "runs": repeats, "peak MiB": np.median(peaks), "min": np.min(peaks),
-                "max": np.max(peaks), "parameters MiB": found[0]["parameters MiB"],
-            })
+    for name, (malloc, variables), way in product(names, mallocs.items(), ("standard", "specialized", "naive")):
+        arguments = {"name": name, "way": way, "preset": preset, "batch": batch, "device": device, "amp": amp}
+        command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
+        found = []
+        for _ in range(repeats):
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
+            found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        peaks = [one["peak MiB"] for one in found]
+        rows.append({
+            "model": name, "malloc": malloc, "way": way, "runs": repeats, "peak MiB": np.median(peaks),
+            "min": np.min(peaks), "max": np.max(peaks), "parameters MiB": found[0]["parameters MiB"],
+        })  # fmt: skip
     table = pd.DataFrame(rows)
-    standard = table[table["way"] == "standard"].set_index("model")
-    peak, parameters = (table["model"].map(standard[column]) for column in ("peak MiB", "parameters MiB"))
-    table["ratio"] = table["peak MiB"] / peak
-    table["ratio without the second set"] = (table["peak MiB"] - table["parameters MiB"] + parameters) / peak
+    of_standard = table.groupby(["model", "malloc"])[["peak MiB", "parameters MiB"]].transform("first")
+    table["ratio"] = table["peak MiB"] / of_standard["peak MiB"]
+    second_set = table["parameters MiB"] - of_standard["parameters MiB"]
+    table["ratio without the second set"] = (table["peak MiB"] - second_set) / of_standard["peak MiB"]
     return table
 
 
@@ -306,9 +308,10 @@ def main() -> None:
         write(
             f"specialize_parts{suffix}", "Time of a specialized model over the standard one, part by part",
             f"{what} Each block, what is before and behind the blocks, and AdamW's step are called on their own, in "
-            "one model after the other, in random order: what is compared lies within a fraction of a second. In a "
-            "step each part has its forward and backward. Ratios are to the standard model of the same round, of "
-            f"elapsed and of processor time: {measured}",
+            "one model after the other, in random order: what is compared lies close together in time, and the noise "
+            "of a shared machine cancels. In a step each part has its forward and backward. “share”: of the standard "
+            "model's processor time. Ratios are to the standard model of the same round, of elapsed and of processor "
+            f"time: {measured}",
             options.device, parts_table(frames),
         )
     if options.what in ("time", "all"):
@@ -328,8 +331,11 @@ def main() -> None:
         write(
             f"specialize_memory{suffix}", "Peak memory of a training step",
             f"{what} Peak memory of a fresh process after two training steps with AdamW; median, minimum and maximum. "
-            "Parameters: weights, gradients and AdamW's moments; the last column leaves out those of the second set, "
-            "which any specialized model has, so that it shows what the computation takes.",
+            "Parameters: weights and AdamW's moments, which are there when backward begins and memory is at its peak; "
+            "the last column leaves out those of the second set, which any specialized model has, so that it shows "
+            "what the computation takes. On a CPU, “default”: glibc's malloc as it is, whose peak also depends on how "
+            "freed memory is cut up; “gives back”: every larger tensor returns its memory at once "
+            "(`MALLOC_MMAP_THRESHOLD_=65536`), so that the peak is what the computation uses.",
             options.device,
             memory_table(options.preset, options.batch, options.repeats, options.device, options.amp, names),
         )

@@ -184,6 +184,8 @@ def measure_time(
         recipe, images, folder / f"time_{objective}", device=options.device, progress=others,
         max_minutes=options.seconds / 60,
     )  # fmt: skip
+    if number <= WARM:
+        raise SystemExit(f"{objective}: {number} rounds in {options.seconds} s, {WARM + 1} at least; give more --seconds")
     frame = pd.DataFrame(rows).assign(objective=objective)
     return frame[frame["round"] >= WARM], steps
 

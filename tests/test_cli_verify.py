@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenlens.regimes import RegimeProbe
+from tokenlens.run_folder import check_manifest
 from tokenlens.verification import verify
 
 from .command_line import tokenlens
@@ -103,7 +104,7 @@ def test_bad_input_gets_a_sentence(arguments, said, tmp_path, monkeypatch):
 def test_an_unknown_variant_gets_a_sentence(tiny, data, tmp_path):
     result = tokenlens("verify", "--data", data, "--variants", "standard,papr", "--out", tmp_path / "toy")
     assert result.exit_code == 1
-    assert "no variant is called 'papr'. Did you mean paper?" in result.stderr
+    assert "no variant is called 'papr'. Did you mean paper" in result.stderr
     assert not (tmp_path / "toy").exists()
 
 
@@ -121,3 +122,17 @@ def test_the_page_leads_with_the_verdicts(run):
         assert f'<figure id="{name}"' in page
         assert (run.path / "figures" / f"{name}.png").exists()
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_page_and_figures_are_drawn_again_from_the_numbers(run, tmp_path):
+    before = (run.path / "report.html").read_text(encoding="utf-8")
+    result = tokenlens("report", run.path)
+    assert result.stdout.splitlines() == [f"report: {run.path / 'report.html'}"]
+    assert (run.path / "report.html").read_text(encoding="utf-8") == before
+    assert check_manifest(run.path)
+    drawn = tokenlens("figure", run.path, "verify_pairs", "--out", tmp_path / "pairs.svg")
+    assert drawn.exit_code == 0
+    assert "difference of mean IoU" in (tmp_path / "pairs.svg").read_text(encoding="utf-8")
+    wrong = tokenlens("figure", run.path, "cka", "--out", tmp_path / "cka.svg")
+    assert wrong.exit_code == 1
+    assert "is of an analysis, and this is a verification" in wrong.stderr

@@ -65,7 +65,8 @@ def test_every_other_command_is_understood(monkeypatch):
         raise LookupError("reached")
 
     monkeypatch.setattr("tokenlens.analysis.analyze", reached)
-    for loads in ("run_folder.load_analysis", "comparison.load_run", "comparison.compare"):
+    loading = ("run_folder.load_analysis", "comparison.load_run", "comparison.compare", "recipes.train", "probes.probe")
+    for loads in loading:
         monkeypatch.setattr(f"tokenlens.{loads}", reached)
     for line in commands(README):
         command, *arguments = shlex.split(line.removeprefix(SETUP))

@@ -175,7 +175,7 @@ def duration(seconds: float) -> str:
     """A time in the two units that matter.
 
     >>> duration(7.4), duration(312), duration(4000), duration(300_000)
-    ('7 s', '5 min 12 s', '1 h 7 min', '3 d 11 h')
+    ('7 s', '5 min 12 s', '1 h 6 min', '3 d 11 h')
     """
     whole = round(seconds)
     for large, small, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):

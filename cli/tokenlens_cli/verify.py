@@ -68,7 +68,7 @@ def command(
     runs: Annotated[
         list[Path] | None,
         typer.Option(
-            "--from", metavar="RUN",
+            "--from", "--runs", metavar="RUN",
             help="Judge run folders that exist, and train nothing: trainings, their analyses and probes, other folders "
             "of verify; may be given again.",
         ),

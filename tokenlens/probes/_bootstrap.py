@@ -33,7 +33,7 @@ def interval(
     >>> hits = np.array([[1.0], [0.0]] * 50)
     >>> low, high = interval(hits, lambda sums: sums / 100)
     >>> round(float(low[0]), 2), round(float(high[0]), 2)
-    (0.41, 0.6)
+    (0.4, 0.6)
     """
     count = len(per_image_NK)
     if count < 2:
