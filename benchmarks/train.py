@@ -185,7 +185,8 @@ def measure_time(
         max_minutes=options.seconds / 60,
     )  # fmt: skip
     if number <= WARM:
-        raise SystemExit(f"{objective}: {number} rounds in {options.seconds} s, {WARM + 1} at least; give more --seconds")
+        short = f"{objective}: {number} rounds in {options.seconds} s"
+        raise SystemExit(f"{short}, {WARM + 1} at least; give more --seconds")
     frame = pd.DataFrame(rows).assign(objective=objective)
     return frame[frame["round"] >= WARM], steps
 

@@ -88,7 +88,8 @@ RULES = {
         f"{_MEANS}; p-values of every variant against standard and against paper are corrected for each other (q, "
         "Benjamini and Hochberg). Asked only where paper gains against standard (q < 0.05). Five claims: norms "
         "alone gain more than half of what paper gains; paper gains against norms alone; QKV in all blocks instead "
-        "of the first third, MLP and attention's output projection gain nothing. A gain holds with q < 0.05 and a "
+        "of the first third, MLP and attention's output projection gain nothing. The first is a contrast of its own "
+        "and stands with its plain p in place of q. A gain holds with q < 0.05 and a "
         "difference above 0, and is refuted by an interval below 0. No gain holds with an interval below "
         f"{MARGIN:g} point, and is refuted by a gain with q < 0.05 that is not. Supported: all claims hold; not "
         "supported: one is refuted; else inconclusive."
@@ -264,7 +265,8 @@ def fifth(numbers: pd.DataFrame, setting: str) -> Finding:
         outcome = _holds(effect, q, wanted)
         outcomes.append(outcome)
         how = {1: "holds", 0: "refuted", None: "open"}[outcome]
-        told.append(f"{claim}: {points(effect.difference)} points ({interval_text(effect)}, q = {q:.2g}): {how}")
+        tested = "p" if len(pair) == 1 else "q"
+        told.append(f"{claim}: {points(effect.difference)} points ({interval_text(effect)}, {tested} = {q:.2g}): {how}")
     gains = gain.enough and gain.difference > 0 and (PAPER, STANDARD) in whole.index and (
         float(whole.loc[(PAPER, STANDARD), "q"]) < 0.05
     )
