@@ -5,9 +5,10 @@ Command:     tokenlens train tiny_distill --data tinyimagenet100_64px.tar \
 Specialized: the same with --specialize paper
 Data:        100 classes of Tiny ImageNet, 20,000 images of 64 pixels; any images will do, labels are not used
 Hardware:    two CPU cores, 1.2 GB of disk for the teacher's features
-Time:        expected 40 minutes: half an hour of training at 180 images/s, and once the teacher's features; not
-             measured
-Result:      not measured
+Time:        not measured as it is; one core did 64 images/s with the teacher's features at hand, 15 without
+Result:      with epochs=12 on 8,000 of the images (41 minutes on one core, features included), one seed: k-NN 20.5 %
+             (95 % interval 18.9 to 22.1, n = 2,500; 5.5 % untrained), mIoU on MSRC at 128 pixels 43.1 % (39.5 to 46.1,
+             n = 235; 15.2 % untrained)
 
 The teacher sees the images at 112 pixels, where its grid of patches (8 × 8) is the student's. Views are the whole
 image or its mirror, so its features are computed once and kept for every run on the same images. Without --set the
