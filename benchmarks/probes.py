@@ -64,7 +64,8 @@ def splits(data: str, features: dict[str, np.ndarray], grid: tuple[int, int]) ->
         images = open_masks(data, split)
         names = tuple(images.names)
         found[split] = Grids(
-            features[split], grid, lambda i, images=images: images.read(i)[1], names, images.classes, torch.device("cpu")
+            features[split], grid, lambda i, images=images: images.read(i)[1], names, images.classes,
+            torch.device("cpu")
         )
     return found
 
@@ -119,7 +120,10 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
             total, counted = torch.zeros(()), torch.zeros(())
             for logits_Chw, place in zip(segmentation.logits_of(heads, train, places_B), places_B, strict=True):
                 mask_1HW = masks[place][None]
-                large = functional.interpolate(logits_Chw[None], mask_1HW.shape[1:], mode="bilinear", align_corners=False)
+                large = functional.interpolate(
+                    logits_Chw[None], mask_1HW.shape[1:],
+                    mode="bilinear", align_corners=False,
+                )
                 total = total + functional.cross_entropy(
                     large, mask_1HW, ignore_index=segmentation.IGNORED, reduction="sum"
                 )
@@ -161,8 +165,10 @@ def main() -> None:
     if options.what == "quality":
         write(
             "probes", "A real model, the same untrained, and pixels",
-            "Each row is a run of `tokenlens probe`; the interval is over test images. Tiny ImageNet: 100 of its classes, "
-            "2000 random images of each split (chance is 1 %). MSRC v2: 21 classes, all images, mean IoU at each mask's "
+            "Each row is a run of `tokenlens probe`; the interval is over test images. Tiny ImageNet: "
+            "100 of its classes, "
+            "2000 random images of each split (chance is 1 %). MSRC v2: 21 classes, all images, mean "
+            "IoU at each mask's "
             "own size. An untrained DINOv2 has LayerScale at 1e-5, so its CLS token hardly depends on the image; the "
             "mean patch is the fairer baseline. The grids of learning rates were widened upwards once, because the "
             "baselines had chosen their last value on the held-out images; the segmentation baselines still do.",
@@ -172,14 +178,16 @@ def main() -> None:
         write(
             "probes_time", "Time of the segmentation probe once the features are there",
             "All of it: drawing pixels, five learning rates at once, the choice, the chosen one again on all training "
-            "images, the test at full size, the interval. Real masks; the features are random numbers of the shape that "
+            "images, the test at full size, the interval. Real masks; the features are random numbers "
+            "of the shape that "
             "ViT-S/14 gives, because the time does not depend on what they say.",
             times(options.data, [int(size) for size in options.sizes.split(",")]),
         )
     else:
         write(
             "probes_loss", "The loss at some pixels, and at all of them",
-            f"{NAME} at {options.size} px, {options.epochs} passes (a probe has {segmentation.SCHEDULE.epochs}), learning "
+            f"{NAME} at {options.size} px, {options.epochs} passes (a probe has "
+            f"{segmentation.SCHEDULE.epochs}), learning "
             "rate 0.01, mean IoU on the test images.",
             losses(options.data, options.checkpoint, options.size, options.epochs, options.seeds),
         )

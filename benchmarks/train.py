@@ -283,7 +283,7 @@ def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Pat
     for objective in options.objectives.split(","):
         own = recipe_of(f"tiny_{objective}")
         recipe = replace(
-            recipe_for(objective, options, folder), steps=12, log_every=1, diagnose_every=1, checkpoint_minutes=1e-9
+            recipe_for(objective, options, folder), steps=8, log_every=1, diagnose_every=1, checkpoint_minutes=1e-9
         )
         found: dict[str, list[float]] = {}
         with timed_methods(found):
