@@ -49,7 +49,9 @@ def long_recipe(**changes) -> Recipe:
 
 
 def start(recipe: Recipe, data: Path, out: Path, *more: object) -> subprocess.Popen[str]:
-    return process("-c", TRAIN, json.dumps(recipe.to_dict()), data, out, *more, cwd=out.parent)
+    """With as many threads as this process has: another number of them rounds sums differently."""
+    threads = str(torch.get_num_threads())
+    return process("-c", TRAIN, json.dumps(recipe.to_dict()), data, out, *more, cwd=out.parent, OMP_NUM_THREADS=threads)
 
 
 def assert_same(one: TrainedRun, other: TrainedRun) -> None:
