@@ -63,7 +63,8 @@ def test_it_says_what_a_reader_needs(name):
     assert recipes.describe(name).endswith(".")
     assert "--specialize paper" in told["Specialized"]
     result = told["Result"]
-    assert ("n = " in result and "interval" in result) or "not measured" in result, "an n and a spread, or that there is none"
+    measured = "n = " in result and "interval" in result
+    assert measured or "not measured" in result, "an n and a spread, or that there is none"
     if name in FULL:
         assert "torchrun" in told["Command"]
         assert "strategy=fsdp2" in told["FSDP2"]
