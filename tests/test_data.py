@@ -514,6 +514,7 @@ def test_hugging_face_folder(folder: Path) -> None:
     assert len(source.skipped) == 3
     assert any("<script>" in item["name"] for item in source.skipped)
     assert open_images(f"hfds/{folder}:train", limit=2).total == 2
+    assert open_images(f"hfds/{folder}:train[:5]").total == 5
     with pytest.raises(ValueError, match="no split 'best'; available: train"):
         open_images(f"hfds/{folder}:best")
 
@@ -537,6 +538,8 @@ def test_hugging_face_data_set_saved_to_disk(tmp_path: Path) -> None:
     datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(tmp_path / "two")
     assert open_images(f"hfds/{tmp_path / 'two'}").total == 1
     assert open_images(f"hfds/{tmp_path / 'two'}:train").total == 4
+    with pytest.raises(ValueError, match="no slice can be taken"):
+        open_images(f"hfds/{tmp_path / 'two'}:train[:2]")
     saved.remove_columns("picture").save_to_disk(tmp_path / "three")
     with pytest.raises(ValueError, match="has no column of images, only label"):
         open_images(f"hfds/{tmp_path / 'three'}")

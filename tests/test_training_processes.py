@@ -105,6 +105,8 @@ def test_fsdp2_trains_as_one_and_one_process_goes_on_from_its_checkpoint(data, t
     done = train(recipe, data, tmp_path / "sharded")
     assert done.finished
     assert [one["processes"] for one in done.settings["sessions"]] == [2, 2, 1]
+    assert "processes 1, before 2" in done.settings["sessions"][-1]["rounds_differently"]
+    assert "rounds_differently" not in done.settings["sessions"][0]
     assert_close(done, alone)
 
 

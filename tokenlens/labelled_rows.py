@@ -13,7 +13,7 @@ import numpy as np
 from tokenlens.names import Names
 from tokenlens.shards import TarRecords, index_samples
 from tokenlens.splits import SPLITS, TEST_SPLITS, Split, SplitImages, check_labels, choose_split, read_classes, some
-from tokenlens.streams import HfdsRecords, WdsRecords
+from tokenlens.streams import HfdsRecords, WdsRecords, path_and_split
 
 
 def open_shards(pattern: str, split: Split) -> SplitImages:
@@ -85,17 +85,15 @@ def open_rows(name: str, split: Split) -> SplitImages:
     Raises:
         ValueError: as ``HfdsRecords`` does; if there is no split for training, or only some rows have a label.
     """
-    path, colon, chosen = name.rpartition(":")
-    if colon:
-        taken, whole, rows = chosen, True, HfdsRecords(name)
+    path, chosen = path_and_split(name)
+    rows = HfdsRecords(name)
+    if chosen:
+        taken, whole = chosen, True
+    elif len(rows.splits) == 1:
+        taken, whole = rows.split, True
     else:
-        path = name
-        rows = HfdsRecords(name)
-        if len(rows.splits) == 1:
-            taken, whole = rows.split, True
-        else:
-            taken, whole = choose_split(rows.splits, split, f"the data set {path}")
-            rows = rows if rows.split == taken else HfdsRecords(f"{path}:{taken}")
+        taken, whole = choose_split(rows.splits, split, f"the data set {path}")
+        rows = rows if rows.split == taken else HfdsRecords(f"{path}:{taken}")
     names = Names(f"{taken}[{position}]" for position in range(len(rows)))
     column, classes = _label_column(rows.dataset.features)
     labels = None if column is None else _labels(rows, column)

@@ -8,6 +8,7 @@ the shards out among ranks in their own way. Here every image has its name and p
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,9 +37,7 @@ class HfdsRecords:
 
     def __init__(self, name: str) -> None:
         datasets = _package("datasets", "hfds/…")
-        path, colon, split = name.rpartition(":")
-        if not colon:
-            path, split = name, ""
+        path, split = path_and_split(name)
         dataset, self.split, self.splits = _load(datasets, path, split)
         columns = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         if not columns:
@@ -59,6 +58,16 @@ class HfdsRecords:
         return Record.of_file(name, Path(path)) if path else Record(name, reason="no image in this row")
 
 
+def path_and_split(name: str) -> tuple[str, str]:
+    """Both parts of ``NAME:SPLIT``; no split is "". The colon of a slice is none of the name.
+
+    >>> path_and_split("owner/name:train[:100]"), path_and_split("owner/name")
+    (('owner/name', 'train[:100]'), ('owner/name', ''))
+    """
+    found = re.fullmatch(r"(.+):([^:\[\]]+(?:\[[^\]]*\])?)", name)
+    return (found[1], found[2]) if found else (name, "")
+
+
 def _load(datasets: Any, path: str, split: str) -> tuple[Any, str, list[str]]:
     """The data set, which split it is, and which there are."""
     local = Path(path).expanduser()
@@ -67,6 +76,8 @@ def _load(datasets: Any, path: str, split: str) -> tuple[Any, str, list[str]]:
             saved = datasets.load_from_disk(str(local))
         if isinstance(saved, datasets.DatasetDict):
             split = _choose(path, split, list(saved))
+            if split not in saved:
+                raise ValueError(f"no slice can be taken of a data set saved to disk, such as {path!r}; got {split!r}")
             return saved[split], split, list(saved)
         splits = [str(saved.split or "all")]
         return saved, _choose(path, split, splits), splits

@@ -34,7 +34,7 @@ from tokenlens.stopping import StopRequest, TrainingInterrupted
 from tokenlens.training_data import training_batches
 from tokenlens.training_loop import NonFiniteLossError, Report, TrainingLoop
 from tokenlens.training_run import CHECKPOINTS, RunFolder, TrainedRun, last_good, open_run, told
-from tokenlens.training_words import readme, session
+from tokenlens.training_words import other_rounding, readme, session
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -220,6 +220,9 @@ def _begin(folder: RunFolder, loop: TrainingLoop, wanted: dict[str, Any], damage
     """Say what is trained, and who goes on with it; take back what was written after the checkpoint."""
     before = folder.settings
     now = session(loop.fabric, loop.step) | ({"damaged_checkpoints": damaged} if damaged else {})
+    earlier = before.get("sessions", [])
+    if earlier and (other := other_rounding(earlier[-1], now)):
+        now["rounds_differently"] = other
     folder.go_on_from(loop.step)
     folder.say(**{
         "schema_version": SCHEMA_VERSION, "kind": "training", **wanted, "steps": loop.steps,
@@ -227,7 +230,7 @@ def _begin(folder: RunFolder, loop: TrainingLoop, wanted: dict[str, Any], damage
                     "batch_size": loop.recipe.batch_size, "steps": loop.steps, "seed": loop.recipe.seed},
         "parameters": loop.parameters, "state": "running", "step": loop.step, **loop.speed(),
         "skipped": folder.skipped_images(), **now, "started": before.get("started", now["started"]),
-        "sessions": [*before.get("sessions", []), now],
+        "sessions": [*earlier, now],
     })  # fmt: skip
 
 

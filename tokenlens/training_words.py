@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,16 @@ def session(fabric: Fabric, from_step: int) -> dict[str, Any]:
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "from_step": from_step,
         "processes": fabric.world_size, "hardware": hardware(fabric.device), **told,
     }  # fmt: skip
+
+
+def other_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a session has that the one before had not, by which sums round differently and weights differ."""
+    was, has = (
+        {"processes": one["processes"], **{name: one["hardware"][name] for name in ("gpu", "processor", "threads")},
+         "torch": one["versions"]["torch"]}
+        for one in (before, now)
+    )  # fmt: skip
+    return [f"{name} {has[name]}, before {was[name]}" for name in has if has[name] != was[name]]
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

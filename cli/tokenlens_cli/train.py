@@ -188,6 +188,8 @@ def print_result(run: TrainedRun, *, json: bool) -> None:
     """What came out, and where it is."""
     told, metrics = run.settings, run.metrics
     loss = float(metrics["loss"].iloc[-1]) if len(metrics) else None
+    if other := told["sessions"][-1].get("rounds_differently"):
+        say(f"it went on where sums are rounded differently ({'; '.join(other)}): not bit by bit as in one session")
     if told["skipped"]:
         many = told["skipped"] != 1
         say(f"{told['skipped']} unreadable image{'s were' if many else ' was'} skipped, see {run.path / 'skipped.csv'}")
