@@ -1,6 +1,7 @@
 # make test    everything that README's test command needs, from nothing, then the tests
 # make check   ruff and mypy
 # make bench   the benchmarks; results in benchmarks/results
+# make docs    the pages as a site: site/index.html, which opens from disk
 # make env     the environment alone
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/ready
 TESTS ?=
 
-.PHONY: env chromium check test bench clean
+.PHONY: env chromium check test bench docs clean
 
 env: $(READY)
 
@@ -38,5 +39,10 @@ bench: env
 	$(BIN)/python benchmarks/analyze.py all
 	$(BIN)/python benchmarks/train.py all
 
+# The theme advertises its successor on every build otherwise.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from tokenlens_cli.app import command_names
 
+import tokenlens
 from tokenlens.metrics import metrics
 from tokenlens.recording import Site
 from tokenlens.tokens import GROUPS
 
 from .command_line import REPOSITORY, finished, process
-from .markdown import blocks, links
+from .markdown import anchors, blocks, links, places
 
 DOCS = REPOSITORY / "docs"
 OTHERS = ("README.md", "CHANGELOG.md", "notebooks/README.md", "reports/README.md")
-PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / name for name in OTHERS)])
+REPORTS = sorted((REPOSITORY / "reports" / "committed").rglob("README.md"))
+CARDS = sorted((REPOSITORY / "tokenlens").glob("shipped/*/MODEL_CARD.md"))
+PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / name for name in OTHERS), *REPORTS, *CARDS])
 
 
 def text(page: str) -> str:
@@ -27,13 +30,29 @@ def text(page: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_lead_somewhere(page):
-    for link in links(page):
-        assert (page.parent / link).exists(), link
+    for file, anchor in places(page):
+        meant = page.parent / file if file else page
+        assert meant.exists(), file
+        assert not anchor or anchor in anchors(meant), f"{file}#{anchor}"
 
 
 def test_the_index_has_every_page():
     listed = {link.rstrip("/") for link in links(DOCS / "index.md")}
     assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= listed
+    decisions = DOCS / "decisions"
+    assert {page.name for page in decisions.glob("[0-9]*.md")} <= set(links(decisions / "index.md"))
+
+
+def test_every_result_has_its_line():
+    page = DOCS / "results.md"
+    assert set(REPORTS) <= {(page.parent / link).resolve() for link in links(page)}
+    notebooks = REPOSITORY / "notebooks"
+    assert {path.name for path in notebooks.glob("*.ipynb")} <= set(links(notebooks / "README.md"))
+
+
+def test_every_public_name_is_in_the_reference():
+    described = set(re.findall(r"^::: tokenlens\.(\w+)$", text("api.md"), re.MULTILINE))
+    assert described == set(tokenlens.__all__) - {"__version__"}
 
 
 def test_every_metric_is_explained():
@@ -57,7 +76,7 @@ def test_every_word_is_explained():
 
 
 def test_decisions_are_numbered_and_dated():
-    pages = sorted((DOCS / "decisions").glob("*.md"))
+    pages = sorted((DOCS / "decisions").glob("[0-9]*.md"))
     for number, page in enumerate(pages, start=1):
         lines = page.read_text(encoding="utf-8").splitlines()
         assert page.name.startswith(f"{number:04d}-")

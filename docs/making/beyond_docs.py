@@ -1,0 +1,103 @@
+"""What pages of docs/ link to elsewhere in the repository becomes part of the site, at the same path.
+
+A link such as ``../notebooks/02_how_norms_separate.ipynb`` works in the repository by itself. For the site, mkdocs
+calls the functions below: every file outside docs/ that a page links to, and what those link to in turn, is added.
+Markdown, notebooks (with their stored outputs) and Python files become pages; anything else is copied. A link to what
+is not there is left as it is, and mkdocs says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
+
+sources: dict[str, Path] = {}
+"""The file of the repository behind each page and file of the site, by its path in the site."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files that are linked to, directly or not."""
+    sources.clear()
+    sources.update({file.src_uri: DOCS / file.src_uri for file in files})
+    waiting = [path for file in files if file.is_documentation_page() for path in _linked_in(file)]
+    while waiting:
+        path = waiting.pop()
+        if path.is_relative_to(DOCS) or place_of(path) in sources:
+            continue
+        for file in _made_of(path, config):
+            files.append(file)
+            sources[file.src_uri] = path
+            if file.is_documentation_page() and path.suffix != ".py":
+                waiting += _linked_in(file)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Make links lead to where the site has what they name."""
+    source = sources[page.file.src_uri]
+    here = os.path.dirname(page.file.src_uri)
+
+    def moved(link: re.Match[str]) -> str:
+        path = _target(link[2], source)
+        uri = place_of(path) if path else None
+        return f"{link[1]}{os.path.relpath(uri, here or '.')}{link[3]}" if uri in sources else link[0]
+
+    parts = FENCED.split(markdown)
+    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
+
+
+def place_of(path: Path) -> str:
+    """The path in the site of a file of the repository."""
+    if path.is_relative_to(DOCS):
+        return path.relative_to(DOCS).as_posix()
+    uri = path.relative_to(REPOSITORY).as_posix()
+    # mkdocs takes a README.md for the index of its folder, and at the top there is one.
+    uri = {"README.md": "readme.md"}.get(uri, uri)
+    return {".ipynb": f"{uri.removesuffix('.ipynb')}.md", ".py": f"{uri}.md"}.get(path.suffix, uri)
+
+
+def _made_of(path: Path, config: MkDocsConfig) -> list[File]:
+    """The page or file that the site gets of a file of the repository, and the pictures in it."""
+    uri = place_of(path)
+    if path.suffix == ".ipynb":
+        text, resources = MarkdownExporter().from_filename(str(path))
+        folder = f"{Path(uri).stem}_files"
+        text = re.sub(r"\]\((output_[\w.]+)\)", rf"]({folder}/\1)", text)
+        pictures = [
+            File.generated(config, f"{os.path.dirname(uri)}/{folder}/{name}", content=content)
+            for name, content in resources["outputs"].items()
+        ]
+        return [File.generated(config, uri, content=text), *pictures]
+    if path.suffix == ".py":
+        code = path.read_text(encoding="utf-8")
+        name = path.relative_to(REPOSITORY).as_posix()
+        return [File.generated(config, uri, content=f"# {name}\n\n````python\n{code}````\n")]
+    return [File.generated(config, uri, abs_src_path=str(path))]
+
+
+def _linked_in(file: File) -> list[Path]:
+    """The files of the repository that a page links to."""
+    prose = (part for part in FENCED.split(file.content_string) if not part.startswith("```"))
+    return [path for _, link, _ in LINK.findall("".join(prose)) if (path := _target(link, sources[file.src_uri]))]
+
+
+def _target(link: str, source: Path) -> Path | None:
+    """The file that a link in a file means; the README of a folder; None where there is no such file."""
+    path = Path(os.path.normpath(source.parent / link))
+    path = path / "README.md" if path.is_dir() else path
+    return path if path.is_file() and path.is_relative_to(REPOSITORY) else None
