@@ -16,6 +16,7 @@ from tokenlens_cli.analyze import default_folder
 from tokenlens_cli.app import app, command_names
 from typer.testing import CliRunner
 
+from tokenlens import shipped
 from tokenlens.run_folder import load_analysis
 
 from .command_line import MODEL, TINY, finished, process, tiny_analyze, tokenlens
@@ -218,7 +219,8 @@ def test_list_models_is_never_cut_silently():
     assert {"vit_base_patch16_224.dino", "deit_base_distilled_patch16_224.fb_in1k", "vit_small_patch14_dinov2.lvd142m",
             "eva02_base_patch14_224.mim_in22k", "beit_base_patch16_224.in22k_ft_in22k"} <= set(names)  # fmt: skip
     assert not [name for name in names if name.startswith(("resnet", "swin", "convnext"))]
-    without = [item for item in told["items"] if item["description"]]
+    assert names[: len(shipped.names())] == list(shipped.names()), "what needs no download comes first"
+    without = [item for item in told["items"][len(shipped.names()) :] if item["description"]]
     assert without
     assert all(item["description"] == "no published weights" and "." not in item["name"] for item in without)
 

@@ -12,7 +12,7 @@ import pytest
 from .command_line import REPOSITORY, finished, process
 
 LEVELS = (
-    {"cache", "catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "names", "timm_names"},
+    {"cache", "catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "names", "shipped", "timm_names"},
     {"attention", "differences", "model_names", "recipe", "sample", "seeds", "stopping"},
     {"recording", "records", "places"},
     {"families", "batch", "splits", "streams"},
@@ -33,8 +33,8 @@ LEVELS = (
     {"training"},
     {"recipes"},
     {"findings", "seed_effects", "variants"},
-    {"paired_numbers", "regimes"},
-    {"paired_findings", "verification_data", "verification_runs"},
+    {"paired_numbers", "regimes", "start_weights"},
+    {"paired_findings", "stage_effects", "verification_data", "verification_runs"},
     {"verification_plan", "verification_result"},
     {"verification"},
     {"figures"},

@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
     place = tmp_path_factory.mktemp("wheel")
     for name in ("tokenlens", "cli"):
         shutil.copytree(REPOSITORY / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in (".gitignore", "pyproject.toml", "README.md", "LICENSE"):  # what git ignores is left out of a wheel
         shutil.copy(REPOSITORY / name, place / "source")
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
     ran(sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", place, place / "source", cwd=place)

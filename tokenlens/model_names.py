@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import timm
 from huggingface_hub.utils import HFValidationError
 
+from tokenlens import shipped
 from tokenlens.catalog import nearest
 from tokenlens.hub import UnreachableError, hub_file
 
@@ -19,8 +21,8 @@ RUN = "run.json"
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FORMS = (
-    "a timm name (vit_base_patch16_224.augreg_in21k), hf-hub:owner/name, local-dir:PATH, the run folder of a training "
-    "or specialized:PRESET:NAME"
+    "one that comes with tokenlens (tokenlens_tiny), a timm name (vit_base_patch16_224.augreg_in21k), "
+    "hf-hub:owner/name, local-dir:PATH, the run folder of a training or specialized:PRESET:NAME"
 )
 TWIN = "_specialized"
 """What stands behind a timm name that tokenlens registers for the specialized model of that architecture."""
@@ -42,6 +44,7 @@ class Origin:
         files: names that the weights may have, the preferred one first.
         url: of the weights, where they are elsewhere on the web.
         folder: of the weights, where they are on this machine.
+        place: what that folder is called in a result; empty for its path.
         custom: whether timm reads the file with the model's own loader (JAX archives).
         specialization: name of the preset by which the model is specialized; None for a model as it is.
         trained: for the run folder of a training: by which recipe, with which seed, and how far; else empty.
@@ -54,6 +57,7 @@ class Origin:
     files: tuple[str, ...] = WEIGHT_NAMES
     url: str | None = None
     folder: Path | None = None
+    place: str = ""
     custom: bool = False
     specialization: str | None = None
     trained: str = ""
@@ -66,6 +70,9 @@ def find_origin(name: str) -> Origin:
         LookupError: for an unknown name or weights tag, with the ones there are.
         ValueError: for a hub or a folder that does not give the configuration of a timm model.
     """
+    if name in shipped.names():
+        folder = shipped.folder_of(name)
+        return Origin(name, f"local-dir:{folder}", folder=folder, place=shipped.origin())
     prefix, colon, rest = name.partition(":")
     prefix = prefix.lower().replace("_", "-") if colon else ""
     if prefix == "specialized":
@@ -186,6 +193,17 @@ def _check_config(name: str, file: Path) -> None:
         )
     if not timm.is_model(architecture):
         raise LookupError(f"{name!r} is a {architecture!r}, which timm {timm.__version__} does not have")
+
+
+def weights_file(given: str | os.PathLike[str]) -> Path:
+    """Where weights to start from are: a file, or that of a run folder or of a model that comes with tokenlens.
+
+    Raises:
+        ValueError: for the run folder of a training that has not written its weights yet.
+    """
+    name, path = os.fspath(given), Path(given).expanduser()
+    folder = shipped.folder_of(name) if name in shipped.names() else path
+    return weights_in(name, folder) if folder != path or training_of(folder) is not None else path
 
 
 def weights_in(name: str, folder: Path) -> Path:

@@ -71,9 +71,9 @@ def load_model(
     """Load a model by name, or take a module as it is.
 
     Args:
-        model: a timm name with or without a weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH``
-            (both in timm's format), the run folder of a training, ``specialized:PRESET:NAME`` of one of these, or an
-            ``nn.Module`` of any family.
+        model: the name of a model that comes with tokenlens (``tokenlens_tiny``), a timm name with or without a
+            weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH`` (both in timm's format), the run folder
+            of a training, ``specialized:PRESET:NAME`` of one of these, or an ``nn.Module`` of any family.
         pretrained: load the published weights. ``False`` gives random weights from ``seed`` and marks the model as
             untrained; for a module it says that the module's own weights are random.
         checkpoint: file of weights to load instead of the published ones, strictly; position embeddings of another
@@ -189,8 +189,13 @@ def _sketch(origin: Origin, size: tuple[int, int] | None, **options: Any) -> nn.
         return _create(origin, size, **options)
 
 
-def _with_checkpoint(origin: Origin, path: Path, size: tuple[int, int] | None) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with the weights of a file, through timm's own adaptation of names and sizes, strictly."""
+def _with_checkpoint(
+    origin: Origin, path: Path, size: tuple[int, int] | None, place: str = ""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model with the weights of a file, through timm's own adaptation of names and sizes, strictly.
+
+    Its source is the path, or what the place is called instead.
+    """
     checkpoint = read_checkpoint(path)
     plain = _sketch(origin, size)
     published = int(getattr(plain, "num_classes", 0))
@@ -210,7 +215,7 @@ def _with_checkpoint(origin: Origin, path: Path, size: tuple[int, int] | None) -
         except RuntimeError as error:
             raise ValueError(f"checkpoint {path} does not fit {origin.name}: {error}") from error
         vars(module)["pretrained_cfg"].pop("state_dict")  # timm would keep a copy of all weights there
-        source = ", ".join([checkpoint.source, *resampled(checkpoint.tensors, adapted)])
+        source = ", ".join([place or checkpoint.source, *resampled(checkpoint.tensors, adapted)])
         return module, {"source": source, "sha256": checkpoint.sha256, "pretrained": True}
     raise ValueError(f"checkpoint {path} does not fit {origin.name}: {min(problems, key=len)}")
 
@@ -230,7 +235,7 @@ def _with_published_weights(
 ) -> tuple[nn.Module, dict[str, Any]]:
     name = origin.name
     if origin.folder is not None:
-        module, weights = _with_checkpoint(origin, weights_in(name, origin.folder), size)
+        module, weights = _with_checkpoint(origin, weights_in(name, origin.folder), size, origin.place)
         return module, {**weights, "source": f"{weights['source']}, {origin.trained}"} if origin.trained else weights
     if origin.repo is None and origin.url is None:
         raise ValueError(

@@ -27,6 +27,12 @@ points where ``measure`` is mIoU or accuracy."""
 CELL = ("task", "source", "resolution", "data", "measure")
 """What of a model was measured: only numbers of the same cell are set against each other."""
 
+CONTINUED = (
+    "setting", "variant", *CELL, "start", "start_low", "start_high", "start_n", "mean", "difference", "ci_low",
+    "ci_high", "sd", "seeds",
+)  # fmt: skip
+"""Columns of ``continued``."""
+
 DENSE, CLASSES, LOSS = "mIoU", "accuracy", "loss"
 
 STANDARD, PAPER, TWIN = "standard", "paper", "twin"
@@ -129,6 +135,33 @@ def differences(numbers: pd.DataFrame) -> pd.DataFrame:
     both = others.merge(standard, on=keys)
     both["difference"] = both["value"] - both["baseline"]
     return both[["setting", "variant", "seed", *CELL, "value", "baseline", "difference"]]
+
+
+def continued(numbers: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
+    """What training on from a start did to each number: every variant less the start, which is one model.
+
+    Args:
+        numbers: of the trained models.
+        start: of the start, in the same settings; both with the columns of ``NUMBERS``.
+
+    Returns:
+        The columns of ``CONTINUED``: the start's number with its interval over images, the variant's mean over seeds,
+        and their difference with its 95 % interval, Student's t over seeds. Nothing is judged on them.
+    """
+    rows = []
+    for before in start.to_dict("records"):
+        of = {name: before[name] for name in ("setting", *CELL)}
+        mine = numbers[(numbers[list(of)] == pd.Series(of)).all(axis=1)]
+        for variant, models in mine.groupby("variant", sort=False):
+            values = {int(seed): float(value) for seed, value in zip(models["seed"], models["value"], strict=True)}
+            effect = effect_of(values, dict.fromkeys(values, float(before["value"])))
+            rows.append({
+                **of, "variant": variant, "start": before["value"], "start_low": before["ci_low"],
+                "start_high": before["ci_high"], "start_n": before["n"], "mean": float(np.mean([*values.values()])),
+                "difference": effect.difference, "ci_low": effect.low, "ci_high": effect.high, "sd": effect.sd,
+                "seeds": effect.seeds,
+            })  # fmt: skip
+    return pd.DataFrame(rows, columns=list(CONTINUED))
 
 
 # -- words

@@ -22,6 +22,7 @@ from tokenlens.backbone import make_backbone, save_backbone
 from tokenlens.checkpoint import Checkpoint, read_checkpoint
 from tokenlens.diagnosing import fixed_batch
 from tokenlens.labelled import LabelledImages, open_labelled
+from tokenlens.model_names import weights_file
 from tokenlens.models import load_model
 from tokenlens.objectives import Objective, Setting, Views, objectives, options_of
 from tokenlens.parallel import fabric_of, launched
@@ -57,7 +58,7 @@ def train(
     overwrite: bool = False,
     max_minutes: float | None = None,
     progress: Report | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     name: str | None = None,
 ) -> TrainedRun:
     """Train a model by a recipe, or go on with a training that stopped or was killed.
@@ -80,7 +81,8 @@ def train(
         overwrite: remove the run in the folder and begin anew.
         max_minutes: stop cleanly after this time, at a checkpoint.
         progress: called after each step; see ``Report``.
-        checkpoint: weights to start the backbone from, before it is specialized.
+        checkpoint: weights to start the backbone from, before it is specialized: a file, a run folder, a model that
+            comes with tokenlens, or what is read from a file.
         name: of the recipe, for the records.
 
     Returns:
@@ -97,7 +99,7 @@ def train(
     recipe = changed(recipe, settings, specialize, seed)
     name = name or f"{recipe.objective}_{recipe.model}"
     path = Path(out) if out is not None else Path("runs") / _folder_name(recipe, name)
-    start = None if checkpoint is None else read_checkpoint(Path(checkpoint))
+    start = checkpoint if isinstance(checkpoint, Checkpoint | None) else read_checkpoint(weights_file(checkpoint))
     images = data if isinstance(data, LabelledImages) else open_labelled(data, "train")
     if objectives.get(recipe.objective).labelled and images.labels is None:
         raise ValueError(f"the objective {recipe.objective} needs labels, and {images.description['source']} has none")
@@ -109,7 +111,8 @@ def train(
         refused: Exception | None = None
         if fabric.is_global_zero:
             given = None if isinstance(data, LabelledImages) else os.fspath(data)
-            weights = start and {"given": os.fspath(checkpoint or ""), "source": start.source, "sha256": start.sha256}
+            named = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
+            weights = start and {"given": named, "source": start.source, "sha256": start.sha256}
             wanted = {
                 "name": name, "recipe": recipe.to_dict(), "seed": recipe.seed,
                 "data": {"given": given, **images.description},

@@ -10,6 +10,9 @@ from tokenlens.specialization import PRESETS, Specialization, as_specialization
 
 STANDARD, TWIN = "standard", "twin"
 
+START = "start"
+"""Under this name stand the weights that trainings started from: no variant, but beside them."""
+
 TWIN_SEEDS = 1000
 """A twin is a standard model whose seed is higher by this."""
 

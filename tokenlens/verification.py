@@ -23,16 +23,20 @@ import timm
 import torch
 
 from tokenlens.analysis import analyze, made_by
+from tokenlens.checkpoint import Checkpoint
 from tokenlens.findings import Finding, judge
 from tokenlens.labelled import LabelledImages
 from tokenlens.masked_images import open_masks
 from tokenlens.paired_findings import COSTS, judge_pairs, over_seeds
-from tokenlens.paired_numbers import PAPER, STANDARD, differences, effects
+from tokenlens.paired_numbers import PAPER, STANDARD, continued, differences, effects
 from tokenlens.probes import probe
 from tokenlens.recipes import train
 from tokenlens.regimes import Regime, regime_of
 from tokenlens.run_folder import MANIFEST, SCHEMA_VERSION
 from tokenlens.specialization import costs
+from tokenlens.stage_effects import stage_effects, stages_by_seed
+from tokenlens.start_weights import find_start, is_kept, keep_start, kept_start, started_model
+from tokenlens.variants import START
 from tokenlens.verification_data import VerificationData, find_data, training_images
 from tokenlens.verification_plan import PLAN, Task, checked_seeds, plan_table, recipe_of_task, tasks_of
 from tokenlens.verification_result import Verification, read_settings, write_json
@@ -54,6 +58,7 @@ def verify(
     variants: Sequence[str] | None = None,
     runs: Sequence[str | os.PathLike[str]] | None = None,
     out: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     max_minutes: float | None = None,
     task: int | None = None,
     device: str = "auto",
@@ -72,6 +77,8 @@ def verify(
         variants: names as ``tokenlens.variants.specialization_of`` takes them; by default the regime's.
         runs: judge these run folders (trainings, their analyses and probes, verifications) instead of training any.
         out: the folder; by default ``reports/verify_NAME``.
+        start: weights that every training starts from, standard and specialized alike: a file, the run folder of a
+            training or the name of a model; by default the regime's, if it has any.
         max_minutes: stop after this time, inside a training at a checkpoint. What is there is judged.
         task: do only the task of this number in the plan, and judge nothing: for arrays of jobs.
         device: where to compute.
@@ -85,7 +92,7 @@ def verify(
     """
     if runs is not None:
         return _judged(Path(out or "reports/verify"), runs, None, report, {"given": [os.fspath(run) for run in runs]})
-    work = _prepare(recipe, data, seeds, variants, out)
+    work = _prepare(recipe, data, seeds, variants, out, start)
     until = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     tasks = work.tasks
     if task is not None:
@@ -108,6 +115,7 @@ def plan(
     seeds: int | Iterable[int] | None = None,
     variants: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """The tasks of ``verify`` with these arguments; nothing is written.
 
@@ -118,7 +126,7 @@ def plan(
     Raises:
         LookupError, ValueError, FileExistsError: as ``verify``.
     """
-    return _prepare(recipe, data, seeds, variants, out).plan()
+    return _prepare(recipe, data, seeds, variants, out, start).plan()
 
 
 # -- what is to be done
@@ -134,6 +142,7 @@ class _Work:
     tasks: list[Task]
     out: Path
     settings: dict[str, Any]
+    start: Checkpoint | None
 
     def plan(self) -> pd.DataFrame:
         recipe = self.regime.recipe
@@ -141,10 +150,20 @@ class _Work:
         return plan_table(self.tasks, self.regime, self.data, steps, recipe.batch_size)
 
     def begin(self) -> None:
+        model, given = None, str(self.regime.start)
+        if self.start is not None and not is_kept(self.out / START):
+            # What does not fit is said before there is a folder.
+            model = started_model(self.regime.recipe, self.images.classes, self.start, given)
         self.out.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             (self.out / MANIFEST).unlink()
         write_json(self.out / VERIFICATION, self.settings)
+        if model is not None:
+            keep_start(model, self.out / START, self.settings["start"])
+
+    def starting(self) -> Checkpoint | None:
+        """What a training starts from."""
+        return None if self.start is None else kept_start(self.out / START, str(self.regime.start))
 
 
 def _prepare(
@@ -153,9 +172,12 @@ def _prepare(
     seeds: int | Iterable[int] | None,
     variants: Sequence[str] | None,
     out: str | os.PathLike[str] | None,
+    start: str | os.PathLike[str] | None,
 ) -> _Work:
     name = recipe if isinstance(recipe, str) else recipe.recipe_name
     regime = regime_of(recipe) if isinstance(recipe, str) else recipe
+    if start is not None:
+        regime = replace(regime, start=os.fspath(start))
     where = data if isinstance(data, VerificationData) else find_data(data, teacher_file=regime.teacher_file)
     if where.teacher is not None and regime.recipe.objective == "distill":
         options = {**regime.recipe.objective_options, "teacher_checkpoint": where.teacher}
@@ -166,11 +188,13 @@ def _prepare(
     if where.masks is None and not any(probe.task != "segmentation" for probe in regime.probes):
         raise ValueError("there is nothing to segment: the data have no folder segmentation (--masks)")
     images = training_images(where.labelled, regime.train_images)
+    begun = None if regime.start is None else find_start(regime.start)
     decides = {
         "regime": regime.to_dict(),
         "train_images": images.description,
         "masks": None if where.masks is None else open_masks(where.masks, "test").description,
         "analyzed": where.images,
+        "start": begun and {"given": regime.start, "source": begun.source, "sha256": begun.sha256},
     }
     before = read_settings(folder)
     _check(folder, before, json.loads(json.dumps(decides, default=str)))
@@ -181,7 +205,7 @@ def _prepare(
         "data": asdict(where), **decides, "started": before.get("started", _now()), **made_by("verify"),
     }  # fmt: skip
     tasks = tasks_of(regime, folder, settings["variants"], settings["seeds"], where.masks is not None)
-    return _Work(regime, where, images, tasks, folder, settings)
+    return _Work(regime, where, images, tasks, folder, settings, begun)
 
 
 def _check(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -200,7 +224,7 @@ def _check(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
             changed += [f"{name}.recipe.{key} is {recipes[0].get(key)!r} there and {recipes[1].get(key)!r} now"
                         for key in recipes[1] if recipes[0].get(key) != recipes[1].get(key)]  # fmt: skip
             changed += [f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} now" for key in new
-                        if key not in ("recipe", "source") and old.get(key) != new[key]]  # fmt: skip
+                        if key not in ("recipe", "source", "given") and old.get(key) != new[key]]  # fmt: skip
         elif old != new:
             changed.append(f"{name} is {old!r} there and {new!r} now")
     if changed:
@@ -236,13 +260,13 @@ def _work(
             recipe = recipe_of_task(work.regime.recipe, task)
             run = train(
                 recipe, work.images, task.folder, name=work.regime.recipe_name, device=device,
-                max_minutes=None if math.isinf(remaining) else remaining, progress=report,
+                checkpoint=work.starting(), max_minutes=None if math.isinf(remaining) else remaining, progress=report,
             )  # fmt: skip
             if not run.finished:
                 return
         elif task.probe is None:
             analysis = analyze(
-                str(task.run), work.data.images, limit=work.regime.analyzed_images, batch_size=32, device=device,
+                task.model, work.data.images, limit=work.regime.analyzed_images, batch_size=32, device=device,
                 progress=report,
             )  # fmt: skip
             analysis.save(task.folder, overwrite=True)
@@ -252,7 +276,7 @@ def _work(
             # The pair shares the probe's draws as it shares the training's. Features of patches are large and used
             # once; those of images serve two probes.
             probe(
-                str(task.run), wanted.task, source, source=wanted.source, img_size=wanted.image_size,
+                task.model, wanted.task, source, source=wanted.source, img_size=wanted.image_size,
                 limit=wanted.limit, seed=task.seed, device=device, cache=wanted.task != "segmentation", progress=report,
             ).save(task.folder, overwrite=True)  # fmt: skip
 
@@ -272,11 +296,13 @@ def _judged(
                     **made_by("verify")}  # fmt: skip
     found = gather(folders)
     cost = costs_of_base()
+    stages = stages_by_seed(found.analyses | found.started)
     verification = Verification(
         out, _findings(found, cost), found.numbers, effects(found.numbers), differences(found.numbers),
         curves(found.models), emergence(found.models), cost,
         work.plan() if work is not None else pd.DataFrame(columns=list(PLAN)),
         found.left_out, settings | {"runs": _told(found), "ended": _now()},
+        continued=continued(found.numbers, found.start), stages=stage_effects(stages), stages_by_seed=stages,
     )  # fmt: skip
     verification.save(report=report)
     return verification

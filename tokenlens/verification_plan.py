@@ -17,7 +17,8 @@ from tokenlens.recipe import Recipe
 from tokenlens.recipes import recipe_of, recipes
 from tokenlens.regimes import Regime, RegimeProbe
 from tokenlens.run_folder import MANIFEST
-from tokenlens.variants import TWIN, TWIN_SEEDS, specialization_of
+from tokenlens.start_weights import weights_of
+from tokenlens.variants import START, TWIN, TWIN_SEEDS, specialization_of
 from tokenlens.verification_data import VerificationData
 
 PLAN = ("number", "what", "variant", "seed", "folder", "state", "minutes", "basis", "command")
@@ -29,10 +30,10 @@ class Task:
 
     Args:
         what: ``"train"``, ``"analyze"`` or ``"probe"``.
-        variant: of the model.
+        variant: of the model; ``"start"`` for the weights that all trainings start from.
         seed: of its pair.
         folder: where to.
-        run: the training whose model it is of.
+        run: the training, or the start, whose model it is of.
         probe: for a probe.
     """
 
@@ -53,13 +54,19 @@ class Task:
         """Whether there is a training to go on with."""
         return self.what == "train" and not self.done and (self.folder / "run.json").is_file()
 
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return f"local-dir:{self.run}" if self.variant == START else str(self.run)
+
     def __str__(self) -> str:
         which = f" {self.probe.name}" if self.probe else ""
-        return f"{self.what}{which}: {self.variant}, seed {self.seed}"
+        seed = "" if self.variant == START else f", seed {self.seed}"
+        return f"{self.what}{which}: {self.variant}{seed}"
 
 
 def tasks_of(regime: Regime, out: Path, variants: Sequence[str], seeds: Sequence[int], masks: bool) -> list[Task]:
-    """All tasks in order: pair by pair, so that an early end leaves whole pairs.
+    """All tasks in order: what the start is first, then pair by pair, so that an early end leaves whole pairs.
 
     Args:
         masks: whether there is anything to segment.
@@ -67,9 +74,18 @@ def tasks_of(regime: Regime, out: Path, variants: Sequence[str], seeds: Sequence
     Raises:
         LookupError: for an unknown variant.
     """
-    tasks = []
+    tasks: list[Task] = []
+
+    def look(variant: str, seed: int, name: str, run: Path) -> None:
+        tasks.append(Task("analyze", variant, seed, out / "analyses" / name, run))
+        for probe in regime.probes:
+            if masks or probe.task != "segmentation":
+                tasks.append(Task("probe", variant, seed, out / "probes" / f"{name}_{probe.name}", run, probe))
+
     for variant in variants:
         specialization_of(variant)
+    if regime.start is not None:
+        look(START, 0, START, out / START)
     for seed in seeds:
         for variant in variants:
             name = f"{variant}_seed{seed}"
@@ -77,12 +93,7 @@ def tasks_of(regime: Regime, out: Path, variants: Sequence[str], seeds: Sequence
             tasks.append(Task("train", variant, seed, run, run))
         for variant in variants:
             name = f"{variant}_seed{seed}"
-            run = out / "runs" / name
-            tasks.append(Task("analyze", variant, seed, out / "analyses" / name, run))
-            tasks += [
-                Task("probe", variant, seed, out / "probes" / f"{name}_{probe.name}", run, probe)
-                for probe in regime.probes if masks or probe.task != "segmentation"
-            ]  # fmt: skip
+            look(variant, seed, name, out / "runs" / name)
     return tasks
 
 
@@ -137,13 +148,13 @@ def plan_table(
 def command_of(task: Task, regime: Regime, data: VerificationData) -> list[str]:
     """The command that does a task by itself; empty for trainings that are not simply those of a named recipe."""
     if task.what == "analyze":
-        return ["tokenlens", "analyze", str(task.run), "--images", data.images, "--limit", str(regime.analyzed_images),
+        return ["tokenlens", "analyze", task.model, "--images", data.images, "--limit", str(regime.analyzed_images),
                 "--out", str(task.folder)]  # fmt: skip
     if task.probe is not None:
         source = ["--source", task.probe.source] if task.probe.source else []
         limit = ["--limit", str(task.probe.limit)] if task.probe.limit else []
         of = data.masks if task.probe.task == "segmentation" else data.labelled
-        return ["tokenlens", "probe", str(task.run), "--task", task.probe.task, "--data", str(of), *source, *limit,
+        return ["tokenlens", "probe", task.model, "--task", task.probe.task, "--data", str(of), *source, *limit,
                 "--img-size", str(task.probe.image_size), "--seed", str(task.seed),
                 "--out", str(task.folder)]  # fmt: skip
     if regime.train_images is not None or not _is_named(regime):
@@ -154,8 +165,9 @@ def command_of(task: Task, regime: Regime, data: VerificationData) -> list[str]:
         [] if preset is None else ["--specialize", preset] if isinstance(preset, str) else
         ["--set", f"specialization={preset}"]
     )  # fmt: skip
+    start = [] if regime.start is None else ["--checkpoint", str(weights_of(task.folder.parent.parent / START))]
     return ["tokenlens", "train", regime.recipe_name, "--data", data.labelled, *specialize, "--seed", str(recipe.seed),
-            "--out", str(task.folder)]  # fmt: skip
+            *start, "--out", str(task.folder)]  # fmt: skip
 
 
 def _is_named(regime: Regime) -> bool:

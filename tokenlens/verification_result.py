@@ -12,18 +12,24 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.findings import Finding
+from tokenlens.paired_numbers import CONTINUED
 from tokenlens.run_folder import MANIFEST, SCHEMA_VERSION, sha256_of
+from tokenlens.stage_effects import BY_SEED, EFFECTS, sentences
+from tokenlens.variants import START
 from tokenlens.verification_runs import PARTS, VERIFICATION
 
-TABLES = ("numbers", "effects", "differences", "curves", "emergence", "costs", "plan")
+TABLES = (
+    "numbers", "effects", "differences", "curves", "emergence", "costs", "plan", "continued", "stages", "stages_by_seed"
+)
 """Written as CSV, each with that name."""
 
 _TEXTS = {
     "setting", "variant", "preset", "objective", "model", "task", "source", "data", "measure", "against", "cell",
-    "left_out", "what", "folder", "state", "basis", "command",
+    "left_out", "what", "folder", "state", "basis", "command", "norm", "blocks", "part",
 }
 _COUNTS = {
-    "number", "seed", "seeds", "resolution", "n", "step", "parameters", "added_parameters", "flops", "added_flops",
+    "number", "seed", "seeds", "resolution", "n", "start_n", "step", "parameters", "added_parameters", "flops",
+    "added_flops",
 }
 
 
@@ -44,6 +50,9 @@ class Verification:
         plan: the tasks and which of them are done; empty where runs were given.
         left_out: folders that were not used, and why.
         settings: what ``verify.json`` says.
+        continued: what training on from a start did to each number; see ``tokenlens.paired_numbers.continued``.
+        stages: which stage of the norms separates CLS from patches, over seeds; see ``tokenlens.stage_effects``.
+        stages_by_seed: the same of each model.
     """
 
     path: Path
@@ -57,11 +66,19 @@ class Verification:
     plan: pd.DataFrame
     left_out: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    continued: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CONTINUED)))
+    stages: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EFFECTS)))
+    stages_by_seed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(BY_SEED)))
 
     @property
     def finished(self) -> bool:
         """Whether no task is left."""
         return bool((self.plan["state"] == "done").all())
+
+    @property
+    def stage_sentences(self) -> list[str]:
+        """Which stage of the norms separates CLS from patches, in words; one for each setting."""
+        return sentences(self.stages_by_seed, self.stages)
 
     def save(self, report: bool = True) -> Path:
         """Write tables, findings, figures and page into its folder, and last the manifest when nothing is left to do.
@@ -98,7 +115,8 @@ class Verification:
         findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
         for finding in findings:
             finding["interval"] = finding["interval"] and tuple(finding["interval"])
-        tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
+        # Folders of earlier versions lack some.
+        tables = {name: _read_table(file) for name in TABLES if (file := folder / f"{name}.csv").is_file()}
         left_out = [(one[0], one[1]) for one in settings.get("left_out", [])]
         return Verification(folder, [Finding(**finding) for finding in findings], **tables, left_out=left_out,
                             settings=settings)  # fmt: skip
@@ -146,7 +164,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def _write_manifest(folder: Path) -> None:
     """Sizes and hashes of its own files and of the manifests of its run folders, which have those of theirs."""
     own = [file for file in sorted(folder.rglob("*")) if file.is_file()
-           and (file.relative_to(folder).parts[0] not in PARTS or file.name == MANIFEST)]  # fmt: skip
+           and (file.relative_to(folder).parts[0] not in (*PARTS, START) or file.name == MANIFEST)]  # fmt: skip
     files = {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
              for file in own}  # fmt: skip
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})

@@ -6,18 +6,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tokenlens.analysis import Analysis
-from tokenlens.paired_numbers import CLASSES, DENSE, LOSS, NUMBERS
+from tokenlens.paired_numbers import CLASSES, DENSE, LOSS, NUMBERS, STANDARD
 from tokenlens.probes import ProbeResult
 from tokenlens.run_folder import MANIFEST, SETTINGS, kind_of, load_analysis, sha256_of
 from tokenlens.training_run import FREE, TrainedRun
-from tokenlens.variants import TWIN, TWIN_SEEDS, variant_of
+from tokenlens.variants import START, TWIN, TWIN_SEEDS, variant_of
 
 VERIFICATION = SETTINGS["verification"]
 """What a verification says of itself, in its folder."""
@@ -60,19 +60,23 @@ class Gathered:
         numbers: with the columns of ``tokenlens.paired_numbers.NUMBERS``.
         analyses: by setting, variant and seed; of models that are no training given here, the setting is empty, the
             variant is the model's name and the seed −1.
+        start: numbers of the weights that trainings started from, once for each setting; the variant is ``"start"``.
+        started: analyses of such weights, by setting, ``"start"`` and 0. They are beside what is judged, not in it.
         left_out: folders that are not used, and why.
     """
 
     models: list[TrainedModel] = field(default_factory=list)
     numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(NUMBERS)))
     analyses: dict[tuple[str, str, int], Analysis] = field(default_factory=dict)
+    start: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(NUMBERS)))
+    started: dict[tuple[str, str, int], Analysis] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def gather(folders: Iterable[str | os.PathLike[str]]) -> Gathered:
     """Read run folders of trainings, analyses and probes, and folders of verifications, which hold some of each.
 
-    Analyses and probes belong to the training whose weights they are of.
+    Analyses and probes belong to the training whose weights they are of, or that has started from these weights.
 
     Raises:
         FileNotFoundError: if one of the folders is none of these.
@@ -82,8 +86,11 @@ def gather(folders: Iterable[str | os.PathLike[str]]) -> Gathered:
     trainings: list[Path] = []
     analyses: list[Path] = []
     probes: list[Path] = []
+    starts: dict[str, list[TrainedModel]] = {}
     for folder in map(Path, folders):
         if (folder / VERIFICATION).is_file():
+            if (folder / START / MANIFEST).is_file():
+                starts[sha256_of(folder / START / "model.safetensors")] = []  # also before any training is finished
             inside = [one for part in PARTS for one in sorted((folder / part).glob("[!.]*")) if one.is_dir()]
         else:
             inside = [folder]
@@ -91,17 +98,29 @@ def gather(folders: Iterable[str | os.PathLike[str]]) -> Gathered:
             _sort(one, one is folder, trainings, analyses, probes, found)
     found.models = _models(trainings, found)
     of = {model.sha256: model for model in found.models}
+    starts |= _starts(found.models)
     rows = [row for model in found.models for row in _loss_rows(model)]
+    started = []
     for path in probes:
-        probed = _probe_row(ProbeResult.load(path), of)
-        if isinstance(probed, str):
-            found.left_out.append((str(path), probed))
+        result = ProbeResult.load(path)
+        weights = str(result.provenance["identity"].get("weights"))
+        if weights not in of and weights not in starts:
+            found.left_out.append((str(path), "its model is none of the trainings"))
+        elif result.unit not in _MEASURES:
+            reason = f"its number is a {result.unit!r}; expected one of {', '.join(_MEASURES)}"
+            found.left_out.append((str(path), reason))
         else:
-            rows.append(probed)
+            rows += [_probe_row(of[weights], result)] if weights in of else []
+            started += [_probe_row(one, result) for one in starts.get(weights, [])]
     found.numbers = pd.DataFrame(rows, columns=list(NUMBERS))
+    found.start = pd.DataFrame(started, columns=list(NUMBERS))
     for path in analyses:
         analysis = load_analysis(path)
-        owner = of.get(str(analysis.provenance["weights"].get("sha256")))
+        weights = str(analysis.provenance["weights"].get("sha256"))
+        found.started |= {(one.setting, START, 0): analysis for one in starts.get(weights, [])}
+        owner = of.get(weights)
+        if owner is None and weights in starts:
+            continue
         key = (owner.setting, owner.variant, owner.seed) if owner else ("", analysis.model, -1)
         if key in found.analyses:
             found.left_out.append((str(path), "another analysis of this model is used"))
@@ -134,14 +153,17 @@ def _models(trainings: Iterable[Path], found: Gathered) -> list[TrainedModel]:
             runs.append(run)
         else:
             found.left_out.append((str(path), f"{run.state} at step {run.step} of {run.settings['steps']}"))
-    texts: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}  # by what decides it, which a text need not tell, and of which it may tell more
+    texts: list[str] = []
     for run in runs:
-        same = texts.setdefault(setting_text(run.settings), {})
-        same.setdefault(_digest(_common(run.settings)), f" [{len(same) + 1}]" if same else "")
+        digest, text = _digest(_common(run.settings)), setting_text(run.settings)
+        if digest not in names:
+            texts.append(text)
+            same = texts.count(text)
+            names[digest] = text + (f" [{same}]" if same > 1 else "")
     models: list[TrainedModel] = []
     for run in runs:
-        text = setting_text(run.settings)
-        setting = text + texts[text][_digest(_common(run.settings))]
+        setting = names[_digest(_common(run.settings))]
         variant, seed = variant_and_seed(run)
         twice = next((m for m in models if (m.setting, m.variant, m.seed) == (setting, variant, seed)), None)
         if twice is not None:
@@ -160,7 +182,7 @@ def variant_and_seed(run: TrainedRun) -> tuple[str, int]:
 
 
 def setting_text(settings: Mapping[str, Any]) -> str:
-    """Objective, model, image size, data and steps of a training, in words.
+    """Objective, model, image size, data, steps and start of a training, in words.
 
     Args:
         settings: of its run.json.
@@ -168,9 +190,12 @@ def setting_text(settings: Mapping[str, Any]) -> str:
     recipe = settings["recipe"]
     options = ", ".join(f"{name} {value}" for name, value in recipe["model_options"].items())
     model = f"{recipe['model']} ({options})" if options else recipe["model"]
+    start = settings.get("start")
+    # Of a path the last two parts: all of it says more of the machine than of the weights.
+    begun = f", continued from {'/'.join(Path(start['given']).parts[-2:])}" if start else ""
     return (
         f"{recipe['objective']}, {model}, {recipe['image_size']} px, {settings['data']['count']:,} images, "
-        f"{settings['steps']:,} steps of {recipe['batch_size']}"
+        f"{settings['steps']:,} steps of {recipe['batch_size']}{begun}"
     )
 
 
@@ -190,7 +215,8 @@ def _digest(value: Any) -> str:
 def _row(model: TrainedModel, **values: Any) -> dict[str, Any]:
     recipe = model.run.recipe
     return {
-        "setting": model.setting, "variant": model.variant, "preset": variant_of(recipe.specialization),
+        "setting": model.setting, "variant": model.variant,
+        "preset": STANDARD if model.variant == START else variant_of(recipe.specialization),
         "objective": recipe.objective, "model": recipe.model, "seed": model.seed, **values,
     }  # fmt: skip
 
@@ -208,23 +234,28 @@ def _loss_rows(model: TrainedModel) -> list[dict[str, Any]]:
     ]
 
 
-def _probe_row(result: ProbeResult, of: Mapping[str, TrainedModel]) -> dict[str, Any] | str:
-    """A row of numbers, or why there is none."""
+def _starts(models: Iterable[TrainedModel]) -> dict[str, list[TrainedModel]]:
+    """What trainings started from, by SHA-256, one stand-in for each setting."""
+    found: dict[str, dict[str, TrainedModel]] = {}
+    for model in models:
+        start = model.run.settings.get("start")
+        if start:
+            # A standard model: what is specialized, is so after it has these weights.
+            standing = replace(model, variant=START, seed=0, sha256=start["sha256"])
+            found.setdefault(start["sha256"], {}).setdefault(model.setting, standing)
+    return {sha256: list(settings.values()) for sha256, settings in found.items()}
+
+
+def _probe_row(model: TrainedModel, result: ProbeResult) -> dict[str, Any]:
     identity = result.provenance["identity"]
-    model = of.get(str(identity.get("weights")))
-    if model is None:
-        return "its model is none of the trainings"
-    measure = _MEASURES.get(result.unit)
-    if measure is None:
-        return f"its number is a {result.unit!r}; expected one of {', '.join(_MEASURES)}"
     same = {"data": [split["sha256"] for split in result.provenance["data"]], "limit": result.provenance["limit"],
             "blocks": identity["blocks"], "amp": identity["amp"]}  # fmt: skip
     source = {"CLS token": "cls", "mean of the patch tokens": "patch_mean"}
     said = str(result.protocol.get("source", "patches"))
     return _row(
         model, task=result.task, source=source.get(said, "both" if "‖" in said else said),
-        resolution=int(identity["image_size"][0]), data=_digest(same), measure=measure, value=100 * result.value,
-        n=result.n, ci_low=100 * result.ci_low, ci_high=100 * result.ci_high,
+        resolution=int(identity["image_size"][0]), data=_digest(same), measure=_MEASURES[result.unit],
+        value=100 * result.value, n=result.n, ci_low=100 * result.ci_low, ci_high=100 * result.ci_high,
     )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A timm name with or without a weights tag (`tokenlens list models`), hf-hub:owner/name, "
-            "local-dir:PATH or a run folder of `tokenlens train`.",
+            help="tokenlens_tiny, which needs no download, a timm name with or without a weights tag (`tokenlens list "
+            "models`), hf-hub:owner/name, local-dir:PATH or a run folder of `tokenlens train`.",
         ),
     ],
     images: Annotated[

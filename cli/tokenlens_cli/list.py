@@ -39,8 +39,9 @@ def command(
 ) -> None:
     """List models, metrics, figures, families, components of a specialization, objectives, recipes or probes.
 
-    Models are timm's names that tokenlens can look into, with their weights tags. Besides those, hf-hub:owner/name,
-    local-dir:PATH and, in Python, any module of a known family can be analyzed.
+    Models are those that come with tokenlens, which need no download, and timm's names that tokenlens can look into,
+    with their weights tags. Besides those, hf-hub:owner/name, local-dir:PATH and, in Python, any module of a known
+    family can be analyzed.
     """
     everything = _LISTS[kind]()
     found = [item for item in everything if pattern is None or matches(item["name"], pattern)]
@@ -79,11 +80,13 @@ def _text(item: dict[str, Any]) -> str:
 def _models() -> list[dict[str, Any]]:
     import timm
 
+    from tokenlens import shipped
+
     tags: dict[str, list[str]] = {}
     for name in timm.list_pretrained():
         tags.setdefault(name.partition(".")[0], []).append(name)
     architectures = sorted(name for module in _timm_modules() for name in timm.list_models(module=module))
-    return [
+    return [{"name": name, "description": shipped.describe(name)} for name in shipped.names()] + [
         {"name": name, "description": "" if name in tags.get(architecture, ()) else "no published weights"}
         for architecture in architectures
         for name in tags.get(architecture, [architecture])

@@ -25,8 +25,9 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A timm name with or without a weights tag, hf-hub:owner/name, local-dir:PATH, a run folder of "
-            "`tokenlens train`, or raw_pixels: no model, for comparison.",
+            help="tokenlens_tiny, which needs no download, a timm name with or without a weights tag, "
+            "hf-hub:owner/name, local-dir:PATH, a run folder of `tokenlens train`, or raw_pixels: no model, for "
+            "comparison.",
         ),
     ],
     task: Annotated[

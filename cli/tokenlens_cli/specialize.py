@@ -27,8 +27,8 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A standard model: a timm name with or without a weights tag, hf-hub:owner/name, local-dir:PATH or a "
-            "run folder of `tokenlens train`.",
+            help="A standard model: tokenlens_tiny, which needs no download, a timm name with or without a weights "
+            "tag, hf-hub:owner/name, local-dir:PATH or a run folder of `tokenlens train`.",
         ),
     ],
     preset: Annotated[

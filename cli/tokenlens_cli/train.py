@@ -78,7 +78,11 @@ def command(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights to start the model from: safetensors, or plain tensors."),
+        typer.Option(
+            metavar="FILE|RUN|MODEL",
+            help="Weights to start the model from: safetensors or plain tensors, a run folder of `tokenlens train`, or "
+            "a model that comes with tokenlens (tokenlens_tiny).",
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute; auto is cuda, then mps, then cpu.")

@@ -30,7 +30,7 @@ def command(
     recipe: Annotated[
         str,
         typer.Option(
-            metavar="tiny|gpu|paper", autocompletion=_complete_regimes,
+            metavar="tiny|tiny_continued|gpu|paper", autocompletion=_complete_regimes,
             help="At what scale: what is trained, on how much, and how it is probed.",
         ),
     ] = "tiny",
@@ -63,6 +63,14 @@ def command(
             metavar="standard,paper,…",
             help="Which models: standard, paper, norms, qkv_first_third, qkv_all, everything, mlp, proj; and twin, a "
             "second standard model, as a control.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT|RUN|MODEL",
+            help="Weights that every training starts from, standard and specialized alike: a file, a run folder or the "
+            "name of a model; by default the recipe's, if it has any.",
         ),
     ] = None,
     runs: Annotated[
@@ -106,6 +114,8 @@ def command(
     if runs:
         if plan or task is not None:
             raise ValueError("--plan and --task are of models that are to be trained; leave them out with --from")
+        if start is not None:
+            raise ValueError("--start is for models that are to be trained; leave it out with --from")
         found = verification.verify(runs=[*runs], out=out, report=not no_report)
         _print_result(found, json=json)
         return
@@ -115,10 +125,11 @@ def command(
     )  # fmt: skip
     chosen: dict[str, Any] = {
         "seeds": seeds, "variants": None if variants is None else [name.strip() for name in variants.split(",")],
-        "out": out,
+        "out": out, "start": start,
     }  # fmt: skip
     if plan:
-        _print_plan(verification.plan(recipe, where, **chosen), json=json)
+        begun = start or regime_of(recipe).start
+        _print_plan(verification.plan(recipe, where, **chosen), begun, json=json)
         return
     try:
         found = verification.verify(
@@ -148,12 +159,15 @@ def _lines() -> Callable[[str, int, int | None], None]:
     return update
 
 
-def _print_plan(plan: pd.DataFrame, *, json: bool) -> None:
+def _print_plan(plan: pd.DataFrame, start: str | None, *, json: bool) -> None:
     left = float(plan["minutes"].sum())
     if json:
-        print_json({"tasks": plan.to_dict("records"), "minutes": left})
+        print_json({"tasks": plan.to_dict("records"), "minutes": left, "start": start})
         return
-    what = plan["what"] + " " + plan["variant"] + " seed " + plan["seed"].astype(str)
+    if start is not None:
+        typer.echo(f"every training starts from {start}, which is probed and analyzed, too")
+    seed = " seed " + plan["seed"].astype(str)
+    what = plan["what"] + " " + plan["variant"] + seed.where(plan["variant"] != "start", "")
     width = int(what.str.len().max())
     for row, name in zip(plan.to_dict("records"), what, strict=True):
         minutes = "" if row["state"] == "done" else f"{row['minutes']:6.1f} min  ({row['basis']})"
@@ -188,11 +202,14 @@ def _print_result(found: Verification, *, json: bool) -> None:
         print_json({
             "findings": [asdict(finding) for finding in found.findings], "finished": found.finished,
             "tasks": len(found.plan), "left": open_tasks, "run": str(found.path),
-            "report": str(page) if page.exists() else None,
+            "report": str(page) if page.exists() else None, "stages": found.stage_sentences,
+            "continued": found.continued.to_dict("records"),
         })  # fmt: skip
         return
     for finding in found.findings:
         typer.echo(_line(finding))
+    for sentence in found.stage_sentences:
+        typer.echo(f"Which stage of the norm separates: {sentence}")
     typer.echo(f"report: {page}" if page.exists() else f"run: {found.path}")
 
 

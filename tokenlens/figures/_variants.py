@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
+from tokenlens.figures import PAPER
 from tokenlens.figures._models import model_look
 
 _ORDER = ("standard", "paper", "norms", "qkv_first_third", "qkv_all", "twin", "mlp", "proj", "everything")
@@ -21,6 +24,36 @@ def variants_in_order(names: Iterable[str]) -> list[str]:
 def variant_look(name: str) -> dict[str, Any]:
     """Colour, dashes and marker: the same ones in every figure."""
     return model_look(_ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+def dots_and_means(panel: Axes, rows: pd.DataFrame, variants: list[str], place: float, column: str) -> None:
+    """Around one height of a panel, for each variant: a small dot for each seed, and their mean with its interval.
+
+    Args:
+        panel: what to draw on.
+        rows: those with a ``seed`` are dots, that without one has ``ci_low`` and ``ci_high``.
+        variants: from top to bottom.
+        place: the height.
+        column: of the numbers.
+    """
+    step = 0.8 / len(variants)
+    for number, variant in enumerate(variants):
+        at = place + (number - (len(variants) - 1) / 2) * step
+        mine, look = rows[rows["variant"] == variant], variant_look(variant)
+        dots = mine[mine["seed"].notna()][column].to_numpy(dtype=float)
+        panel.plot(dots, np.full(len(dots), at + 0.22 * step), linestyle="", marker="o", markersize=3, alpha=0.75,
+                   color=look["color"], markeredgewidth=0, zorder=3)  # fmt: skip
+        for mean in mine[mine["seed"].isna()].to_dict("records"):
+            low, high, below = mean["ci_low"], mean["ci_high"], at - 0.12 * step
+            panel.hlines(below, low, high, color=look["color"], linewidth=1.4, zorder=4)
+            panel.plot([mean[column]], [below], linestyle="", marker=look["marker"], markersize=5,
+                       color=look["color"], markeredgecolor=PAPER, markeredgewidth=0.6, zorder=5)  # fmt: skip
+
+
+def probe_name(cell: str) -> str:
+    """A cell of the numbers as an axis says it."""
+    cell = cell.replace("segmentation patches", "segmentation")
+    return cell.replace("patch_mean", "mean patch").replace("cls", "CLS")
 
 
 def seeds_text(seeds: pd.Series) -> str:

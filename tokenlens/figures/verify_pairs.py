@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tokenlens.figures import FAINT, INK, PAPER, VERIFICATION, NothingToDraw
+from tokenlens.figures import FAINT, INK, VERIFICATION, NothingToDraw
 from tokenlens.figures._page import Canvas, canvas, paper, styled
 from tokenlens.figures._panels import handle
-from tokenlens.figures._variants import seeds_text, variant_look, variants_in_order
+from tokenlens.figures._variants import dots_and_means, probe_name, seeds_text, variant_look, variants_in_order
 from tokenlens.paired_findings import CLAIM, LOST
 from tokenlens.paired_numbers import CLASSES, DENSE
 
@@ -87,30 +86,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
 
 def _panel(panel: Axes, rows: pd.DataFrame, variants: list[str], measure: str) -> None:
     cells = sorted(dict.fromkeys(rows["cell"]), key=lambda cell: (cell != "mean", len(cell), cell))
-    step = 0.8 / len(variants)
     for place, cell in enumerate(cells):
-        for number, variant in enumerate(variants):
-            at = place + (number - (len(variants) - 1) / 2) * step
-            mine = rows[(rows["cell"] == cell) & (rows["variant"] == variant)]
-            look = variant_look(variant)
-            pairs = mine[mine["seed"].notna()]["difference"].to_numpy(dtype=float)
-            panel.plot(pairs, np.full(len(pairs), at + 0.22 * step), linestyle="", marker="o", markersize=3, alpha=0.75,
-                       color=look["color"], markeredgewidth=0, zorder=3)  # fmt: skip
-            for row in mine[mine["seed"].isna()].itertuples(index=False):
-                panel.hlines(at - 0.12 * step, row.ci_low, row.ci_high, color=look["color"], linewidth=1.4, zorder=4)
-                panel.plot([row.difference], [at - 0.12 * step], linestyle="", marker=look["marker"], markersize=5,
-                           color=look["color"], markeredgecolor=PAPER, markeredgewidth=0.6, zorder=5)  # fmt: skip
+        dots_and_means(panel, rows[rows["cell"] == cell], variants, place, "difference")
     panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
     panel.axvline(_LINES[measure], color=FAINT, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
-    panel.set_yticks(range(len(cells)), ["mean over resolutions" if cell == "mean" else _short(cell) for cell in cells])
+    names = ["mean over resolutions" if cell == "mean" else probe_name(cell) for cell in cells]
+    panel.set_yticks(range(len(cells)), names)
     panel.set_ylim(len(cells) - 0.5, -0.5)
     panel.grid(axis="x")
     panel.set_xlabel("percentage points")
-
-
-def _short(cell: str) -> str:
-    cell = cell.replace("segmentation patches", "segmentation")
-    return cell.replace("patch_mean", "mean patch").replace("cls", "CLS")
 
 
 def _legend(page: Canvas, variants: list[str]) -> None:

@@ -69,8 +69,9 @@ class Regime:
         train_images: at most so many images are trained on, the same number of each class; None for all.
         analyzed_images: at most so many images are analyzed.
         teacher_file: name of the teacher's weights in the data's folder ``weights``, for the objective ``distill``;
-        where
-            there is no such file, the published ones are fetched.
+            where there is no such file, the published ones are fetched.
+        start: weights that every training starts from, standard and specialized alike: a file, a run folder or the
+            name of a model; None for random ones, another for each seed.
     """
 
     recipe: Recipe
@@ -82,11 +83,12 @@ class Regime:
     train_images: int | None = None
     analyzed_images: int = 200
     teacher_file: str | None = None
+    start: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what decides the numbers."""
+        """For JSON: what decides the numbers, but the start, which is known by its SHA-256 and not by its name."""
         told = asdict(self)
-        del told["pace"], told["variants"], told["seeds"]
+        del told["pace"], told["variants"], told["seeds"], told["start"]
         return told
 
 

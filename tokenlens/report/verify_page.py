@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from tokenlens.report.drawings import draw_all, page_colour
 from tokenlens.report.numerals import counted, fixed, unbroken
 from tokenlens.report.origin import commands, definitions, provenance_rows
 from tokenlens.report.tables import Cell, Table, Written, number_of, table_of, text_of
+from tokenlens.stage_effects import ALL, THIRDS
 
 if TYPE_CHECKING:
     from tokenlens.verification import Verification
@@ -84,6 +86,11 @@ def content(verification: Verification) -> dict[str, Any]:
         "keys": [(variant, page_colour(variant_look(variant)["color"])) for variant in variants],
         "effects": _effects(verification.effects, title),
         "models": _models(verification, title),
+        "stage_sentences": verification.stage_sentences,
+        "stages": _stages(verification.stages, title),
+        "stages_by_seed": download(verification.stages_by_seed, "stages_by_seed", title),
+        "start": _start(verification),
+        "continued": _continued(verification.continued, title),
         "costs": _costs(verification.costs, title),
         "numbers": download(numbers, "numbers", title),
         "differences": download(verification.differences, "differences", title),
@@ -172,6 +179,45 @@ def _models(verification: Verification, of: str) -> Table:
     return table_of(frame, "measured", of, columns, ("mean", "sd over seeds", "lowest", "highest", "models"))
 
 
+def _stages(stages: pd.DataFrame, of: str) -> Table | None:
+    """What each stage of the norms adds to the fall of the CLS–patch cosine; its download has the blocks, too."""
+    if stages.empty:
+        return None
+    columns: dict[str, Written] = {
+        "variant": lambda row: Cell(row.variant, f"against {row.against}" if row.against else ""),
+        "norm": text_of("norm"), "blocks": text_of("blocks"), "part": text_of("part"),
+        "value": number_of("value", 3), "95 % interval": interval_of("ci_low", "ci_high"),
+        "sd over seeds": number_of("sd", 2), "q": number_of("q", 2), "seeds": number_of("seeds"),
+    }  # fmt: skip
+    if stages["setting"].nunique() > 1:
+        columns = {"setting": text_of("setting"), **columns}
+    numeric = ("value", "95 % interval", "sd over seeds", "q", "seeds")
+    table = table_of(stages[stages["blocks"].isin([ALL, *THIRDS])], "stages", of, columns, numeric)
+    return replace(table, data=download(stages, "stages", of))
+
+
+def _start(verification: Verification) -> str:
+    """By which name the start was given, where trainings have one."""
+    return str((verification.settings.get("start") or {}).get("given", ""))
+
+
+def _continued(continued: pd.DataFrame, of: str) -> Table | None:
+    """The start's numbers, and what training on did to them."""
+    if continued.empty:
+        return None
+    columns: dict[str, Written] = {
+        "variant": text_of("variant"), "measure": text_of("measure"),
+        "of": lambda row: Cell(f"{row.task} {row.source} {row.resolution} px"),
+        "start": number_of("start", 3), "over images": interval_of("start_low", "start_high"),
+        "mean after": number_of("mean", 3), "difference": number_of("difference", 2),
+        "95 % interval": interval_of("ci_low", "ci_high"), "seeds": number_of("seeds"),
+    }  # fmt: skip
+    if continued["setting"].nunique() > 1:
+        columns = {"setting": text_of("setting"), **columns}
+    numeric = ("start", "over images", "mean after", "difference", "95 % interval", "seeds")
+    return table_of(continued, "continued", of, columns, numeric)
+
+
 def _costs(costs: pd.DataFrame, of: str) -> Table:
     """What specializations cost."""
     frame = costs.copy()
@@ -195,8 +241,8 @@ def _commands(verification: Verification) -> list[tuple[str, str]]:
 
 
 def _provenance(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    named = ("name", "seeds", "variants", "data", "train_images", "masks", "analyzed", "given", "versions", "commit",
-             "started", "ended")  # fmt: skip
+    named = ("name", "start", "seeds", "variants", "data", "train_images", "masks", "analyzed", "given", "versions",
+             "commit", "started", "ended")  # fmt: skip
     return provenance_rows({name: settings[name] for name in named if settings.get(name)})
 
 

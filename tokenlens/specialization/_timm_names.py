@@ -1,17 +1,22 @@
-"""Specialized models by name in timm. Importing this file registers them.
+"""Specialized models, and those that come with tokenlens, by name in timm. Importing this file registers them.
 
-It is imported right after timm, maybe in the middle of the import of this very package: on top it imports timm alone.
+It is imported right after timm, maybe in the middle of the import of this very package: on top it imports timm alone,
+and what needs the standard library alone.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import timm
-from timm.models import load_pretrained, register_model
+from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model
 from torch import nn
+
+from tokenlens import shipped
 
 if TYPE_CHECKING:
     from tokenlens.specialization._specialization import Specialization
@@ -85,5 +90,48 @@ def _register(architecture: str) -> None:
     register_model(entry_point)
 
 
+def _register_shipped(name: str) -> None:
+    def entry_point(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        if isinstance(pretrained_cfg, str):
+            raise RuntimeError(f"{name} has no weights tagged {pretrained_cfg!r}; its name goes without a tag")
+        # timm's scripts hand over what `_published` told them; a folder brings its own, so theirs goes on top of it.
+        given = asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else dict(pretrained_cfg or {})
+        overlay = {key: value for key, value in given.items() if value is not None and key not in _OF_THE_FOLDER}
+        overlay |= pretrained_cfg_overlay or {}
+        folder = shipped.folder_of(name)
+        if pretrained and not {"file", "state_dict"} & overlay.keys():
+            from tokenlens.checkpoint import read_checkpoint
+
+            # In float32, so that resampling for another size does not round to float16 again.
+            overlay |= {"state_dict": read_checkpoint(folder / "model.safetensors").tensors, "source": ""}
+        model = timm.create_model(f"local-dir:{folder}", pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+        vars(model)["pretrained_cfg"].pop("state_dict", None)  # timm would keep a copy of all weights there
+        return model
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = shipped.describe(name)
+    register_model(entry_point)
+
+
+def _published(name: str) -> dict[str, Any]:
+    """What timm's list of pretrained models tells of a model that comes with tokenlens."""
+    folder = shipped.folder_of(name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+    known = {field.name for field in fields(PretrainedCfg)}
+    return {key: value for key, value in config.items() if key in known} | {"file": str(folder / "model.safetensors")}
+
+
+_OF_THE_FOLDER = ("architecture", "tag", "file", "source")
+"""What a shipped model's own folder says better than timm's list."""
+
+default_cfgs = generate_default_cfgs({name: _published(name) for name in shipped.names()})  # timm looks for that name
+
 for _name in SIZES:
     _register(_name)
+for _name in shipped.names():
+    _register_shipped(_name)
