@@ -14,7 +14,10 @@ from tokenlens.training_run import TrainedRun
 TEACHERS = {"vit_small_patch14_dinov2": "DINOv2 ViT-S/14 (Oquab et al. 2023), weights under Apache-2.0"}
 """By timm name: what a card says of a teacher. A teacher that is not here has a licence to be looked up first."""
 
-IMAGES = "Tiny ImageNet: photographs of ImageNet classes at 64 × 64 pixels, for research use"
+IMAGES = (
+    "Tiny ImageNet: photographs of ImageNet classes at 64 × 64 pixels, for research use; tin80.tar holds 100 of its "
+    "classes, of each the first 80 training images by name, and the validation images"
+)
 """What a card says of the images."""
 
 LIMITS = """\

@@ -115,11 +115,15 @@ def whose(result: ProbeResult, run: TrainedRun, file: Path) -> str:
     """``"own"``, ``"untrained"`` (the same model with random weights), ``"pixels"``, or the name of another model."""
     if result.model == "raw_pixels":
         return "pixels"
-    weights = result.provenance["identity"]["weights"]
+    identity = result.provenance["identity"]
+    weights = identity["weights"]
     if weights in (file_sha256(run.path / "model.safetensors"), file_sha256(file)):
         return "own"
     if result.untrained:
-        twin = load_model(f"local-dir:{run.path}", pretrained=False, device="cpu", seed=int(result.provenance["seed"]))
+        twin = load_model(
+            f"local-dir:{run.path}", pretrained=False, img_size=tuple(identity["image_size"]), device="cpu",
+            seed=int(result.provenance["seed"]),
+        )  # fmt: skip
         if weights == weights_sha256(twin.module):
             return "untrained"
     if Path(result.model).name in (run.path.name, file.parent.name):

@@ -171,7 +171,7 @@ def test_the_regime_starts_from_the_shipped_model():
     regime = regime_of("tiny_continued")
     assert regime.start == "tokenlens_tiny"
     tiny = regime_of("tiny")
-    assert regime.probes == tiny.probes
+    assert set(regime.probes) < set(tiny.probes)
     assert regime.recipe.warmup > tiny.recipe.warmup
     images = regime.train_images * (regime.recipe.epochs or 0)
     pace = regime.pace

@@ -38,7 +38,6 @@ REGIME = Regime(
         RegimeProbe("segmentation", 64),
         RegimeProbe("segmentation", 128),
         RegimeProbe("knn", 64, "cls", limit=8000),
-        RegimeProbe("knn", 64, "patch_mean", limit=8000),
     ),
     pace=Pace("one core of a virtual CPU", train=64, first=8, analyze=0.7, probes={"segmentation": 2, "knn": 1}),
 )  # fmt: skip
