@@ -59,6 +59,13 @@ def test_every_training_starts_from_these_weights(found, before):
     assert "start/MANIFEST.json" in check_manifest(found.path)["files"]
 
 
+def test_the_first_task_of_an_array_of_jobs_needs_no_training(data, before, tmp_path):
+    out = tmp_path / "toy"
+    assert plan(tiny_regime(probes=PROBES), data, seeds=1, start=before, out=out)["variant"].iloc[0] == "start"
+    verify(tiny_regime(probes=PROBES), data, seeds=1, start=before, out=out, task=0)
+    assert plan(tiny_regime(probes=PROBES), data, seeds=1, start=before, out=out)["state"].iloc[0] == "done"
+
+
 def test_standard_and_specialized_are_one_function_at_the_start(found):
     losses = {}
     for variant in ("standard", "paper"):

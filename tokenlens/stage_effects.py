@@ -197,8 +197,8 @@ def _of_norm(rows: pd.DataFrame, norm: str) -> str:
     parts = next(iter(_values(rows).values()))
     total = _level(parts["total"])
     stages = {stage: parts[stage] for stage in STAGES if stage in parts}
-    shares = ", ".join(f"{_WORDS[stage]} {signed(_level(of).difference, 2)}" for stage, of in stages.items())
-    text = f"{norm} {signed(total.difference, 2)}{_bounds(total)} = {shares}"
+    shares = ", ".join(f"{_WORDS[stage]} {signed(_level(of).difference, 3)}" for stage, of in stages.items())
+    text = f"{norm} {signed(total.difference, 3)}{_bounds(total)} = {shares}"
     if not total.enough:
         return f"{text} ({total.seeds} model{'s' if total.seeds != 1 else ''}, {MIN_SEEDS} needed to say more)"
     if total.low <= 0:
@@ -208,7 +208,7 @@ def _of_norm(rows: pd.DataFrame, norm: str) -> str:
 
 
 def _bounds(effect: Effect) -> str:
-    return "" if math.isnan(effect.low) else f" ({signed(effect.low, 2)} to {signed(effect.high, 2)})"
+    return "" if math.isnan(effect.low) else f" ({signed(effect.low, 3)} to {signed(effect.high, 3)})"
 
 
 def moves(effects: pd.DataFrame) -> pd.DataFrame:

@@ -99,7 +99,8 @@ def verify(
         if not 0 <= task < len(tasks):
             raise LookupError(f"the plan has tasks 0 to {len(tasks) - 1}, got {task}")
         tasks = [tasks[task]]
-        if tasks[0].what != "train" and not (tasks[0].run / MANIFEST).is_file():
+        trained = tasks[0].what != "train" and tasks[0].variant != START  # the start is made by `begin`
+        if trained and not (tasks[0].run / MANIFEST).is_file():
             raise ValueError(f"task {task} ({tasks[0]}) needs the finished training {tasks[0].run}")
     work.begin()
     _work(work, tasks, until, device, progress)
