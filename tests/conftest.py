@@ -14,6 +14,11 @@ import pytest
 CHROMIUM = Path("/usr/bin/chromium")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On a machine, or a share of one, with a single core torch warns of every process that reads images."""
+    config.addinivalue_line("filterwarnings", "ignore:This DataLoader will create:UserWarning")
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium that asks nobody for anything."""
