@@ -18,7 +18,8 @@ begin anew, and in so few steps they get only as far as the learning rate takes 
 of this recipe). It rises over the first fifth of the steps, because AdamW has seen no gradient yet and new heads push
 noise into weights that are good. Both variants bear the same; whether training on pays at all is what the start's
 numbers are there for. Run once, seeds 1 and 2 ended 6 to 8 points of mean IoU below the start; seed 0 did not, because
-it draws the heads that tokenlens_tiny was trained with. The model has seen the images before; what it is tested on it has not.
+it draws the heads that tokenlens_tiny was trained with. The model has seen the images before; what it is tested on it
+has not.
 """
 
 from dataclasses import replace
