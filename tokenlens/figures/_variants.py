@@ -11,6 +11,11 @@ from matplotlib.axes import Axes
 
 from tokenlens.figures import PAPER
 from tokenlens.figures._models import model_look
+from tokenlens.figures._panels import handle
+from tokenlens.paired_numbers import CLASSES, DENSE
+
+PROBED = {DENSE: "mean IoU", CLASSES: "accuracy"}
+"""What probes measure, by the name in the numbers, and a panel's title for it."""
 
 _ORDER = ("standard", "paper", "norms", "qkv_first_third", "qkv_all", "twin", "mlp", "proj", "everything")
 
@@ -24,6 +29,16 @@ def variants_in_order(names: Iterable[str]) -> list[str]:
 def variant_look(name: str) -> dict[str, Any]:
     """Colour, dashes and marker: the same ones in every figure."""
     return model_look(_ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+def variant_handles(names: Iterable[str]) -> list[Any]:
+    """Entries of a legend with each variant's colour and marker."""
+    return [handle(name, variant_look(name)["color"], variant_look(name)["marker"]) for name in names]
+
+
+def probed_cell(rows: pd.DataFrame) -> pd.Series:
+    """What was measured, as one word for each row of the numbers: "segmentation patches 64 px"."""
+    return rows["task"] + " " + rows["source"] + " " + rows["resolution"].astype(str) + " px"
 
 
 def dots_and_means(panel: Axes, rows: pd.DataFrame, variants: list[str], place: float, column: str) -> None:

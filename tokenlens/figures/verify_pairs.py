@@ -8,9 +8,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tokenlens.figures import FAINT, INK, VERIFICATION, NothingToDraw
-from tokenlens.figures._page import Canvas, canvas, paper, styled
-from tokenlens.figures._panels import handle
-from tokenlens.figures._variants import dots_and_means, probe_name, seeds_text, variant_look, variants_in_order
+from tokenlens.figures._page import canvas, paper, styled
+from tokenlens.figures._variants import (
+    PROBED,
+    dots_and_means,
+    probe_name,
+    probed_cell,
+    seeds_text,
+    variant_handles,
+    variants_in_order,
+)
 from tokenlens.paired_findings import CLAIM, LOST
 from tokenlens.paired_numbers import CLASSES, DENSE
 
@@ -32,7 +39,6 @@ METRICS: tuple[str, ...] = ()
 
 COLUMNS = ("setting", "variant", "measure", "cell", "seed", "difference", "ci_low", "ci_high", "seeds")
 _LINES = {DENSE: CLAIM, CLASSES: -LOST}
-_TITLES = {DENSE: "mean IoU", CLASSES: "accuracy"}
 
 
 def frame(verification: Verification) -> pd.DataFrame:
@@ -42,11 +48,11 @@ def frame(verification: Verification) -> pd.DataFrame:
         NothingToDraw: if there is no pair.
     """
     each, over = verification.differences, verification.effects
-    each = each[each["measure"].isin(_TITLES)].copy()
-    over = over[over["measure"].isin(_TITLES) & (over["against"] == "standard")].copy()
+    each = each[each["measure"].isin(PROBED)].copy()
+    over = over[over["measure"].isin(PROBED) & (over["against"] == "standard")].copy()
     if over.empty:
         raise NothingToDraw("no specialized model has a standard one to be set against yet")
-    each["cell"] = each["task"] + " " + each["source"] + " " + each["resolution"].astype(str) + " px"
+    each["cell"] = probed_cell(each)
     whole = each[(each["measure"] != CLASSES) | (each["source"] == "cls")]
     several = whole.groupby(["setting", "variant", "measure"])["cell"].transform("nunique") > 1
     means = whole[several].groupby(["setting", "variant", "measure", "seed"], as_index=False)["difference"].mean()
@@ -66,7 +72,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         ax: one Axes for each panel; a new figure by default.
     """
     settings = list(dict.fromkeys(frame["setting"]))
-    measures = [measure for measure in _TITLES if measure in set(frame["measure"])]
+    measures = [measure for measure in PROBED if measure in set(frame["measure"])]
     variants = variants_in_order(frame["variant"])
     rows = max(frame[frame["measure"] == measure]["cell"].nunique() for measure in measures)
     tall = 18 + rows * (7 + 4 * len(variants))
@@ -78,8 +84,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         for measure in measures:
             panel = next(panels)
             _panel(panel, frame[(frame["setting"] == setting) & (frame["measure"] == measure)], variants, measure)
-            page.title(panel, f"difference of {_TITLES[measure]}")
-    _legend(page, variants)
+            page.title(panel, f"difference of {PROBED[measure]}")
+    page.legend(variant_handles(variants))
     page.note(" · ".join([*settings, seeds_text(frame["seed"].dropna())]))
     return page.figure
 
@@ -95,14 +101,3 @@ def _panel(panel: Axes, rows: pd.DataFrame, variants: list[str], measure: str) -
     panel.set_ylim(len(cells) - 0.5, -0.5)
     panel.grid(axis="x")
     panel.set_xlabel("percentage points")
-
-
-def _legend(page: Canvas, variants: list[str]) -> None:
-    entries = []
-    for name in variants:
-        look = variant_look(name)
-        entry = handle(name, look["color"], look["marker"])
-        entries.append(entry)
-    page.legend(entries)
-
-

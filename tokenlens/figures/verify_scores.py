@@ -11,8 +11,15 @@ from matplotlib.axes import Axes
 from tokenlens.figures import FAINT, VERIFICATION, NothingToDraw
 from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import handle
-from tokenlens.figures._variants import dots_and_means, probe_name, seeds_text, variant_look, variants_in_order
-from tokenlens.paired_numbers import CLASSES, DENSE
+from tokenlens.figures._variants import (
+    PROBED,
+    dots_and_means,
+    probe_name,
+    probed_cell,
+    seeds_text,
+    variant_handles,
+    variants_in_order,
+)
 from tokenlens.seed_effects import effect_of
 from tokenlens.variants import START
 
@@ -33,7 +40,6 @@ CAPTION = (
 METRICS: tuple[str, ...] = ()
 
 COLUMNS = ("setting", "variant", "measure", "cell", "seed", "value", "ci_low", "ci_high", "seeds")
-_TITLES = {DENSE: "mean IoU", CLASSES: "accuracy"}
 
 
 def frame(verification: Verification) -> pd.DataFrame:
@@ -42,10 +48,10 @@ def frame(verification: Verification) -> pd.DataFrame:
     Raises:
         NothingToDraw: if no model was probed.
     """
-    each = verification.numbers[verification.numbers["measure"].isin(_TITLES)].copy()
+    each = verification.numbers[verification.numbers["measure"].isin(PROBED)].copy()
     if each.empty:
         raise NothingToDraw("no model was probed yet")
-    each["cell"] = _cell(each)
+    each["cell"] = probed_cell(each)
     keys = ["setting", "variant", "measure", "cell"]
     rows = []
     for key, models in each.groupby(keys, sort=False):
@@ -55,7 +61,7 @@ def frame(verification: Verification) -> pd.DataFrame:
                      "ci_high": over.high, "seeds": over.seeds})  # fmt: skip
     begun = verification.continued.copy()
     if len(begun):
-        begun["cell"] = _cell(begun)
+        begun["cell"] = probed_cell(begun)
         begun = begun.drop_duplicates(["setting", "measure", "cell"]).assign(variant=START, seeds=np.nan)
         begun = begun.assign(value=begun["start"], ci_low=begun["start_low"], ci_high=begun["start_high"])
         rows += begun[[*keys, "value", "ci_low", "ci_high", "seeds"]].to_dict("records")
@@ -63,10 +69,6 @@ def frame(verification: Verification) -> pd.DataFrame:
     told = pd.concat([each.assign(ci_low=np.nan, ci_high=np.nan), pd.DataFrame(rows)])
     told["seed"], told["seeds"] = told["seed"].astype("Int64"), told["seeds"].astype("Int64")
     return told[list(COLUMNS)].reset_index(drop=True)
-
-
-def _cell(rows: pd.DataFrame) -> pd.Series:
-    return rows["task"] + " " + rows["source"] + " " + rows["resolution"].astype(str) + " px"
 
 
 @styled
@@ -78,7 +80,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         ax: one Axes for each panel; a new figure by default.
     """
     settings = list(dict.fromkeys(frame["setting"]))
-    measures = [measure for measure in _TITLES if measure in set(frame["measure"])]
+    measures = [measure for measure in PROBED if measure in set(frame["measure"])]
     variants = [name for name in variants_in_order(frame["variant"]) if name != START]
     rows = max(frame[frame["measure"] == measure]["cell"].nunique() for measure in measures)
     tall = 18 + rows * (7 + 4 * len(variants))
@@ -90,8 +92,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         for measure in measures:
             panel = next(panels)
             _panel(panel, frame[(frame["setting"] == setting) & (frame["measure"] == measure)], variants)
-            page.title(panel, _TITLES[measure])
-    entries = [handle(name, variant_look(name)["color"], variant_look(name)["marker"]) for name in variants]
+            page.title(panel, PROBED[measure])
+    entries = variant_handles(variants)
     page.legend([*entries, handle(START, FAINT, "")] if (frame["variant"] == START).any() else entries)
     page.note(" · ".join([*settings, seeds_text(frame["seed"].dropna())]))
     return page.figure

@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 
 from tokenlens.figures import INK, VERIFICATION, NothingToDraw
 from tokenlens.figures._page import canvas, paper, styled
-from tokenlens.figures._panels import handle
-from tokenlens.figures._variants import dots_and_means, seeds_text, variant_look, variants_in_order
+from tokenlens.figures._variants import dots_and_means, seeds_text, variant_handles, variants_in_order
 from tokenlens.stage_effects import ALL
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             panel = next(panels)
             _panel(panel, frame[(frame["setting"] == setting) & (frame["norm"] == norm)], variants, parts)
             page.title(panel, f"difference at {norm}")
-    page.legend([handle(name, variant_look(name)["color"], variant_look(name)["marker"]) for name in variants])
+    page.legend(variant_handles(variants))
     page.note(" · ".join([*settings, seeds_text(frame["seed"].dropna())]))
     return page.figure
 
