@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tokenlens
 from tokenlens.analysis import COLUMNS, SERIES, Analysis, _Run, chosen_metrics
+from tokenlens.compiled_sums import NotCompiled
 from tokenlens.data import batches, open_images
 from tokenlens.metrics import metrics as catalog
 from tokenlens.models import load_model
@@ -66,6 +67,18 @@ def analysis(name: str, split: tuple[tuple[int, ...], ...] = WHOLE, pool_images:
     # The metrics are fed batch by batch, not once for all of these few images.
     with patch("tokenlens.analysis.POOL_IMAGES", pool_images):
         return tokenlens.analyze(model(name), in_batches(name, split), metrics="all")
+
+
+@cache
+def in_torch(name: str) -> Analysis:
+    """The same where there is no C compiler."""
+    with patch("tokenlens.compiled_sums.library", side_effect=NotCompiled("a test")):
+        result = tokenlens.analyze(model(name), images(name), metrics="all")
+    assert result.provenance["sums"] == "torch (a test)"
+    return result
+
+
+both_ways = pytest.mark.parametrize("analyzed", [analysis, in_torch], ids=["fastest", "torch"])
 
 
 @cache
@@ -134,16 +147,17 @@ def test_which_metrics_apply_and_why_not(name):
         assert len(reason.split()) > 3
 
 
+@both_ways
 @every_metric_and_case
-def test_agrees_with_float64_numpy(metric, name):
+def test_agrees_with_float64_numpy(metric, name, analyzed):
     expected = reference(metric, name)
-    rows = rows_of(analysis(name), metric)
+    rows = rows_of(analyzed(name), metric)
     assert set(rows.index) == set(expected)
     level = reference_module(metric).LEVEL
     keys = list(rows.index)
     values = np.array([expected[key] for key in keys])
     if level == "image":
-        table = analysis(name).per_image[metric]
+        table = analyzed(name).per_image[metric]
         close(np.stack([table[key] for key in keys]), values)
         n = np.sum(~np.isnan(values), axis=1)
         mean, sd = values.mean(1), values.std(1, ddof=1)
@@ -177,9 +191,10 @@ def test_in_float64_the_definitions_are_the_same(metric, name):
     close(rows["value"], values, relative=1e-9, absolute=2e-8)
 
 
+@both_ways
 @every_metric_and_case
-def test_arrays_agree_with_float64_numpy(metric, name):
-    arrays = {k.partition("/")[2]: a for k, a in analysis(name).arrays.items() if k.partition("/")[0] == metric}
+def test_arrays_agree_with_float64_numpy(metric, name, analyzed):
+    arrays = {k.partition("/")[2]: a for k, a in analyzed(name).arrays.items() if k.partition("/")[0] == metric}
     make = getattr(reference_module(metric), "reference_arrays", None)
     if make is None:
         assert not arrays, f"tests/metrics/{metric}.py needs reference_arrays(stored)"

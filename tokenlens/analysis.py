@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tokenlens.cells import BatchSummary
+from tokenlens.compiled_sums import how_summed, sums_for
 from tokenlens.data import Batch, ImageSource, batches, open_images
 from tokenlens.families import Family
 from tokenlens.metrics import PATTERN, Metric, NamedArray, PerImageMetric, RawTokenMetric, Subject
@@ -222,6 +223,7 @@ def analyze(
     names, hashes, skipped = _merge_ranks(run, indices, names, hashes, source.skipped, world_size)
     if not names:
         raise ValueError(f"no image of {source.description} could be used: {_skipped_text(skipped)}")
+    device_used = next(loaded.module.parameters()).device
     provenance = {
         "model": loaded.name,
         "family": loaded.family.name or type(loaded.family).__name__,
@@ -237,7 +239,8 @@ def analyze(
         "transform": {key: _plain(value) for key, value in loaded.data_config.items()},
         "image_size": list(run.image_size),
         "seed": seed,
-        "device": str(next(loaded.module.parameters()).device),
+        "device": str(device_used),
+        "sums": how_summed(device_used),
         "dtype": "bfloat16 autocast" if amp else str(next(loaded.module.parameters()).dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "world_size": world_size,
@@ -406,6 +409,7 @@ class _Run:
             pattern=any(metric.needs_pattern for metric in self.applicable),
             raw=[(m.name, m.sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
             whole_pattern={reduction for metric in self.applicable for reduction in metric.wanted_of_pattern},
+            sums=sums_for(self.layout, next(self.loaded.module.parameters()).device),
         )
 
     def take(self, batch: Batch, amp: bool) -> None:

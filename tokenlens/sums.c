@@ -1,0 +1,162 @@
+/* The sums over tokens that analyze takes inside a forward pass on the CPU, each tensor read once.
+
+   Compiled and called by compiled_sums.py; sums.py has the same in torch operations and says what each number is.
+   Tensors are float32 with adjacent channels; strides are counted in elements. Every image is summed by one thread
+   in one order, so numbers depend on neither the number of threads nor the other images of the batch. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Of tokens (images, tokens, channels). What is NULL is not wanted:
+   norms        (images, tokens)                 Euclidean norms
+   rows         (images, prefixes + sums, channels)  the prefix tokens, then at unit_row the sum over patches of
+                x/|x| and at sum_row that of x (-1: not wanted)
+   magnitudes   (images, channels)               the sum of |x| over patches
+   products     (images, tokens)                 inner products with other, which is laid out as x is */
+void tokenlens_tokens(int threads, int64_t images, int64_t tokens, int64_t channels, const float *x,
+                      int64_t image_stride, int64_t token_stride, int64_t first_patch, int64_t patches,
+                      const int64_t *prefix, int64_t prefixes, float *norms, float *rows, int64_t rows_an_image,
+                      int64_t unit_row, int64_t sum_row, float *magnitudes, const float *other, float *products)
+{
+    const size_t bytes = (size_t)channels * sizeof(float);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < images; b++) {
+        const float *image = x + b * image_stride;
+        float *own = rows ? rows + b * rows_an_image * channels : NULL;
+        float *restrict unit = own && unit_row >= 0 ? own + unit_row * channels : NULL;
+        float *restrict sum = own && sum_row >= 0 ? own + sum_row * channels : NULL;
+        float *restrict magnitude = magnitudes ? magnitudes + b * channels : NULL;
+        if (own)
+            for (int64_t r = 0; r < prefixes; r++)
+                memcpy(own + r * channels, image + prefix[r] * token_stride, bytes);
+        if (unit) memset(unit, 0, bytes);
+        if (sum) memset(sum, 0, bytes);
+        if (magnitude) memset(magnitude, 0, bytes);
+        for (int64_t t = 0; t < tokens; t++) {
+            const float *restrict token = image + t * token_stride;
+            float square = 0, product = 0;
+            if (products) {
+                const float *restrict beside = other + b * image_stride + t * token_stride;
+                for (int64_t d = 0; d < channels; d++) {
+                    square += token[d] * token[d];
+                    product += token[d] * beside[d];
+                }
+                products[b * tokens + t] = product;
+            } else {
+                for (int64_t d = 0; d < channels; d++) square += token[d] * token[d];
+            }
+            const float norm = sqrtf(square), inverse = 1.0f / norm;
+            if (norms) norms[b * tokens + t] = norm;
+            if (t < first_patch || t >= first_patch + patches) continue;
+            if (unit && sum && magnitude) {
+                for (int64_t d = 0; d < channels; d++) {
+                    unit[d] += inverse * token[d];
+                    sum[d] += token[d];
+                    magnitude[d] += fabsf(token[d]);
+                }
+                continue;
+            }
+            if (unit && sum) {
+                for (int64_t d = 0; d < channels; d++) {
+                    unit[d] += inverse * token[d];
+                    sum[d] += token[d];
+                }
+            } else if (unit) {
+                for (int64_t d = 0; d < channels; d++) unit[d] += inverse * token[d];
+            } else if (sum) {
+                for (int64_t d = 0; d < channels; d++) sum[d] += token[d];
+            }
+            if (magnitude)
+                for (int64_t d = 0; d < channels; d++) magnitude[d] += fabsf(token[d]);
+        }
+    }
+}
+
+/* Of the patches (images, patches, channels) that a norm takes in: centred on means (images, patches), or not where
+   that is NULL; lengths (images, stages, patches) of c and, where weight is given, of weight·c; and sums
+   (images, stages, channels) of c over each of these lengths. */
+void tokenlens_stages(int threads, int64_t images, int64_t patches, int64_t channels, const float *x,
+                      int64_t image_stride, int64_t token_stride, const float *restrict weight, float *means,
+                      float *lengths, float *sums)
+{
+    const int64_t stages = weight ? 2 : 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < images; b++) {
+        float *restrict centred = sums + b * stages * channels, *restrict weighted = centred + channels;
+        memset(centred, 0, (size_t)(stages * channels) * sizeof(float));
+        for (int64_t p = 0; p < patches; p++) {
+            const float *restrict token = x + b * image_stride + p * token_stride;
+            float mean = 0, square = 0, weighted_square = 0;
+            if (means) {
+                for (int64_t d = 0; d < channels; d++) mean += token[d];
+                means[b * patches + p] = mean /= (float)channels;
+            }
+            float *length = lengths + b * stages * patches + p;
+            if (weight) {
+                for (int64_t d = 0; d < channels; d++) {
+                    const float c = token[d] - mean, w = weight[d] * c;
+                    square += c * c;
+                    weighted_square += w * w;
+                }
+                length[0] = sqrtf(square);
+                length[patches] = sqrtf(weighted_square);
+                const float inverse = 1.0f / length[0], weighted_inverse = 1.0f / length[patches];
+                for (int64_t d = 0; d < channels; d++) {
+                    const float c = token[d] - mean;
+                    centred[d] += inverse * c;
+                    weighted[d] += weighted_inverse * c;
+                }
+            } else {
+                for (int64_t d = 0; d < channels; d++) {
+                    const float c = token[d] - mean;
+                    square += c * c;
+                }
+                length[0] = sqrtf(square);
+                const float inverse = 1.0f / length[0];
+                for (int64_t d = 0; d < channels; d++) centred[d] += inverse * (token[d] - mean);
+            }
+        }
+    }
+}
+
+/* Of attention, from q and k (images, heads, tokens, channels), the scores under the exponential; of each tensor the
+   strides of images, heads and tokens. What is NULL is not wanted:
+   row          (images, heads, tokens)             of the token at position cls with all
+   columns      (images, heads, prefixes, patches)  of patches with each prefix token, less lse (images, heads, tokens),
+                                                    the log of each row's softmax denominator */
+void tokenlens_scores(int threads, int64_t images, int64_t heads, int64_t tokens, int64_t channels, const float *q,
+                      const int64_t *q_strides, const float *k, const int64_t *k_strides, float scale,
+                      const float *lse, const int64_t *lse_strides, int64_t first_patch, int64_t patches,
+                      const int64_t *prefix, int64_t prefixes, int64_t cls, float *row, float *columns)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < images; b++)
+        /* Tokens outside, heads inside: that is how q and k usually lie in memory. */
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t h = 0; h < heads; h++) {
+                const float *restrict q_head = q + b * q_strides[0] + h * q_strides[1];
+                const float *restrict k_head = k + b * k_strides[0] + h * k_strides[1];
+                /* The processor does not foresee the step from token to token, which skips the other two of q, k, v. */
+                for (int64_t d = 0; d < channels; d += 16) {
+                    __builtin_prefetch(q_head + (t + 4) * q_strides[2] + d);
+                    __builtin_prefetch(k_head + (t + 4) * k_strides[2] + d);
+                }
+                if (row) {
+                    const float *query = q_head + cls * q_strides[2], *key = k_head + t * k_strides[2];
+                    float dot = 0;
+                    for (int64_t d = 0; d < channels; d++) dot += query[d] * key[d];
+                    row[(b * heads + h) * tokens + t] = scale * dot;
+                }
+                if (!columns || t < first_patch || t >= first_patch + patches) continue;
+                const float log_total = lse[b * lse_strides[0] + h * lse_strides[1] + t * lse_strides[2]];
+                float *own = columns + (b * heads + h) * prefixes * patches + t - first_patch;
+                for (int64_t r = 0; r < prefixes; r++) {
+                    const float *query = q_head + t * q_strides[2], *key = k_head + prefix[r] * k_strides[2];
+                    float dot = 0;
+                    for (int64_t d = 0; d < channels; d++) dot += query[d] * key[d];
+                    own[r * patches] = scale * dot - log_total;
+                }
+            }
+}
