@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
+from tokenlens.compiled_sums import how_summed
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
@@ -126,7 +127,7 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
         steps |= available(model)
     order = random.Random(0)
     rows: list[dict[str, object]] = []
-    state = {"round": 0, "begun": 0.0}
+    state = {"round": 0, "begun": 0.0, "cpu": 0.0}
 
     def wait() -> None:
         if device.startswith("cuda"):
@@ -134,20 +135,22 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
 
     def others(_done: int, _total: int | None) -> None:
         wait()
-        rows.append({"way": "tokenlens analyze", "round": state["round"], "s": time.perf_counter() - state["begun"]})
+        took = {"s": time.perf_counter() - state["begun"], "cpu s": time.process_time() - state["cpu"]}
+        rows.append({"way": "tokenlens analyze", "round": state["round"]} | took)
         for way in order.sample(list(steps), len(steps)):
             gc.collect()
             wait()
-            begun = time.perf_counter()
+            begun, processor = time.perf_counter(), time.process_time()
             with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=amp):
                 steps[way](on_device)
             wait()
-            rows.append({"way": way, "round": state["round"], "s": time.perf_counter() - begun})
+            took = {"s": time.perf_counter() - begun, "cpu s": time.process_time() - processor}
+            rows.append({"way": way, "round": state["round"]} | took)
         gc.collect()
         state["round"] += 1
-        state["begun"] = time.perf_counter()
+        state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
 
-    state["begun"] = time.perf_counter()
+    state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
     images = [(image, 0) for _ in range(rounds + 2) for image in pixels]
     tokenlens.analyze(model, images, batch_size=batch, device=device, amp=amp, progress=others)
     frame = pd.DataFrame(rows)
@@ -156,17 +159,23 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
 
 
 def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Median seconds, and the median and quartiles of each way's ratio to the plain forward of the same round."""
-    frame = pd.concat(frames)
+    """Median seconds, and each way's ratio to the plain forward of the same round, of elapsed and of processor time."""
     rows = []
-    for (model, way), part in frame.groupby(["model", "way"], sort=False):
-        plain = frame[(frame["model"] == model) & (frame["way"] == "plain forward")].set_index("round")["s"]
-        ratio = part.set_index("round")["s"] / plain
-        rows.append({
-            "model": model, "way": way, "rounds": len(ratio), "median s": part["s"].median(),
-            "ratio": ratio.median(), "ratio q25": ratio.quantile(0.25), "ratio q75": ratio.quantile(0.75),
-        })
+    for model, of_all in pd.concat(frames).groupby("model", sort=False):
+        seconds, processor = (of_all.pivot(index="round", columns="way", values=kind) for kind in ("s", "cpu s"))
+        for way in of_all["way"].unique():
+            rows.append({"model": model, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
+                        | ratio_and_interval("", seconds[way] / seconds["plain forward"])
+                        | ratio_and_interval("processor ", processor[way] / processor["plain forward"]))  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def ratio_and_interval(kind: str, ratios: pd.Series) -> dict[str, float]:
+    """The median of the rounds' ratios, and its bootstrap interval (95 %)."""
+    values = ratios.to_numpy()
+    medians = np.median(np.random.default_rng(0).choice(values, (2000, len(values))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return {f"{kind}ratio": np.median(values), f"{kind}low": low, f"{kind}high": high}
 
 
 # -- memory, in a fresh process for each number
@@ -332,8 +341,9 @@ def main() -> None:
             f"analyze_time{'_peers' if peers else ''}{suffix}", "Time of analyze over a plain forward",
             f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
             "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
-            "same round: median and quartiles over rounds. “plain forward again” shows the noise. The competitors only "
-            "store tensors or maps; tokenlens computes all of its default metrics.",
+            "same round, of elapsed time and of the processor's in all threads: median over rounds and its bootstrap "
+            "95 % interval. “plain forward again” shows the noise. The competitors only store tensors or maps; "
+            f"tokenlens computes all of its default metrics. Sums in {how_summed(torch.device(options.device))}.",
             options.device, time_table(frames),
         )
     if options.what in ("memory", "all"):

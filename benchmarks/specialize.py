@@ -33,7 +33,7 @@ from tokenlens.places import keep_freed_memory
 from tokenlens.specialization import SpecializedModule, plan_of, specialize
 
 sys.path.insert(0, str(Path(__file__).parent))
-from analyze import RESULTS, hardware, markdown, peak_mib
+from analyze import RESULTS, hardware, markdown, peak_mib, ratio_and_interval
 
 MODELS = ("deit3_small_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 WAYS = ("standard", "standard again", "specialized", "naive")
@@ -135,8 +135,8 @@ def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
         for way in WAYS:
             rows.append({"model": model, "phase": phase, "way": way, "rounds": len(seconds),
                          "median s": seconds[way].median()}
-                        | _ratio("", seconds[way] / seconds["standard"])
-                        | _ratio("processor ", processor[way] / processor["standard"]))  # fmt: skip
+                        | ratio_and_interval("", seconds[way] / seconds["standard"])
+                        | ratio_and_interval("processor ", processor[way] / processor["standard"]))  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -216,16 +216,9 @@ def parts_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
                 rows.append({"model": model, "phase": phase, "part": part, "way": way, "rounds": len(seconds),
                              "standard, processor s": processor["standard"].median(),
                              "share": processor["standard"].median() / median}
-                            | _ratio("", seconds[way] / seconds["standard"])
-                            | _ratio("processor ", processor[way] / processor["standard"]))  # fmt: skip
+                            | ratio_and_interval("", seconds[way] / seconds["standard"])
+                            | ratio_and_interval("processor ", processor[way] / processor["standard"]))  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _ratio(kind: str, ratios: pd.Series) -> dict[str, float]:
-    values = ratios.to_numpy()
-    medians = np.median(np.random.default_rng(0).choice(values, (2000, len(values))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return {f"{kind}ratio": np.median(values), f"{kind}low": low, f"{kind}high": high}
 
 
 def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bool) -> dict[str, float]:

@@ -46,7 +46,7 @@ from tokenlens.training_data import training_batches
 from tokenlens.training_loop import Tally, TrainingLoop
 
 sys.path.insert(0, str(Path(__file__).parent))
-from analyze import RESULTS, hardware, markdown
+from analyze import RESULTS, hardware, markdown, ratio_and_interval
 
 OBJECTIVES = ("supervised", "dino", "dinov2", "distill")
 WAYS = ("bare loop", "tokenlens train", "bare loop, images in memory")
@@ -197,13 +197,11 @@ def time_table(frames: Iterable[tuple[pd.DataFrame, int]], batch: int) -> pd.Dat
     for frame, steps in frames:
         seconds = frame.pivot(index="round", columns="way", values="s").dropna()
         for way in WAYS:
-            ratio = (seconds["bare loop"] / seconds[way]).to_numpy()
-            medians = np.median(np.random.default_rng(0).choice(ratio, (2000, len(ratio))), axis=1)
-            low, high = np.quantile(medians, (0.025, 0.975))
             rows.append({
-                "objective": frame["objective"].iloc[0], "way": way, "rounds": len(ratio), "steps a round": steps,
-                "images/s": steps * batch / seconds[way].median(), "speed over bare": np.median(ratio), "low": low,
-                "high": high, "total over total": seconds["bare loop"].sum() / seconds[way].sum(),
+                "objective": frame["objective"].iloc[0], "way": way, "rounds": len(seconds), "steps a round": steps,
+                "images/s": steps * batch / seconds[way].median(),
+                **ratio_and_interval("speed ", seconds["bare loop"] / seconds[way]),
+                "total over total": seconds["bare loop"].sum() / seconds[way].sum(),
             })
     return pd.DataFrame(rows)
 
