@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenlens.metrics import AttentionMetric, Subject, Values
 from tokenlens.summaries import AttentionSummary
-from tokenlens.tokens import TokenLayout
+from tokenlens.tokens import TokenLayout, take
 
 
 def attention_mass(pattern_BHTT: Tensor, layout: TokenLayout, query: str, key: str) -> Tensor:
@@ -31,8 +31,8 @@ class AttentionMass(AttentionMetric):
         layout, values = summary.layout, {}
         for group in layout.groups:
             if summary.cls_row is not None:
-                values["", f"cls-{group}"] = summary.cls_row[..., list(layout.positions(group))].sum(-1)
+                values["", f"cls-{group}"] = take(summary.cls_row, layout.positions(group), -1).sum(-1)
             if group != "patch" and summary.patch_to_prefix is not None:
-                index = list(layout.prefix_index(group))
-                values["", f"patch-{group}"] = summary.patch_to_prefix[..., index].sum(-1)
+                columns = take(summary.patch_to_prefix, layout.prefix_index(group), -1)
+                values["", f"patch-{group}"] = columns.sum(-1)
         return values
