@@ -369,6 +369,14 @@ def test_checkpoint_that_does_not_fit_names_the_keys(tmp_path: Path) -> None:
     assert "1 key of another shape: norm.weight (9 in the checkpoint, 64 in the model)" in text
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (1, 7), (1, 0, 64), (1, 7, 64), (1, 2, 3, 64)])
+def test_a_malformed_position_embedding_is_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Also where timm stumbles over it while it adapts its size."""
+    save_file(timm_state() | {"pos_embed": torch.zeros(shape)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit test_vit.*pos_embed"):
+        load_model(NAME, checkpoint=tmp_path / "weights.safetensors")
+
+
 class Weapon:
     """A pickle that would run a command."""
 

@@ -160,7 +160,7 @@ def native_names(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
             scales = {"adapt_layer_scale": True} if "adapt_layer_scale" in signature(adapt).parameters else {}
             try:
                 adapted: dict[str, Tensor] = adapt(dict(tensors), model, **scales)
-            except (RuntimeError, KeyError, AttributeError, ValueError, AssertionError):
+            except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, AssertionError):
                 break  # a foreign checkpoint: compare it as it is
             return adapted
     return tensors
