@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenlens.attention import AttentionCall, log_sum_exp
 from tokenlens.cache import cache_folder
@@ -98,7 +98,7 @@ class CompiledSums(Sums):
         sums_BSD: Tensor,
     ) -> None:
         """As ``Sums.stages``, in one pass over the patches."""
-        if not _readable(patches_BPD) or (weight_D is not None and not weight_D.is_contiguous()):
+        if not _readable(patches_BPD) or (weight_D is not None and not _readable(weight_D)):
             super().stages(patches_BPD, weight_D, means_BP, lengths_BSP, sums_BSD)
             return
         self._library.tokenlens_stages(
@@ -129,7 +129,9 @@ class CompiledSums(Sums):
 
 
 def _readable(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1
+    """Whether C finds the numbers where ``data_ptr`` says; a subclass may keep them elsewhere (DTensor, FakeTensor)."""
+    plain = type(x) in (Tensor, nn.Parameter)
+    return plain and x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1
 
 
 def _strides(x: Tensor) -> Any:
