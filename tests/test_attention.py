@@ -164,3 +164,11 @@ def test_what_is_not_supported_is_named():
     x = torch.randn(B, T, 16)
     with pytest.raises(ValueError, match="mask"), torch.no_grad(), AttentionCapture(B, T):
         module(x, x, x, need_weights=False, attn_mask=torch.eye(T, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("keys", [5, 20])
+def test_attention_to_other_than_the_tokens_is_refused(keys):
+    """Appended null keys, or pooled ones: softmax over them is no attention among the tokens."""
+    q, k = torch.randn(1, 2, 17, 8), torch.randn(1, 2, keys, 8)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"17 tokens attend to {keys} keys"), AttentionCapture(1, 17):
+        scaled_dot_product_attention(q, k, k)

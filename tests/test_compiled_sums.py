@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import tokenlens
@@ -33,6 +35,8 @@ LAYOUTS = [
     TokenLayout(grid=(2, 7), prefix=("reg",)),
     TokenLayout(grid=(4, 4), prefix=()),
     TokenLayout(grid=(1, 1)),
+    TokenLayout(grid=(2, 5), prefix=("cls", "reg"), patch_start=1),
+    TokenLayout(grid=(9, 11), patch_start=0),
 ]
 BOTH = ("unit_patch_sum", "patch_sum")
 
@@ -74,8 +78,9 @@ def of_attention(sums: Sums, call: AttentionCall) -> list[Tensor]:
 
 
 def attention_call(layout: TokenLayout, seed: int = 0) -> AttentionCall:
-    """q, k and v as timm's blocks lay them out."""
+    """q, k and v as timm's blocks lay them out, but k with strides of its own."""
     q, k, v = random(3, layout.tokens, 3 * 4 * 13, seed=seed).unflatten(-1, (3, 4, 13)).permute(2, 0, 3, 1, 4)
+    k = k.clone(memory_format=torch.contiguous_format)
     return AttentionCall(q, k, v, scale=0.2, lse_BHT=log_sum_exp(q, k, 0.2))
 
 
@@ -123,26 +128,123 @@ class Elsewhere(Tensor):
         raise AssertionError("asked where its numbers are")
 
 
+class Asked(Exception):
+    """C was asked."""
+
+
+class Nothing:
+    """A library that is not to be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        def function(*_arguments: Any) -> None:
+            raise Asked(name)
+
+        return function
+
+
 @compiled
 def test_what_c_does_not_read_goes_to_torch():
     layout = LAYOUTS[1]
-    ours, theirs = CompiledSums(layout, library()), Sums(layout)
+    ours, theirs = CompiledSums(layout, Nothing()), Sums(layout)
     wide = random(2, layout.tokens, 24)
-    elsewhere = wide.as_subclass(Elsewhere)
-    turned = wide.transpose(0, 1).contiguous().transpose(0, 1)
-    for x in (wide.double(), wide[..., ::2], wide[..., :5], turned, elsewhere):
+    with pytest.raises(Asked):
+        of_tokens(ours, wide)
+    with pytest.raises(Asked):
+        of_stages(ours, wide, wide[0, 0], True)
+    elsewhere, turned = wide.as_subclass(Elsewhere), torch._neg_view(wide)
+    for x in (wide.double(), wide[..., ::2], elsewhere, turned):
         for name, value in of_tokens(ours, x, BOTH, x.flip(1)).items():
             near(value, of_tokens(theirs, x, BOTH, x.flip(1))[name])
         for got, value in zip(of_stages(ours, x, x[0, 0], True), of_stages(theirs, x, x[0, 0], True), strict=True):
             near(got, value)
+    for other in (wide.transpose(0, 1).contiguous().transpose(0, 1), wide[:1], elsewhere):
+        near(of_tokens(ours, wide, BOTH, other)["products"], (wide * other).sum(-1))
+    for weight in (random(1), wide[0, 0].as_subclass(Elsewhere), random(48)[::2]):
+        for got, value in zip(of_stages(ours, wide, weight, True), of_stages(theirs, wide, weight, True), strict=True):
+            near(got, value)
+
+
+@compiled
+def test_attention_that_c_does_not_read_goes_to_torch():
+    layout = LAYOUTS[1]
+    ours, theirs = CompiledSums(layout, Nothing()), Sums(layout)
     call = attention_call(layout)
+    q, k, v, lse = call.q_BHTd, call.k_BHTd, call.v_BHTd, call.lse_BHT
+    with pytest.raises(Asked):
+        of_attention(ours, call)
+    bias = random(1, 1, layout.tokens, layout.tokens)
     for other in (
-        AttentionCall(call.q_BHTd, call.k_BHTd, call.v_BHTd, 0.2, bias=random(1, 1, layout.tokens, layout.tokens)),
-        AttentionCall(call.q_BHTd, call.k_BHTd, call.v_BHTd, pattern_BHTT=call.pattern()),
-        AttentionCall(call.q_BHTd.bfloat16(), call.k_BHTd.bfloat16(), call.v_BHTd, 0.2, lse_BHT=call.lse_BHT),
+        AttentionCall(q, k, v, 0.2, bias=bias, lse_BHT=log_sum_exp(q, k, 0.2, bias)),
+        AttentionCall(q, k, v, pattern_BHTT=call.pattern(), lse_BHT=lse),
+        AttentionCall(q.bfloat16(), k.bfloat16(), v, 0.2, lse_BHT=lse),
+        AttentionCall(q, k.double(), v, 0.2, lse_BHT=lse),
+        AttentionCall(q, k, v, 0.2, lse_BHT=lse.double()),
+        AttentionCall(q, k, v, 0.2),
     ):
         for got, value in zip(of_attention(ours, other), of_attention(theirs, other), strict=True):
             near(got, value)
+    per_head = random(2, 4, layout.tokens, 13)
+    norms, rows = per_head.new_empty(2, 4, layout.tokens), per_head.new_empty(2, 4, len(layout.prefix) + 2, 13)
+    ours.tokens(per_head, BOTH, norms, rows)
+    near(norms, per_head.norm(dim=-1))
+
+
+@compiled
+def test_c_writes_nowhere_else():
+    """A place that is too small, in another precision or with gaps is refused before anything is written."""
+    layout = LAYOUTS[0]
+    sums, x, call = CompiledSums(layout, library()), random(4, layout.tokens, 16), attention_call(layout)
+    good = {"norms": x.new_zeros(4, layout.tokens), "rows": x.new_zeros(4, 3, 16)}
+    for name, wrong in (
+        ("norms", x.new_zeros(2, layout.tokens)),
+        ("norms", x.new_zeros(4, layout.tokens).double()),
+        ("rows", x.new_zeros(4, 3, 32)[..., ::2]),
+        ("magnitudes", x.new_zeros(2, 16)),
+    ):
+        with pytest.raises(ValueError, match="place"):
+            sums.tokens(x, BOTH, **good | {name: wrong})
+    with pytest.raises(ValueError, match="place"):
+        sums.stages(layout.patches_of(x), None, None, x.new_zeros(2, 1, layout.patches), x.new_zeros(4, 1, 16))
+    with pytest.raises(ValueError, match="place"):
+        sums.attention(call, x.new_zeros(1, 4, layout.tokens), None)
+    with pytest.raises(ValueError, match="tokens"):
+        sums.tokens(x[:, 1:], BOTH, x.new_zeros(4, layout.tokens - 1), x.new_zeros(4, 3, 16))
+
+
+class Doubled(VisionTransformer):
+    """Runs its first block on every image twice."""
+
+    def forward_features(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        x = self.blocks[0](torch.cat([x, x.flip(-1)]))[: len(x)]
+        return self.norm(self.blocks[1](x))
+
+
+class Mixed(Doubled):
+    """Computes in two precisions."""
+
+    def forward_features(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        return self.norm(self.blocks[1](self.blocks[0].double()(x.double()).float()))
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Doubled, "2 images in a forward pass of 1"), (Mixed, "precision")])
+def test_models_that_do_something_else_are_refused(kind, said):
+    vit = kind(img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0).eval()
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        tokenlens.analyze(vit, images("layer")[:2, :, :16, :16], batch_size=2)
+
+
+@compiled
+def test_long_sums_do_not_lose_digits():
+    """A channel that is the same everywhere, as in massive activations, over a grid of 128 × 128."""
+    layout = TokenLayout(grid=(128, 128))
+    x = torch.full((1, layout.tokens, 3), 0.1) * torch.tensor([1.0, -3.3, 700.0])
+    got = of_tokens(CompiledSums(layout, library()), x)
+    expected = x[:, 1:].double()
+    exact = torch.cat([(expected / expected.norm(dim=-1, keepdim=True)).sum(1), expected.sum(1)])
+    torch.testing.assert_close(got["rows"][0, 1:].double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(got["magnitudes"].double(), expected.abs().sum(1), rtol=1e-5, atol=0)
 
 
 @compiled
@@ -242,14 +344,28 @@ def test_compiled_once_and_kept(anew, monkeypatch):
 
 
 @compiled
-def test_a_broken_file_in_the_cache_is_made_anew(anew):
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: b"broken off",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[: len(content) // 4] + bytes(len(content) - len(content) // 4),
+        lambda content: b"",
+    ],
+    ids=["text", "half", "zeros", "empty"],
+)
+def test_a_broken_file_in_the_cache_is_made_anew(anew, broken):
+    """Not even loaded: some such files would end the process."""
     library()
     (kept,) = anew.iterdir()
+    content = kept.read_bytes()
     kept.unlink()  # not written over: this process has it open
-    kept.write_bytes(b"broken off")
+    kept.write_bytes(broken(content))
+    kept.chmod(0o700)
     forget()
     library()
-    assert kept.stat().st_size > 1000
+    assert kept.read_bytes()[:1000] == content[:1000]
+    assert kept.stat().st_size == len(content)
     assert list(anew.iterdir()) == [kept]
 
 
@@ -259,6 +375,52 @@ def test_without_a_cache_that_can_be_written(anew, monkeypatch, tmp_path):
     blocked.write_text("")
     monkeypatch.setenv("TOKENLENS_CACHE", str(blocked))
     assert isinstance(sums_for(LAYOUTS[0], CPU), CompiledSums)
+
+
+@compiled
+def test_a_cache_that_others_can_write_to_is_not_trusted(anew):
+    library()
+    (kept,) = anew.iterdir()
+    for path in (kept, anew):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o022)
+        forget()
+        written = kept.stat().st_mtime_ns
+        assert isinstance(sums_for(LAYOUTS[0], CPU), CompiledSums)
+        assert (kept.stat().st_mtime_ns == written) == (path == anew)  # made anew, or left alone
+        path.chmod(mode)
+
+
+@compiled
+def test_without_a_home_or_any_room(anew, monkeypatch):
+    def no_home(*_: Any) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiled_sums, "cache_folder", no_home)
+    assert isinstance(sums_for(LAYOUTS[0], CPU), CompiledSums)
+    forget()
+    monkeypatch.setattr(compiled_sums.tempfile, "mkdtemp", no_room)
+    assert "No space left" in refused()
+
+
+def test_with_a_compiler_that_cannot_be_read(anew, monkeypatch):
+    monkeypatch.setenv("CC", 'cc "unfinished')
+    assert "No closing quotation" in refused()
+
+
+@compiled
+def test_whatever_torch_makes_by_default(anew):
+    """The sums are still compared in float32 and on the CPU."""
+    script = (
+        "import torch; torch.set_default_dtype(torch.float64); torch.set_default_device('meta');"
+        "from tokenlens.compiled_sums import library; library();"
+        "assert torch.full((3,), 1e-40, dtype=torch.float32, device='cpu').mul(0.5).min() > 0"  # not flushed to 0
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not {"-ffast-math", "-Ofast", "-funsafe-math-optimizations"} & set(compiled_sums._FLAGS)
 
 
 def test_forbidden(anew, monkeypatch):
@@ -288,10 +450,21 @@ def test_with_a_compiler_that_fails(anew, monkeypatch, tmp_path):
 
 
 @compiled
-def test_wrong_sums_are_refused(anew, monkeypatch, tmp_path):
-    wrong = tmp_path / "sums.c"
-    wrong.write_text(compiled_sums._SOURCE.read_text().replace("fabsf(token[d])", "token[d]"))
-    monkeypatch.setattr(compiled_sums, "_SOURCE", wrong)
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("fabsf(token[d])", "token[d]"),
+        ("h * k_strides[1]", "0"),
+        ("prefix[r] * token_stride", "0"),
+        ("prefix[r] * k_strides[2]", "0"),
+    ],
+)
+def test_wrong_sums_are_refused(anew, monkeypatch, tmp_path, right, wrong):
+    source = compiled_sums._SOURCE.read_text(encoding="utf-8")
+    assert right in source
+    changed = tmp_path / "sums.c"
+    changed.write_text(source.replace(right, wrong), encoding="utf-8")
+    monkeypatch.setattr(compiled_sums, "_SOURCE", changed)
     assert "its sums are wrong" in refused()
 
 

@@ -249,6 +249,11 @@ class AttentionCapture(TorchDispatchMode):
             raise ValueError(
                 f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped attention is not supported"
             )
+        if k.shape[-2] != self.tokens:
+            raise ValueError(
+                f"{self.tokens} tokens attend to {k.shape[-2]} keys; attention to anything but the tokens themselves is "
+                "not supported"
+            )
         lse_index = _FUSED[packet]
         lse = None if lse_index is None else out[lse_index]
         if lse is not None:

@@ -75,11 +75,16 @@ class CompiledSums(Sums):
         products: Tensor | None = None,
     ) -> None:
         """As ``Sums.tokens``, in one pass over ``x``."""
-        alike = other is None or (_readable(other) and other.stride() == x.stride())
-        if x.dim() != 3 or not _readable(x) or not alike:
+        if x.dim() != 3 or not _readable(x) or (other is not None and not _laid_out_as(x, other)):
             super().tokens(x, sums, norms, rows, magnitudes, other, products)
             return
-        prefixes = len(self.layout.prefix)
+        (images, tokens, channels), prefixes = x.shape, len(self.layout.prefix)
+        _check(tokens, self.layout.tokens)
+        for place, shape in (
+            (norms, (images, tokens)), (rows, (images, prefixes + len(sums), channels)),
+            (magnitudes, (images, channels)), (products, (images, tokens)),
+        ):  # fmt: skip
+            _check_place(place, shape)
         unit, plain = (
             prefixes + sums.index(name) if name in sums else -1 for name in ("unit_patch_sum", "patch_sum")
         )
@@ -98,9 +103,15 @@ class CompiledSums(Sums):
         sums_BSD: Tensor,
     ) -> None:
         """As ``Sums.stages``, in one pass over the patches."""
-        if not _readable(patches_BPD) or (weight_D is not None and not _readable(weight_D)):
+        images, patches, channels = patches_BPD.shape
+        one_each = weight_D is None or (_readable(weight_D) and weight_D.shape == (channels,))
+        if not _readable(patches_BPD) or not one_each:
             super().stages(patches_BPD, weight_D, means_BP, lengths_BSP, sums_BSD)
             return
+        stages = 1 if weight_D is None else 2
+        _check_place(means_BP, (images, patches))
+        _check_place(lengths_BSP, (images, stages, patches))
+        _check_place(sums_BSD, (images, stages, channels))
         self._library.tokenlens_stages(
             torch.get_num_threads(), *patches_BPD.shape, patches_BPD.data_ptr(), *patches_BPD.stride()[:-1],
             _address(weight_D), _address(means_BP), lengths_BSP.data_ptr(), sums_BSD.data_ptr(),
@@ -109,11 +120,14 @@ class CompiledSums(Sums):
     def attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
         """As ``Sums.attention``, in one pass over q and k."""
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
-        fused = call.pattern_BHTT is None and call.bias is None and lse is not None and lse.dtype == torch.float32
-        if not fused or not _readable(q) or not _readable(k):
+        fused = call.pattern_BHTT is None and call.bias is None and k.shape == q.shape
+        if lse is None or not fused or not all(map(_readable, (q, k, lse))) or lse.shape != q.shape[:3]:
             super().attention(call, row_BHT, columns_BHR)
             return
-        assert lse is not None
+        images, heads, tokens, _ = q.shape
+        _check(tokens, self.layout.tokens)
+        _check_place(row_BHT, (images, heads, tokens))
+        _check_place(columns_BHR, (images, heads, len(self._prefix)))
         scores_BHRP = None
         if columns_BHR is not None:
             scores_BHRP = self._workspace.of((*columns_BHR.shape[1:], self.layout.patches), q)
@@ -130,8 +144,25 @@ class CompiledSums(Sums):
 
 def _readable(x: Tensor) -> bool:
     """Whether C finds the numbers where ``data_ptr`` says; a subclass may keep them elsewhere (DTensor, FakeTensor)."""
-    plain = type(x) in (Tensor, nn.Parameter)
-    return plain and x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1
+    plain = type(x) in (Tensor, nn.Parameter) and not x.is_neg()
+    return plain and x.dtype == torch.float32 and x.device.type == "cpu" and (x.stride(-1) == 1 or x.shape[-1] == 1)
+
+
+def _laid_out_as(x: Tensor, other: Tensor) -> bool:
+    """Whether C can read both with the same strides; that of images says nothing where there is one."""
+    first = 0 if len(x) > 1 else 1
+    return _readable(other) and other.shape == x.shape and other.stride()[first:] == x.stride()[first:]
+
+
+def _check(tokens: int, expected: int) -> None:
+    if tokens != expected:
+        raise ValueError(f"expected {expected} tokens, got {tokens}")
+
+
+def _check_place(place: Tensor | None, shape: tuple[int, ...]) -> None:
+    """C writes where it is told to; an operation of torch would look first."""
+    if place is not None and not (place.shape == shape and _readable(place) and place.is_contiguous()):
+        raise ValueError(f"a place for sums has the shape {tuple(place.shape)} or type {place.dtype}, expected {shape}")
 
 
 def _strides(x: Tensor) -> Any:
@@ -184,6 +215,8 @@ def _found() -> ctypes.CDLL | NotCompiled:
         return _made()
     except NotCompiled as error:
         return error
+    except (OSError, RuntimeError, ValueError) as error:  # no home, no room, nothing that may be written, …
+        return NotCompiled(str(error))
 
 
 @functools.cache
@@ -194,17 +227,22 @@ def _compiler() -> tuple[list[str], str]:
     if not command:
         raise NotCompiled("no C compiler was found")
     try:
-        told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        told = _run([*command, "--version"])
     except (OSError, subprocess.SubprocessError):
         raise NotCompiled(f"the C compiler {command[0]} does not run") from None
     return command, told.partition("\n")[0]
+
+
+def _run(command: list[str]) -> str:
+    options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": True}
+    return str(subprocess.run(command, timeout=120, **options).stdout)
 
 
 def _processor() -> str:
     """What is compiled for; a home folder can be shared by machines that differ in it."""
     told: set[str] = set()
     with contextlib.suppress(OSError):
-        told.update(Path("/proc/cpuinfo").read_text(errors="replace").splitlines())
+        told.update(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines())
     kept = sorted(line for line in told if line.startswith(("flags", "Features", "model name", "CPU part")))
     return "\n".join([platform.machine(), *kept])
 
@@ -213,23 +251,29 @@ def _made() -> ctypes.CDLL:
     """From the cache, or compiled into it; where it cannot be written, into a folder that is deleted at once."""
     if os.environ.get("TOKENLENS_COMPILE", "1").lower() in ("0", "false", "no", "off"):
         raise NotCompiled("TOKENLENS_COMPILE forbids compiling")
+    if not hasattr(os, "geteuid"):
+        raise NotCompiled("it needs a POSIX system")
     command, version = _compiler()
-    parts = (_SOURCE.read_text(), *_FLAGS, *command, version, _processor())
-    kept = cache_folder("compiled") / f"sums_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    with contextlib.suppress(OSError):
-        return _opened(kept)
+    parts = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, *command, version, _processor())
+    name = f"sums_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=kept.parent)
-    except OSError:
-        folder = tempfile.mkdtemp()
-    new = Path(folder) / kept.name
-    try:
-        call = [*command, *_FLAGS, str(_SOURCE), "-o", str(new), "-lm"]
-        subprocess.run(call, capture_output=True, text=True, timeout=120, check=True)
-        opened = _opened(new)
+        cache = cache_folder("compiled")
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _ours(cache):
+            raise PermissionError(f"others may write to {cache}")
         with contextlib.suppress(OSError):
-            new.replace(kept)  # whole or not at all, also where several processes do it at once
+            return _opened(_whole(cache / name))
+        folder = tempfile.mkdtemp(dir=cache)
+    except (OSError, RuntimeError):
+        cache, folder = None, tempfile.mkdtemp()
+    new = Path(folder) / name
+    try:
+        _run([*command, *_FLAGS, str(_SOURCE), "-o", str(new), "-lm"])
+        _seal(new)
+        opened = _opened(new)
+        if cache is not None:
+            with contextlib.suppress(OSError):
+                new.replace(cache / name)  # whole or not at all, also where several processes do it at once
         return opened
     except subprocess.CalledProcessError as error:
         said = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr[-200:]).strip()
@@ -238,6 +282,34 @@ def _made() -> ctypes.CDLL:
         raise NotCompiled(f"what {command[0]} compiles cannot be used: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ours(path: Path) -> bool:
+    """Whether nobody else may write there: what lies there will be run."""
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def _seal(path: Path) -> None:
+    """Put the file's hash behind it, which a loader does not look at, and make it last."""
+    with path.open("r+b") as file:
+        digest = hashlib.sha256(file.read()).digest()
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o700)
+
+
+def _whole(path: Path) -> Path:
+    """The path, if its file is ours and as it was sealed: one that was cut off kills the process that loads it.
+
+    Raises:
+        OSError: if it is not.
+    """
+    content = path.read_bytes()
+    if not _ours(path) or hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise OSError(f"{path} is not what was written there")
+    return path
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -253,7 +325,7 @@ def _opened(path: Path) -> ctypes.CDLL:
             function.argtypes, function.restype = arguments, None
     except AttributeError as error:
         raise OSError(str(error)) from None
-    layout = TokenLayout(grid=(3, 4))
+    layout = TokenLayout(grid=(3, 4), prefix=("cls", "reg", "reg"), patch_start=1)
     ours, theirs = (_some(sums) for sums in (CompiledSums(layout, opened), Sums(layout)))
     if not all(torch.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in zip(ours, theirs, strict=True)):
         raise OSError("its sums are wrong")
@@ -263,16 +335,19 @@ def _opened(path: Path) -> ctypes.CDLL:
 def _some(sums: Sums) -> list[Tensor]:
     """Every sum of some made-up tokens."""
     layout = sums.layout
-    images, channels, patches = 2, 21, layout.patches
-    x = torch.linspace(0, 99, images * layout.tokens * channels).sin().reshape(images, layout.tokens, channels) + 0.1
+    images, channels, heads, patches, prefixes = 2, 21, 3, layout.patches, len(layout.prefix)
+    count = images * layout.tokens * 3 * channels
+    numbers = torch.linspace(0, 99, count, dtype=torch.float32, device="cpu").sin() + 0.1
+    qkv_BTC = numbers.reshape(images, layout.tokens, 3 * channels)
+    x, other = qkv_BTC[..., :channels], qkv_BTC[..., channels : 2 * channels]
     norms, products = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    rows, magnitudes = x.new_empty(images, len(layout.prefix) + 2, channels), x.new_empty(images, channels)
+    rows, magnitudes = x.new_empty(images, prefixes + 2, channels), x.new_empty(images, channels)
     means, lengths = x.new_empty(images, patches), x.new_empty(images, 2, patches)
     stage_sums = x.new_empty(images, 2, channels)
-    sums.tokens(x, ("unit_patch_sum", "patch_sum"), norms, rows, magnitudes, x.flip(1).contiguous(), products)
+    sums.tokens(x, ("unit_patch_sum", "patch_sum"), norms, rows, magnitudes, other, products)
     sums.stages(layout.patches_of(x), x[0, 0], means, lengths, stage_sums)
-    qkv = x.unflatten(-1, (3, 1, 7)).permute(2, 0, 3, 1, 4)
-    call = AttentionCall(qkv[0], qkv[1], qkv[2], 0.4, lse_BHT=log_sum_exp(qkv[0], qkv[1], 0.4))
-    row, columns = x.new_empty(images, 1, layout.tokens), x.new_empty(images, 1, len(layout.prefix))
+    q, k, v = qkv_BTC.unflatten(-1, (3, heads, channels // heads)).permute(2, 0, 3, 1, 4)
+    call = AttentionCall(q, k, v, 0.4, lse_BHT=log_sum_exp(q, k, 0.4))
+    row, columns = x.new_empty(images, heads, layout.tokens), x.new_empty(images, heads, prefixes)
     sums.attention(call, row, columns)
     return [norms, products, rows, magnitudes, means, lengths, stage_sums, row, columns]

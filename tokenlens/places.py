@@ -71,9 +71,16 @@ class Places:
     def place(self, name: str, tail: tuple[int, ...], like: Tensor) -> tuple[int, Tensor]:
         """The row of the next cell of a field, and its place (B, *tail) for an operation's ``out``.
 
+        ``like`` is what the sums are taken of, (B, …).
+
         Raises:
-            ValueError: if this forward pass shows other things than the first one.
+            ValueError: if this forward pass shows other things than the first one, or a site another number of images
+                or another precision than the rest.
         """
+        if len(like) != self._count:
+            raise ValueError(
+                f"a site shows {len(like)} images in a forward pass of {self._count}; every site must show each once"
+            )
         if not self._capacity:
             row = sum(field == (name, tail) for field, _, _ in self._order)
             place = like.new_empty((self._count, *tail))
@@ -82,6 +89,11 @@ class Places:
         if self._next < len(self._now):
             field, row, place = self._now[self._next]
             if field[0] == name and field[1] == tail:
+                if place.dtype != like.dtype:
+                    raise ValueError(
+                        f"one site computes in {like.dtype}, another in {place.dtype}; the model must compute in one "
+                        "precision, or under autocast (amp)"
+                    )
                 self._next += 1
                 return row, place
         raise ValueError(

@@ -1,6 +1,7 @@
 /* The sums over tokens that analyze takes inside a forward pass on the CPU, each tensor read once.
 
    Compiled and called by compiled_sums.py; sums.py has the same in torch operations and says what each number is.
+   Nothing is checked here: shapes, strides and types are the caller's.
    Tensors are float32 with adjacent channels; strides are counted in elements. Every image is summed by one thread
    in one order, so numbers depend on neither the number of threads nor the other images of the batch. */
 
@@ -8,6 +9,17 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+/* A long sum of float32 is taken in parts of so many tokens, or its rounding errors would grow with their number. */
+enum { PART = 64 };
+
+static void add_part(int64_t channels, float *restrict total, float *restrict part)
+{
+    for (int64_t d = 0; d < channels; d++) {
+        total[d] += part[d];
+        part[d] = 0;
+    }
+}
 
 /* Of tokens (images, tokens, channels). What is NULL is not wanted:
    norms        (images, tokens)                 Euclidean norms
@@ -25,15 +37,20 @@ void tokenlens_tokens(int threads, int64_t images, int64_t tokens, int64_t chann
     for (int64_t b = 0; b < images; b++) {
         const float *image = x + b * image_stride;
         float *own = rows ? rows + b * rows_an_image * channels : NULL;
-        float *restrict unit = own && unit_row >= 0 ? own + unit_row * channels : NULL;
-        float *restrict sum = own && sum_row >= 0 ? own + sum_row * channels : NULL;
-        float *restrict magnitude = magnitudes ? magnitudes + b * channels : NULL;
+        float *units = own && unit_row >= 0 ? own + unit_row * channels : NULL;
+        float *total = own && sum_row >= 0 ? own + sum_row * channels : NULL;
+        float *absolute = magnitudes ? magnitudes + b * channels : NULL;
+        float parts[3 * channels];
+        float *restrict unit = units ? parts : NULL;
+        float *restrict sum = total ? parts + channels : NULL;
+        float *restrict magnitude = absolute ? parts + 2 * channels : NULL;
+        memset(parts, 0, 3 * bytes);
         if (own)
             for (int64_t r = 0; r < prefixes; r++)
                 memcpy(own + r * channels, image + prefix[r] * token_stride, bytes);
-        if (unit) memset(unit, 0, bytes);
-        if (sum) memset(sum, 0, bytes);
-        if (magnitude) memset(magnitude, 0, bytes);
+        if (unit) memset(units, 0, bytes);
+        if (sum) memset(total, 0, bytes);
+        if (magnitude) memset(absolute, 0, bytes);
         for (int64_t t = 0; t < tokens; t++) {
             const float *restrict token = image + t * token_stride;
             float square = 0, product = 0;
@@ -56,20 +73,24 @@ void tokenlens_tokens(int threads, int64_t images, int64_t tokens, int64_t chann
                     sum[d] += token[d];
                     magnitude[d] += fabsf(token[d]);
                 }
-                continue;
-            }
-            if (unit && sum) {
+            } else if (unit && sum) {
                 for (int64_t d = 0; d < channels; d++) {
                     unit[d] += inverse * token[d];
                     sum[d] += token[d];
                 }
-            } else if (unit) {
-                for (int64_t d = 0; d < channels; d++) unit[d] += inverse * token[d];
-            } else if (sum) {
-                for (int64_t d = 0; d < channels; d++) sum[d] += token[d];
+            } else {
+                if (unit)
+                    for (int64_t d = 0; d < channels; d++) unit[d] += inverse * token[d];
+                if (sum)
+                    for (int64_t d = 0; d < channels; d++) sum[d] += token[d];
+                if (magnitude)
+                    for (int64_t d = 0; d < channels; d++) magnitude[d] += fabsf(token[d]);
             }
-            if (magnitude)
-                for (int64_t d = 0; d < channels; d++) magnitude[d] += fabsf(token[d]);
+            if ((t - first_patch) % PART == PART - 1 || t == first_patch + patches - 1) {
+                if (unit) add_part(channels, units, unit);
+                if (sum) add_part(channels, total, sum);
+                if (magnitude) add_part(channels, absolute, magnitude);
+            }
         }
     }
 }
@@ -84,8 +105,10 @@ void tokenlens_stages(int threads, int64_t images, int64_t patches, int64_t chan
     const int64_t stages = weight ? 2 : 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < images; b++) {
-        float *restrict centred = sums + b * stages * channels, *restrict weighted = centred + channels;
-        memset(centred, 0, (size_t)(stages * channels) * sizeof(float));
+        float *totals = sums + b * stages * channels, parts[2 * channels];
+        float *restrict centred = parts, *restrict weighted = parts + channels;
+        memset(totals, 0, (size_t)(stages * channels) * sizeof(float));
+        memset(parts, 0, (size_t)(2 * channels) * sizeof(float));
         for (int64_t p = 0; p < patches; p++) {
             const float *restrict token = x + b * image_stride + p * token_stride;
             float mean = 0, square = 0, weighted_square = 0;
@@ -117,6 +140,7 @@ void tokenlens_stages(int threads, int64_t images, int64_t patches, int64_t chan
                 const float inverse = 1.0f / length[0];
                 for (int64_t d = 0; d < channels; d++) centred[d] += inverse * (token[d] - mean);
             }
+            if (p % PART == PART - 1 || p == patches - 1) add_part(stages * channels, totals, parts);
         }
     }
 }

@@ -247,8 +247,8 @@ def _work(
         # always, or a slot that is too short would never get anywhere.
         if remaining <= 0 or (task.what != "train" and number > 0 and minutes[task] > remaining):
             return
-        if task.what != "train" and not (task.run / MANIFEST).is_file():
-            continue
+        if task.done or (task.what != "train" and not (task.run / MANIFEST).is_file()):
+            continue  # done by another process meanwhile, or not trained
         told = f"{number + 1} of {len(left)}: {task}"
         if progress is not None:
             progress(told, 0, None)
