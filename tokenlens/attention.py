@@ -251,7 +251,7 @@ class AttentionCapture(TorchDispatchMode):
             )
         if k.shape[-2] != self.tokens:
             raise ValueError(
-                f"{self.tokens} tokens attend to {k.shape[-2]} keys; attention to anything but the tokens themselves is "
+                f"{self.tokens} tokens attend to {k.shape[-2]} keys; attention to anything but the tokens is "
                 "not supported"
             )
         lse_index = _FUSED[packet]
