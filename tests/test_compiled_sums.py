@@ -190,6 +190,20 @@ def test_attention_that_c_does_not_read_goes_to_torch():
 
 
 @compiled
+@pytest.mark.parametrize("name", ["layer", "registers", "rotary"])
+def test_c_takes_every_sum_of_a_model(monkeypatch, name):
+    """What it leaves to torch is right and slow: nobody would notice but for the time."""
+    library()  # checks itself against torch
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("left to torch")
+
+    for method in ("tokens", "stages", "attention"):
+        monkeypatch.setattr(Sums, method, refuse)
+    tokenlens.analyze(model(name), images(name)[:3], batch_size=2, device="cpu")
+
+
+@compiled
 def test_c_writes_nowhere_else():
     """A place that is too small, in another precision or with gaps is refused before anything is written."""
     layout = LAYOUTS[0]

@@ -43,7 +43,7 @@ _FUNCTIONS = {
     "tokenlens_stages": (
         _INT, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER,
     ),
-    "tokenlens_scores": (
+    "tokenlens_attention": (
         _INT, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _LONG,
         _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER,
     ),
@@ -121,31 +121,28 @@ class CompiledSums(Sums):
         """As ``Sums.attention``, in one pass over q and k."""
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
         fused = call.pattern_BHTT is None and call.bias is None and k.shape == q.shape
-        if lse is None or not fused or not all(map(_readable, (q, k, lse))) or lse.shape != q.shape[:3]:
+        if lse is None or not fused or not (_readable(q) and _readable(k) and _plain(lse)) or lse.shape != q.shape[:3]:
             super().attention(call, row_BHT, columns_BHR)
             return
         images, heads, tokens, _ = q.shape
         _check(tokens, self.layout.tokens)
         _check_place(row_BHT, (images, heads, tokens))
         _check_place(columns_BHR, (images, heads, len(self._prefix)))
-        scores_BHRP = None
-        if columns_BHR is not None:
-            scores_BHRP = self._workspace.of((*columns_BHR.shape[1:], self.layout.patches), q)
-        self._library.tokenlens_scores(
+        self._library.tokenlens_attention(
             torch.get_num_threads(), *q.shape, q.data_ptr(), _strides(q), k.data_ptr(), _strides(k), call.scale,
             lse.data_ptr(), _strides(lse), self._first_patch, self.layout.patches, self._prefix, len(self._prefix),
-            self._cls, _address(row_BHT), _address(scores_BHRP),
+            self._cls, _address(row_BHT), _address(columns_BHR),
         )  # fmt: skip
-        if row_BHT is not None:
-            torch.softmax(row_BHT, -1, out=row_BHT)
-        if scores_BHRP is not None:
-            torch.mean(scores_BHRP.exp_(), dim=-1, out=columns_BHR)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether C finds the numbers where ``data_ptr`` says; a subclass may keep them elsewhere (DTensor, FakeTensor)."""
+    return type(x) in (Tensor, nn.Parameter) and not x.is_neg() and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def _readable(x: Tensor) -> bool:
-    """Whether C finds the numbers where ``data_ptr`` says; a subclass may keep them elsewhere (DTensor, FakeTensor)."""
-    plain = type(x) in (Tensor, nn.Parameter) and not x.is_neg()
-    return plain and x.dtype == torch.float32 and x.device.type == "cpu" and (x.stride(-1) == 1 or x.shape[-1] == 1)
+    """Whether it is plain, and its channels are adjacent."""
+    return _plain(x) and (x.stride(-1) == 1 or x.shape[-1] == 1)
 
 
 def _laid_out_as(x: Tensor, other: Tensor) -> bool:

@@ -15,7 +15,7 @@ from tokenlens.attention import AttentionCall, as_float
 from tokenlens.cells import AttentionCell, BatchSummary, Cell, NormCell, PatternCell, Store, TokenCell, UpdateCell
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.places import Places
-from tokenlens.recording import HEAD_SITES, Key, Site
+from tokenlens.recording import HEAD_SITES, NORM_SITES, Key, Site
 from tokenlens.summaries import (
     AttentionSummary,
     Kind,
@@ -73,6 +73,9 @@ class Summarizer:
         # The same at all sites of whole tokens, because one tensor may stand for several of them.
         everywhere = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
         self._linear = tuple(name for name in _LINEAR if name in everywhere)
+        self._magnitudes = {site for site, names in wanted.items() if "patch_abs_sum" in names}
+        if norm_stages and self._magnitudes & set(NORM_SITES):
+            self._magnitudes |= {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}  # usually a norm's input: read once
         self._indices: list[int] = []
         self._cells: dict[Kind, dict[Key, Cell]] = {}
         self._seen: dict[str, dict[Key, list[Mapping[tuple[str, str], Tensor]]]] = {}
@@ -227,7 +230,7 @@ class Summarizer:
             if len(self._recent) > 4:
                 self._recent.pop(next(iter(self._recent)))
             self._recent[id(x)] = (weakref.ref(x), x._version, cell)
-        if cell.abs_row is None and "patch_abs_sum" in self.wanted.get(site, ()):
+        if cell.abs_row is None and site in self._magnitudes:
             cell.abs_row, magnitudes_BD = self._places.place("patch_abs_sum", (x.shape[-1],), tokens)
         if not (norms is magnitudes_BD is products_BT is None):
             self._sums.tokens(tokens, self._linear, norms, rows, magnitudes_BD, residual, products_BT)

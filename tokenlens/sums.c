@@ -145,18 +145,20 @@ void tokenlens_stages(int threads, int64_t images, int64_t patches, int64_t chan
     }
 }
 
-/* Of attention, from q and k (images, heads, tokens, channels), the scores under the exponential; of each tensor the
-   strides of images, heads and tokens. What is NULL is not wanted:
-   row          (images, heads, tokens)             of the token at position cls with all
-   columns      (images, heads, prefixes, patches)  of patches with each prefix token, less lse (images, heads, tokens),
-                                                    the log of each row's softmax denominator */
-void tokenlens_scores(int threads, int64_t images, int64_t heads, int64_t tokens, int64_t channels, const float *q,
-                      const int64_t *q_strides, const float *k, const int64_t *k_strides, float scale,
-                      const float *lse, const int64_t *lse_strides, int64_t first_patch, int64_t patches,
-                      const int64_t *prefix, int64_t prefixes, int64_t cls, float *row, float *columns)
+/* Of attention, from q and k (images, heads, tokens, channels); of each tensor the strides of images, heads and tokens.
+   What is NULL is not wanted:
+   row          (images, heads, tokens)    the attention of the token at position cls to all
+   columns      (images, heads, prefixes)  the mean over patches of their attention to each prefix token, from lse
+                                           (images, heads, tokens), the log of each row's softmax denominator */
+void tokenlens_attention(int threads, int64_t images, int64_t heads, int64_t tokens, int64_t channels, const float *q,
+                         const int64_t *q_strides, const float *k, const int64_t *k_strides, float scale,
+                         const float *lse, const int64_t *lse_strides, int64_t first_patch, int64_t patches,
+                         const int64_t *prefix, int64_t prefixes, int64_t cls, float *row, float *columns)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t b = 0; b < images; b++)
+    for (int64_t b = 0; b < images; b++) {
+        double totals[heads * prefixes + 1]; /* at least one */
+        for (int64_t i = 0; i < heads * prefixes; i++) totals[i] = 0;
         /* Tokens outside, heads inside: that is how q and k usually lie in memory. */
         for (int64_t t = 0; t < tokens; t++)
             for (int64_t h = 0; h < heads; h++) {
@@ -175,12 +177,22 @@ void tokenlens_scores(int threads, int64_t images, int64_t heads, int64_t tokens
                 }
                 if (!columns || t < first_patch || t >= first_patch + patches) continue;
                 const float log_total = lse[b * lse_strides[0] + h * lse_strides[1] + t * lse_strides[2]];
-                float *own = columns + (b * heads + h) * prefixes * patches + t - first_patch;
                 for (int64_t r = 0; r < prefixes; r++) {
                     const float *query = q_head + t * q_strides[2], *key = k_head + prefix[r] * k_strides[2];
                     float dot = 0;
                     for (int64_t d = 0; d < channels; d++) dot += query[d] * key[d];
-                    own[r * patches] = scale * dot - log_total;
+                    totals[h * prefixes + r] += expf(scale * dot - log_total);
                 }
             }
+        if (columns)
+            for (int64_t i = 0; i < heads * prefixes; i++)
+                columns[b * heads * prefixes + i] = (float)(totals[i] / (double)patches);
+        for (int64_t h = 0; row && h < heads; h++) {
+            float *own = row + (b * heads + h) * tokens, top = -INFINITY;
+            double total = 0;
+            for (int64_t t = 0; t < tokens; t++) top = own[t] > top ? own[t] : top;
+            for (int64_t t = 0; t < tokens; t++) total += own[t] = expf(own[t] - top);
+            for (int64_t t = 0; t < tokens; t++) own[t] = (float)(own[t] / total);
+        }
+    }
 }

@@ -41,17 +41,14 @@ class Workspace:
         """Let go of it."""
         self._tensors.clear()
 
-    def of(self, tail: tuple[int, ...], like: Tensor, slot: int = 0) -> Tensor:
-        """A contiguous tensor (B, *tail) of a type and device, with anything in it; another one for each slot."""
-        found = self._tensors.get((slot, tail))
-        if found is None or found.dtype != like.dtype or len(found) != len(like):
-            self._shapes[slot, tail, like.dtype, like.device] = None
-            found = self._tensors[slot, tail] = like.new_empty((len(like), *tail))
-        return found
-
     def like(self, x: Tensor, slot: int = 0) -> Tensor:
-        """One of the shape of ``x``."""
-        return self.of(tuple(x.shape[1:]), x, slot)
+        """A contiguous tensor of the shape and type of ``x``, with anything in it; another one for each slot."""
+        tail = tuple(x.shape[1:])
+        found = self._tensors.get((slot, tail))
+        if found is None or found.dtype != x.dtype or len(found) != len(x):
+            self._shapes[slot, tail, x.dtype, x.device] = None
+            found = self._tensors[slot, tail] = x.new_empty(x.shape)
+        return found
 
 
 class Sums:
