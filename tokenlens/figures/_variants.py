@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from tokenlens.figures import PAPER
+from tokenlens.figures import MODEL_COLOURS, PAPER
 from tokenlens.figures._models import model_look
 from tokenlens.figures._panels import handle
 from tokenlens.paired_numbers import CLASSES, DENSE
@@ -17,23 +18,55 @@ from tokenlens.paired_numbers import CLASSES, DENSE
 PROBED = {DENSE: "mean IoU", CLASSES: "accuracy"}
 """What probes measure, by the name in the numbers, and a panel's title for it."""
 
-_ORDER = ("standard", "paper", "norms", "qkv_first_third", "qkv_all", "twin", "mlp", "proj", "everything")
+_LOOKS = {
+    "standard": (0, 0), "twin": (0, 1), "paper": (1, 0), "everything": (1, 1), "norms": (2, 0),
+    "qkv_first_third": (4, 0), "qkv_all": (4, 1), "mlp": (3, 0), "proj": (5, 0),
+}  # fmt: skip
+"""Each variant's colour, which relatives share, and which of them it is (by dashes and markers), in order."""
 
 
 def variants_in_order(names: Iterable[str]) -> list[str]:
     """Standard and paper first."""
-    there = list(dict.fromkeys(names))
-    return [name for name in _ORDER if name in there] + sorted(set(there) - set(_ORDER))
+    there = set(names)
+    return [name for name in _LOOKS if name in there] + sorted(there - set(_LOOKS))
 
 
 def variant_look(name: str) -> dict[str, Any]:
     """Colour, dashes and marker: the same ones in every figure."""
-    return model_look(_ORDER.index(name) if name in _ORDER else len(_ORDER))
+    number, relative = _LOOKS.get(name, (len(MODEL_COLOURS) - 1, 1))
+    return model_look(number + relative * len(MODEL_COLOURS))
 
 
-def variant_handles(names: Iterable[str]) -> list[Any]:
+def variant_lines(names: Iterable[str]) -> list[Line2D]:
+    """Entries of a legend with each variant's colour and dashes."""
+    return [Line2D([], [], label=name, linewidth=1.8, **_line(name)) for name in names]
+
+
+def variant_handles(names: Iterable[str]) -> list[Line2D]:
     """Entries of a legend with each variant's colour and marker."""
     return [handle(name, variant_look(name)["color"], variant_look(name)["marker"]) for name in names]
+
+
+def seed_lines(panel: Axes, rows: pd.DataFrame, variant: str, column: str, mean: bool = True) -> None:
+    """A thin line over steps for each seed of a variant, and a thick one for their mean.
+
+    Args:
+        panel: what to draw on.
+        rows: with ``variant``, ``seed`` and ``step``.
+        variant: whose rows are drawn.
+        column: of the numbers.
+        mean: draw the mean too.
+    """
+    mine = rows[rows["variant"] == variant].dropna(subset=[column])
+    for _, run in mine.groupby("seed"):
+        panel.plot(run["step"], run[column], linewidth=0.6, alpha=0.6, **_line(variant))
+    if mean and mine["seed"].nunique() > 1:
+        means = mine.groupby("step")[column].mean()
+        panel.plot(means.index, means, linewidth=1.8, **_line(variant))
+
+
+def _line(name: str) -> dict[str, Any]:
+    return {key: variant_look(name)[key] for key in ("color", "linestyle")}
 
 
 def probed_cell(rows: pd.DataFrame) -> pd.Series:

@@ -8,8 +8,8 @@ import pandas as pd
 
 from tokenlens.figures import VERIFICATION, NothingToDraw
 from tokenlens.figures._page import canvas, images_text, styled
-from tokenlens.figures._panels import handle, zero_line
-from tokenlens.figures._variants import seeds_text, variant_look, variants_in_order
+from tokenlens.figures._panels import zero_line
+from tokenlens.figures._variants import seed_lines, seeds_text, variant_lines, variants_in_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,17 +51,12 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     for panel, setting in zip(page.axes.flat, settings, strict=True):
         mine = frame[frame["setting"] == setting]
         for variant in variants:
-            rows = mine[mine["variant"] == variant]
-            look = {name: variant_look(variant)[name] for name in ("color", "linestyle")}
-            for _, run in rows.groupby("seed"):
-                panel.plot(run["step"], run["value"], linewidth=0.6, alpha=0.6, **look)
-            means = rows.groupby("step")["value"].mean()
-            panel.plot(means.index, means, linewidth=1.8, **look)
+            seed_lines(panel, mine, variant, "value")
         zero_line(panel)
         panel.grid(axis="y")
         panel.set_xlabel("step")
         panel.set_ylabel("cosine before − after")
         page.title(panel, "fall of CLS–patch cosine across norm1")
-    page.legend([handle(name, variant_look(name)["color"], "") for name in variants])
+    page.legend(variant_lines(variants))
     page.note(" · ".join([*settings, seeds_text(frame["seed"]), images_text(frame["n"])]))
     return page.figure

@@ -8,8 +8,8 @@ import pandas as pd
 
 from tokenlens.figures import VERIFICATION, NothingToDraw
 from tokenlens.figures._page import canvas, paper, styled
-from tokenlens.figures._panels import handle, zero_line
-from tokenlens.figures._variants import seeds_text, variant_look, variants_in_order
+from tokenlens.figures._panels import zero_line
+from tokenlens.figures._variants import seed_lines, seeds_text, variant_lines, variants_in_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,19 +65,13 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         for column, title, label in columns:
             panel = next(panels)
             for variant in variants:
-                rows = mine[mine["variant"] == variant].dropna(subset=[column])
-                look = {name: variant_look(variant)[name] for name in ("color", "linestyle")}
-                for _, run in rows.groupby("seed"):
-                    panel.plot(run["step"], run[column], linewidth=0.6, alpha=0.6, **look)
-                means = rows.groupby("step")[column].mean()
-                if rows["seed"].nunique() > 1 and column == "difference":
-                    panel.plot(means.index, means, linewidth=1.8, **look)
+                seed_lines(panel, mine, variant, column, mean=column == "difference")
             if column == "difference":
                 zero_line(panel)
             panel.grid(axis="y")
             panel.set_xlabel("step")
             panel.set_ylabel(label)
             page.title(panel, title)
-    page.legend([handle(name, variant_look(name)["color"], "") for name in variants])
+    page.legend(variant_lines(variants))
     page.note(" · ".join([*settings, seeds_text(frame["seed"])]))
     return page.figure

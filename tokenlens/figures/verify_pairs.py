@@ -54,10 +54,11 @@ def frame(verification: Verification) -> pd.DataFrame:
         raise NothingToDraw("no specialized model has a standard one to be set against yet")
     each["cell"] = probed_cell(each)
     whole = each[(each["measure"] != CLASSES) | (each["source"] == "cls")]
-    several = whole.groupby(["setting", "variant", "measure"])["cell"].transform("nunique") > 1
-    means = whole[several].groupby(["setting", "variant", "measure", "seed"], as_index=False)["difference"].mean()
-    single = over.groupby(["setting", "variant", "measure"])["cell"].transform("nunique") <= 2
-    over = over[~((over["cell"] == "mean") & single)]  # the mean of one cell is that cell
+    keys = ["setting", "variant", "measure"]
+    several = whole.groupby(keys)["cell"].transform("nunique") > 1
+    means = whole[several].groupby([*keys, "seed"], as_index=False)["difference"].mean()
+    averaged = pd.MultiIndex.from_frame(over[keys]).isin(pd.MultiIndex.from_frame(means[keys]))
+    over = over[(over["cell"] != "mean") | averaged]  # the mean of one cell is that cell
     told = pd.concat([each, means.assign(cell="mean"), over])
     told["seed"] = told["seed"].astype("Int64")
     return told[list(COLUMNS)].reset_index(drop=True)
