@@ -14,6 +14,8 @@ import pytest
 from scipy import stats
 
 import tokenlens
+from tokenlens.figures import verify_pairs
+from tokenlens.figures._variants import variant_look
 from tokenlens.paired_findings import third
 from tokenlens.regimes import RegimeProbe, regime_of, regimes
 from tokenlens.run_folder import check_manifest
@@ -26,6 +28,7 @@ from .tiny_verification import tiny_data, tiny_regime
 
 SEEDS = 3
 TASKS = SEEDS * 2 * 5
+VARIANTS = ("standard", "norms", "paper", "qkv_all", "everything", "qkv_first_third", "mlp", "proj")
 ROUNDING = 2e-5
 """Percentage points: torchmetrics divides in float32."""
 
@@ -302,10 +305,26 @@ def test_another_configuration_is_another_setting(found, copy):
 
 
 def test_variants_have_names():
-    for name in ("standard", "norms", "paper", "qkv_all", "everything", "qkv_first_third", "mlp", "proj"):
+    for name in VARIANTS:
         assert variant_of(specialization_of(name)) == name
     with pytest.raises(LookupError, match=r"no variant is called 'papr'. Did you mean paper"):
         specialization_of("papr")
+
+
+def test_every_variant_has_a_look_of_its_own():
+    looks = [variant_look(name) for name in (*VARIANTS, "twin", "one of a user's own")]
+    for part in (("color", "marker"), ("color", "linestyle")):
+        assert len({tuple(look[key] for key in part) for look in looks}) == len(looks)
+    ablations = (*regime_of("tiny").variants, "norms", "qkv_all", "mlp", "proj")
+    assert len({variant_look(name)["color"] for name in ablations}) == len(ablations)
+
+
+def test_a_mean_is_drawn_where_there_is_more_than_one_number(found):
+    drawn = verify_pairs.frame(found)
+    for (_, measure), rows in drawn[drawn["variant"] == "paper"].groupby(["variant", "measure"]):
+        cells = {cell for cell in rows["cell"] if measure != "accuracy" or " cls " in cell}
+        assert ("mean" in set(rows["cell"])) == (len(cells - {"mean"}) > 1)
+        assert set(rows[rows["seed"].notna()]["cell"]) == set(rows["cell"]), "every mean has its dots"
 
 
 @pytest.mark.parametrize("name", regimes.names())
