@@ -164,9 +164,11 @@ def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
     for model, of_all in pd.concat(frames).groupby("model", sort=False):
         seconds, processor = (of_all.pivot(index="round", columns="way", values=kind) for kind in ("s", "cpu s"))
         for way in of_all["way"].unique():
-            rows.append({"model": model, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
-                        | ratio_and_interval("", seconds[way] / seconds["plain forward"])
-                        | ratio_and_interval("processor ", processor[way] / processor["plain forward"]))  # fmt: skip
+            rows.append(
+                {"model": model, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
+                | ratio_and_interval("", seconds[way] / seconds["plain forward"])
+                | ratio_and_interval("processor ", processor[way] / processor["plain forward"])
+            )
     return pd.DataFrame(rows)
 
 
@@ -237,11 +239,19 @@ def memory_table(repeats: int) -> pd.DataFrame:
             for _ in range(repeats)
         ]
         over = [run["over plain MiB"] for run in runs]
-        rows.append({
-            "model": name, "pixels": size, "way": way, "images": images, "runs": repeats,
-            "plain MiB": np.median([run["plain MiB"] for run in runs]),
-            "over plain MiB": np.median(over), "min": np.min(over), "max": np.max(over),
-        })
+        rows.append(
+            {
+                "model": name,
+                "pixels": size,
+                "way": way,
+                "images": images,
+                "runs": repeats,
+                "plain MiB": np.median([run["plain MiB"] for run in runs]),
+                "over plain MiB": np.median(over),
+                "min": np.min(over),
+                "max": np.max(over),
+            }
+        )
         print(rows[-1], file=sys.stderr)
     return pd.DataFrame(rows)
 
@@ -266,20 +276,28 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         print(*rows[-2 * repeats :], sep="\n", file=sys.stderr)
     frame = pd.DataFrame(rows)
     groups = frame.groupby(["axis", "value", "way"], sort=False)
-    table = pd.DataFrame({
-        f"{column} {statistic}": groups[column].agg(statistic)
-        for column in ("s", "over plain MiB")
-        for statistic in ("median", "min", "max")
-    })
+    table = pd.DataFrame(
+        {
+            f"{column} {statistic}": groups[column].agg(statistic)
+            for column in ("s", "over plain MiB")
+            for statistic in ("median", "min", "max")
+        }
+    )
     fits = []
     for (axis, way), part in frame.groupby(["axis", "way"], sort=False):
         fit = np.polyfit(np.log(part["value"]), np.log(part["s"]), 1, cov=True)
         memory = part.groupby("value")["over plain MiB"].median()
-        fits.append({
-            "axis": axis, "way": way, "time grows as": f"{axis}^{fit[0][0]:.2f}", "± (1 s.e.)": np.sqrt(fit[1][0][0]),
-            "runs": len(part), "memory over plain, smallest MiB": memory.iloc[0],
-            "memory over plain, largest MiB": memory.iloc[-1],
-        })
+        fits.append(
+            {
+                "axis": axis,
+                "way": way,
+                "time grows as": f"{axis}^{fit[0][0]:.2f}",
+                "± (1 s.e.)": np.sqrt(fit[1][0][0]),
+                "runs": len(part),
+                "memory over plain, smallest MiB": memory.iloc[0],
+                "memory over plain, largest MiB": memory.iloc[-1],
+            }
+        )
     return table.reset_index(), pd.DataFrame(fits)
 
 
@@ -338,28 +356,34 @@ def main() -> None:
             measure_time(name, options.batch, options.rounds, options.device, options.amp, peers) for name in MODELS
         ]
         write(
-            f"analyze_time{'_peers' if peers else ''}{suffix}", "Time of analyze over a plain forward",
+            f"analyze_time{'_peers' if peers else ''}{suffix}",
+            "Time of analyze over a plain forward",
             f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
             "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
             "same round, of elapsed time and of the processor's in all threads: median over rounds and its bootstrap "
             "95 % interval. “plain forward again” shows the noise. The competitors only store tensors or maps; "
             f"tokenlens computes all of its default metrics. Sums in {how_summed(torch.device(options.device))}.",
-            options.device, time_table(frames),
+            options.device,
+            time_table(frames),
         )
     if options.what in ("memory", "all"):
         write(
-            "analyze_memory", "Peak memory of analyze over a plain forward",
+            "analyze_memory",
+            "Peak memory of analyze over a plain forward",
             "Batch 8. Peak resident memory of a fresh process that has imported tokenlens, minus its peak after three "
             "plain forwards; median, "
             "minimum and maximum over runs. The competitors keep what they store over the 16 images, as users do.",
-            "cpu", memory_table(options.repeats),
+            "cpu",
+            memory_table(options.repeats),
         )
     if options.what in ("growth", "all"):
         write(
-            "analyze_growth", "Growth of analyze with images, tokens and blocks",
+            "analyze_growth",
+            "Growth of analyze with images, tokens and blocks",
             "ViT-S/16, batch 8, seconds of a whole run in a fresh process (without loading). Exponents from a straight "
             "line through the logarithms.",
-            "cpu", *growth_table(options.repeats),
+            "cpu",
+            *growth_table(options.repeats),
         )
 
 

@@ -27,8 +27,7 @@ import tokenlens
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 RESULTS = Path(__file__).parent / "results"
-MODELS = (("vit_small_patch16_224", {}), ("vit_base_patch16_224", {}),
-          ("vit_small_patch14_dinov2", {"img_size": 518}))  # fmt: skip
+MODELS = (("vit_small_patch16_224", {}), ("vit_base_patch16_224", {}), ("vit_small_patch14_dinov2", {"img_size": 518}))
 SITES = ["norm1", "q", "k", "resid_post"]
 
 
@@ -48,8 +47,12 @@ def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> li
     if show is not None:
         del choices["image"]  # the page decodes a photograph in its own time
     recording = exploration.recordings[0]
-    about = {"model": name, "tokens": recording.layout.tokens, "recording [MiB]": recording.nbytes / 2**20,
-             "load, forward, first view [s]": first}  # fmt: skip
+    about = {
+        "model": name,
+        "tokens": recording.layout.tokens,
+        "recording [MiB]": recording.nbytes / 2**20,
+        "load, forward, first view [s]": first,
+    }
     found = []
     for change, choose in choices.items():
         taken = []

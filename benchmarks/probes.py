@@ -41,19 +41,21 @@ def quality(runs: list[str]) -> pd.DataFrame:
     rows = []
     for run in runs:
         found = ProbeResult.load(run)
-        rows.append({
-            "task": found.task,
-            "model": found.model + (" (untrained)" if found.untrained else ""),
-            "features": found.protocol.get("source", "patches"),
-            "seed": str(found.protocol["seed"]),
-            "%": f"{100 * found.value:.1f}",
-            "95 %": f"{100 * found.ci_low:.1f}–{100 * found.ci_high:.1f}",
-            "of": found.unit,
-            "n": str(found.n),
-            "images": found.protocol["images"],
-            "chosen": found.protocol.get("k") or found.protocol["learning rate"],
-            "probe s": f"{found.provenance['seconds']['probe']:.0f}",
-        })
+        rows.append(
+            {
+                "task": found.task,
+                "model": found.model + (" (untrained)" if found.untrained else ""),
+                "features": found.protocol.get("source", "patches"),
+                "seed": str(found.protocol["seed"]),
+                "%": f"{100 * found.value:.1f}",
+                "95 %": f"{100 * found.ci_low:.1f}–{100 * found.ci_high:.1f}",
+                "of": found.unit,
+                "n": str(found.n),
+                "images": found.protocol["images"],
+                "chosen": found.protocol.get("k") or found.protocol["learning rate"],
+                "probe s": f"{found.provenance['seconds']['probe']:.0f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -64,8 +66,12 @@ def splits(data: str, features: dict[str, np.ndarray], grid: tuple[int, int]) ->
         images = open_masks(data, split)
         names = tuple(images.names)
         found[split] = Grids(
-            features[split], grid, lambda i, images=images: images.read(i)[1], names, images.classes,
-            torch.device("cpu")
+            features[split],
+            grid,
+            lambda i, images=images: images.read(i)[1],
+            names,
+            images.classes,
+            torch.device("cpu"),
         )
     return found
 
@@ -84,9 +90,16 @@ def times(data: str, sizes: list[int]) -> pd.DataFrame:
         both = splits(data, features, (side, side))
         started = time.perf_counter()
         segmentation.Segmentation().judge(both["train"], both["test"], both["test"].names, seed=0)
-        rows.append({"image px": str(size), "grid": f"{side}×{side}", "channels": str(CHANNELS),
-                     "training images": str(counts["train"]), "test images": str(counts["test"]),
-                     "seconds": time.perf_counter() - started})  # fmt: skip
+        rows.append(
+            {
+                "image px": str(size),
+                "grid": f"{side}×{side}",
+                "channels": str(CHANNELS),
+                "training images": str(counts["train"]),
+                "test images": str(counts["test"]),
+                "seconds": time.perf_counter() - started,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -97,9 +110,16 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
     for split in ("train", "test"):
         images = open_masks(data, split)
         found = features_of(
-            model, "patches", images, lambda i, images=images: images.read(i)[0], np.arange(len(images)), batch_size=32,
-            workers=0, cache=True, where=str(Path(data).resolve()),
-        )  # fmt: skip
+            model,
+            "patches",
+            images,
+            lambda i, images=images: images.read(i)[0],
+            np.arange(len(images)),
+            batch_size=32,
+            workers=0,
+            cache=True,
+            where=str(Path(data).resolve()),
+        )
         features[split] = found.arrays["patches"]
     both = splits(data, features, model.grid)
     train, test = both["train"], both["test"]
@@ -121,8 +141,10 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
             for logits_Chw, place in zip(segmentation.logits_of(heads, train, places_B), places_B, strict=True):
                 mask_1HW = masks[place][None]
                 large = functional.interpolate(
-                    logits_Chw[None], mask_1HW.shape[1:],
-                    mode="bilinear", align_corners=False,
+                    logits_Chw[None],
+                    mask_1HW.shape[1:],
+                    mode="bilinear",
+                    align_corners=False,
                 )
                 total = total + functional.cross_entropy(
                     large, mask_1HW, ignore_index=segmentation.IGNORED, reduction="sum"
@@ -164,7 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "quality":
         write(
-            "probes", "A real model, the same untrained, and pixels",
+            "probes",
+            "A real model, the same untrained, and pixels",
             "Each row is a run of `tokenlens probe`; the interval is over test images. Tiny ImageNet: "
             "100 of its classes, "
             "2000 random images of each split (chance is 1 %). MSRC v2: 21 classes, all images, mean "
@@ -176,7 +199,8 @@ def main() -> None:
         )
     elif options.what == "time":
         write(
-            "probes_time", "Time of the segmentation probe once the features are there",
+            "probes_time",
+            "Time of the segmentation probe once the features are there",
             "All of it: drawing pixels, five learning rates at once, the choice, the chosen one again on all training "
             "images, the test at full size, the interval. Real masks; the features are random numbers "
             "of the shape that "
@@ -185,7 +209,8 @@ def main() -> None:
         )
     else:
         write(
-            "probes_loss", "The loss at some pixels, and at all of them",
+            "probes_loss",
+            "The loss at some pixels, and at all of them",
             f"{NAME} at {options.size} px, {options.epochs} passes (a probe has "
             f"{segmentation.SCHEDULE.epochs}), learning "
             "rate 0.01, mean IoU on the test images.",

@@ -133,10 +133,11 @@ def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
         seconds = of_both.pivot(index="round", columns="way", values="s")
         processor = of_both.pivot(index="round", columns="way", values="cpu s")
         for way in WAYS:
-            rows.append({"model": model, "phase": phase, "way": way, "rounds": len(seconds),
-                         "median s": seconds[way].median()}
-                        | ratio_and_interval("", seconds[way] / seconds["standard"])
-                        | ratio_and_interval("processor ", processor[way] / processor["standard"]))  # fmt: skip
+            rows.append(
+                {"model": model, "phase": phase, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
+                | ratio_and_interval("", seconds[way] / seconds["standard"])
+                | ratio_and_interval("processor ", processor[way] / processor["standard"])
+            )
     return pd.DataFrame(rows)
 
 
@@ -171,8 +172,11 @@ def parts_of(
 
     first_third = len(blocks) // 3
     calls = [call(block, block_input, True) for block, block_input in zip(blocks, inputs, strict=True)]
-    parts = {"first third of the blocks": calls[:first_third], "other blocks": calls[first_third:],
-             "rest": [call(model, x, False)]}  # fmt: skip
+    parts = {
+        "first third of the blocks": calls[:first_third],
+        "other blocks": calls[first_third:],
+        "rest": [call(model, x, False)],
+    }
 
     def optimize() -> None:
         optimizer.step()
@@ -213,11 +217,19 @@ def parts_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
             times = whole if part == "all" else by_part.xs(part, level="part")
             seconds, processor = times["s"].unstack("way"), times["cpu s"].unstack("way")
             for way in ("standard again", "specialized"):
-                rows.append({"model": model, "phase": phase, "part": part, "way": way, "rounds": len(seconds),
-                             "standard, processor s": processor["standard"].median(),
-                             "share": processor["standard"].median() / median}
-                            | ratio_and_interval("", seconds[way] / seconds["standard"])
-                            | ratio_and_interval("processor ", processor[way] / processor["standard"]))  # fmt: skip
+                rows.append(
+                    {
+                        "model": model,
+                        "phase": phase,
+                        "part": part,
+                        "way": way,
+                        "rounds": len(seconds),
+                        "standard, processor s": processor["standard"].median(),
+                        "share": processor["standard"].median() / median,
+                    }
+                    | ratio_and_interval("", seconds[way] / seconds["standard"])
+                    | ratio_and_interval("processor ", processor[way] / processor["standard"])
+                )
     return pd.DataFrame(rows)
 
 
@@ -247,10 +259,18 @@ def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, 
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
             found.append(json.loads(done.stdout.strip().splitlines()[-1]))
         peaks = [one["peak MiB"] for one in found]
-        rows.append({
-            "model": name, "malloc": malloc, "way": way, "runs": repeats, "peak MiB": np.median(peaks),
-            "min": np.min(peaks), "max": np.max(peaks), "parameters MiB": found[0]["parameters MiB"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "malloc": malloc,
+                "way": way,
+                "runs": repeats,
+                "peak MiB": np.median(peaks),
+                "min": np.min(peaks),
+                "max": np.max(peaks),
+                "parameters MiB": found[0]["parameters MiB"],
+            }
+        )
     table = pd.DataFrame(rows)
     of_standard = table.groupby(["model", "malloc"])[["peak MiB", "parameters MiB"]].transform("first")
     table["ratio"] = table["peak MiB"] / of_standard["peak MiB"]
@@ -299,13 +319,15 @@ def main() -> None:
             for phase in options.phases.split(",")
         ]
         write(
-            f"specialize_parts{suffix}", "Time of a specialized model over the standard one, part by part",
+            f"specialize_parts{suffix}",
+            "Time of a specialized model over the standard one, part by part",
             f"{what} Each block, what is before and behind the blocks, and AdamW's step are called on their own, in "
             "one model after the other, in random order: what is compared lies close together in time, and the noise "
             "of a shared machine cancels. In a step each part has its forward and backward. “share”: of the standard "
             "model's processor time. Ratios are to the standard model of the same round, of elapsed and of processor "
             f"time: {measured}",
-            options.device, parts_table(frames),
+            options.device,
+            parts_table(frames),
         )
     if options.what in ("time", "all"):
         frames = [
@@ -314,15 +336,18 @@ def main() -> None:
             for phase in options.phases.split(",")
         ]
         write(
-            f"specialize_time{suffix}", "Time of a specialized model over the standard one",
+            f"specialize_time{suffix}",
+            "Time of a specialized model over the standard one",
             f"{what} Each round runs every way on the same batch, in random order, in one process. Ratios are to the "
             "standard model of the same round, of elapsed time and of processor time (of all threads, without what "
             f"other processes took): {measured} A step is forward, cross-entropy, backward and AdamW.",
-            options.device, time_table(frames),
+            options.device,
+            time_table(frames),
         )
     if options.what in ("memory", "all"):
         write(
-            f"specialize_memory{suffix}", "Peak memory of a training step",
+            f"specialize_memory{suffix}",
+            "Peak memory of a training step",
             f"{what} Peak memory of a fresh process after two training steps with AdamW; median, minimum and maximum. "
             "Parameters: weights and AdamW's moments, which are there when backward begins and memory is at its peak; "
             "the last column leaves out those of the second set, which any specialized model has, so that it shows "

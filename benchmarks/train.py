@@ -88,15 +88,26 @@ def teacher_file(folder: Path) -> Path:
 def recipe_for(objective: str, options: argparse.Namespace, folder: Path) -> Recipe:
     """The tiny recipe of an objective, without end, with nothing written down but the rows of metrics.csv."""
     recipe = replace(
-        recipe_of(f"tiny_{objective}"), batch_size=options.batch, epochs=None, steps=FOREVER, workers=options.workers,
-        precision=options.precision, diagnose_every=0, checkpoint_minutes=1e6,
-    )  # fmt: skip
+        recipe_of(f"tiny_{objective}"),
+        batch_size=options.batch,
+        epochs=None,
+        steps=FOREVER,
+        workers=options.workers,
+        precision=options.precision,
+        diagnose_every=0,
+        checkpoint_minutes=1e6,
+    )
     if objective != "distill":
         return recipe
-    return replace(recipe, objective_options={
-        "teacher": "test_vit", "teacher_checkpoint": str(teacher_file(folder)), "teacher_image_size": 64,
-        "views": "flip",
-    })  # fmt: skip
+    return replace(
+        recipe,
+        objective_options={
+            "teacher": "test_vit",
+            "teacher_checkpoint": str(teacher_file(folder)),
+            "teacher_image_size": 64,
+            "views": "flip",
+        },
+    )
 
 
 # -- the bare loop
@@ -122,9 +133,13 @@ class BareLoop:
         self.trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.progress = Progress(0, FOREVER, len(images) / recipe.batch_size, recipe.seed)
         self.batches: Iterator[tuple[TrainingBatch, Any]] = training_batches(
-            images, kind.views(options, recipe.image_size, look["mean"], look["std"]), batch_size=recipe.batch_size,
-            steps=FOREVER, seed=recipe.seed, workers=recipe.workers,
-        )  # fmt: skip
+            images,
+            kind.views(options, recipe.image_size, look["mean"], look["std"]),
+            batch_size=recipe.batch_size,
+            steps=FOREVER,
+            seed=recipe.seed,
+            workers=recipe.workers,
+        )
 
     def step(self, batches: Iterator[tuple[TrainingBatch, Any]]) -> None:
         """One step of the optimizer."""
@@ -156,8 +171,9 @@ def measure_time(
     bare = BareLoop(recipe, images, options.device)
     kept = itertools.cycle([next(bare.batches) for _ in range(2)])
     ways: dict[str, Callable[[], None]] = {
-        "bare loop": lambda: bare.step(bare.batches), "bare loop, images in memory": lambda: bare.step(kept),
-    }  # fmt: skip
+        "bare loop": lambda: bare.step(bare.batches),
+        "bare loop, images in memory": lambda: bare.step(kept),
+    }
     order, rows = random.Random(0), []
     number, begun = 0, 0.0
 
@@ -181,9 +197,13 @@ def measure_time(
         begun = time.perf_counter()
 
     train(
-        recipe, images, folder / f"time_{objective}", device=options.device, progress=others,
+        recipe,
+        images,
+        folder / f"time_{objective}",
+        device=options.device,
+        progress=others,
         max_minutes=options.seconds / 60,
-    )  # fmt: skip
+    )
     if number <= WARM:
         short = f"{objective}: {number} rounds in {options.seconds} s"
         raise SystemExit(f"{short}, {WARM + 1} at least; give more --seconds")
@@ -197,12 +217,17 @@ def time_table(frames: Iterable[tuple[pd.DataFrame, int]], batch: int) -> pd.Dat
     for frame, steps in frames:
         seconds = frame.pivot(index="round", columns="way", values="s").dropna()
         for way in WAYS:
-            rows.append({
-                "objective": frame["objective"].iloc[0], "way": way, "rounds": len(seconds), "steps a round": steps,
-                "images/s": steps * batch / seconds[way].median(),
-                **ratio_and_interval("speed ", seconds["bare loop"] / seconds[way]),
-                "total over total": seconds["bare loop"].sum() / seconds[way].sum(),
-            })
+            rows.append(
+                {
+                    "objective": frame["objective"].iloc[0],
+                    "way": way,
+                    "rounds": len(seconds),
+                    "steps a round": steps,
+                    "images/s": steps * batch / seconds[way].median(),
+                    **ratio_and_interval("speed ", seconds["bare loop"] / seconds[way]),
+                    "total over total": seconds["bare loop"].sum() / seconds[way].sum(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -234,15 +259,24 @@ def waiting_table(options: argparse.Namespace, images: LabelledImages, folder: P
             found: list[tuple[float, float]] = []
             with timed_steps(found):
                 run = train(
-                    recipe_for(objective, options, folder), images, folder / f"waiting_{objective}_{workers}",
-                    device=options.device, settings=[f"workers={workers}"], max_minutes=options.short / 60,
-                )  # fmt: skip
+                    recipe_for(objective, options, folder),
+                    images,
+                    folder / f"waiting_{objective}_{workers}",
+                    device=options.device,
+                    settings=[f"workers={workers}"],
+                    max_minutes=options.short / 60,
+                )
             seconds, waiting = np.array(found[WARM:]).sum(0)
-            rows.append({
-                "objective": objective, "processes that read": workers, "steps": len(found) - WARM,
-                "images/s": (len(found) - WARM) * options.batch / seconds, "share of waiting": waiting / seconds,
-                "data_wait_share in run.json": run.settings["data_wait_share"],
-            })
+            rows.append(
+                {
+                    "objective": objective,
+                    "processes that read": workers,
+                    "steps": len(found) - WARM,
+                    "images/s": (len(found) - WARM) * options.batch / seconds,
+                    "share of waiting": waiting / seconds,
+                    "data_wait_share in run.json": run.settings["data_wait_share"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -270,9 +304,11 @@ def timed_methods(found: dict[str, list[float]]) -> Iterator[None]:
 
 
 PARTS = {
-    "_one_step": "step", "_write_row": "row of metrics.csv and TensorBoard", "_diagnose": "diagnostics",
+    "_one_step": "step",
+    "_write_row": "row of metrics.csv and TensorBoard",
+    "_diagnose": "diagnostics",
     "save": "checkpoint",
-}  # fmt: skip
+}
 
 
 def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Path) -> pd.DataFrame:
@@ -287,16 +323,26 @@ def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Pat
         with timed_methods(found):
             train(recipe, images, folder / f"costs_{objective}", device=options.device)
         median = {name: float(np.median(found[name][WARM:])) for name in PARTS}
-        steps = {"_write_row": own.log_every, "_diagnose": own.diagnose_every,
-                 "save": 60 * own.checkpoint_minutes / median["_one_step"]}  # fmt: skip
+        steps = {
+            "_write_row": own.log_every,
+            "_diagnose": own.diagnose_every,
+            "save": 60 * own.checkpoint_minutes / median["_one_step"],
+        }
         for name, part in PARTS.items():
             often = steps.get(name)
             share = 100 * median[name] / (median["_one_step"] * often) if often else float("nan")
-            rows.append({
-                "objective": objective, "part": part, "calls": len(found[name]) - WARM, "median ms": 1e3 * median[name],
-                "least": 1e3 * min(found[name][WARM:]), "most": 1e3 * max(found[name][WARM:]),
-                "every … steps": str(round(often)) if often else "1", "% of the steps' time": share,
-            })
+            rows.append(
+                {
+                    "objective": objective,
+                    "part": part,
+                    "calls": len(found[name]) - WARM,
+                    "median ms": 1e3 * median[name],
+                    "least": 1e3 * min(found[name][WARM:]),
+                    "most": 1e3 * max(found[name][WARM:]),
+                    "every … steps": str(round(often)) if often else "1",
+                    "% of the steps' time": share,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -342,7 +388,8 @@ def main() -> None:
         if options.what in ("time", "all"):
             frames = [measure_time(one, options, images, folder) for one in options.objectives.split(",")]
             write(
-                f"train_time{suffix}", "Speed of a training over a bare PyTorch loop",
+                f"train_time{suffix}",
+                "Speed of a training over a bare PyTorch loop",
                 f"{what} Processes that read images, beside the training's own: {options.workers}. The bare loop has "
                 "the same objective module (with its teacher and heads), optimizer and batches (`training_batches`), "
                 "so the ratio is that of the engine: Fabric, seeds, schedules, the exchange of losses, the check for "
@@ -351,17 +398,21 @@ def main() -> None:
                 "(above 1 is faster): median and bootstrap 95 % interval of the median; beside it that of all rounds "
                 "together. With its images in memory the bare loop reads and augments nothing: how much the data "
                 "costs.",
-                options.device, time_table(frames, options.batch),
+                options.device,
+                time_table(frames, options.batch),
             )
         if options.what in ("costs", "all"):
             write(
-                f"train_costs{suffix}", "What a training does beside its steps",
+                f"train_costs{suffix}",
+                "What a training does beside its steps",
                 f"{what} First table: the share of the steps' time in which they wait for images, without the first "
                 f"{WARM} steps, and with them as run.json has it. Second table: a training that writes a row, looks at "
                 "its fixed batch (of 32 images) and writes a checkpoint after every step; median, least and most of a "
                 "call in ms, and what it adds to the time of the steps at the recipe's own intervals (rows and "
                 "diagnostics every so many steps, a checkpoint every ten minutes).",
-                options.device, waiting_table(options, images, folder), costs_table(options, images, folder),
+                options.device,
+                waiting_table(options, images, folder),
+                costs_table(options, images, folder),
             )
 
 

@@ -81,8 +81,10 @@ def described(module: Any, run: TrainedRun) -> str:
     of = f"trained by `{recipe.objective}`"
     if recipe.objective == "distill":
         of = f"distilled from {TEACHERS[_teacher(run)].partition(' (')[0]}"
-    two = "" if recipe.specialization is None else (
-        f"; CLS and patches have weights of their own (`{_text(recipe.specialization)}`)"
+    two = (
+        ""
+        if recipe.specialization is None
+        else (f"; CLS and patches have weights of their own (`{_text(recipe.specialization)}`)")
     )
     return (
         f"Vision Transformer of {len(module.blocks)} blocks, {module.embed_dim} channels and "
@@ -110,7 +112,7 @@ def _use(facts: Facts) -> list[str]:
         "",
         f'analysis = tokenlens.analyze("{facts.name}")',
         "```",
-    ]  # fmt: skip
+    ]
 
 
 def _training(settings: Mapping[str, Any], run: TrainedRun) -> list[str]:
@@ -213,7 +215,7 @@ def _again(facts: Facts) -> list[str]:
         without_folders(command) if known else "# trained in Python, with the settings above",
         f"python shipping/make.py RUN {facts.name} --probes PROBE PROBE …",
         "```",
-    ]  # fmt: skip
+    ]
 
 
 def without_folders(text: str) -> str:

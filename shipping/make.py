@@ -121,9 +121,12 @@ def whose(result: ProbeResult, run: TrainedRun, file: Path) -> str:
         return "own"
     if result.untrained:
         twin = load_model(
-            f"local-dir:{run.path}", pretrained=False, img_size=tuple(identity["image_size"]), device="cpu",
+            f"local-dir:{run.path}",
+            pretrained=False,
+            img_size=tuple(identity["image_size"]),
+            device="cpu",
             seed=int(result.provenance["seed"]),
-        )  # fmt: skip
+        )
         if weights == weights_sha256(twin.module):
             return "untrained"
     if Path(result.model).name in (run.path.name, file.parent.name):

@@ -42,8 +42,13 @@ def process(
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(tree), str(tree / "cli"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, **settings, "PYTHONPATH": path.rstrip(os.pathsep), **env}, start_new_session=own_group,
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **settings, "PYTHONPATH": path.rstrip(os.pathsep), **env},
+        start_new_session=own_group,
     )
 
 

@@ -119,9 +119,7 @@ class BlockChunk(nn.ModuleList):
 class DinoVisionTransformer(nn.Module):
     """DINOv2: registers between CLS and the patches, added after the position embedding; blocks maybe in chunks."""
 
-    def __init__(
-        self, image_size=32, patch_size=8, dim=32, depth=2, heads=2, registers=0, chunks=0, layer_scale=True
-    ):
+    def __init__(self, image_size=32, patch_size=8, dim=32, depth=2, heads=2, registers=0, chunks=0, layer_scale=True):
         super().__init__()
         self.patch_embed = PatchEmbed(image_size, patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))

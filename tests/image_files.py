@@ -43,5 +43,6 @@ def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> None:
 def files_below(folder: Path, prefix: str = "") -> dict[str, bytes]:
     return {
         prefix + path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

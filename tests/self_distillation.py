@@ -66,8 +66,11 @@ def two_steps(made: Objective, call: Any, positions: list[int] | None = None) ->
         losses = call(batch(positions), progress(step))
         losses["loss"].backward()
         found |= {f"step {step} {name}": loss.detach() for name, loss in losses.items()}
-        found |= {f"step {step} gradient {name}": one.grad.clone() for name, one in made.named_parameters()
-                  if one.grad is not None}  # fmt: skip
+        found |= {
+            f"step {step} gradient {name}": one.grad.clone()
+            for name, one in made.named_parameters()
+            if one.grad is not None
+        }
         made.after_backward(progress(step))
         optimizer.step()
         made.after_step(progress(step))

@@ -21,7 +21,7 @@ def _two_sets(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, ch
             shape = (channels,) if norm == "final_norm" else (blocks, channels)
             patch = rng.normal(loc=stage == "gamma", scale=0.3, size=shape)
             for side, values in (("patch", patch), ("cls", patch + rng.normal(scale=0.05, size=shape))):
-                dims = ("block", "channel")[-len(shape):]
+                dims = ("block", "channel")[-len(shape) :]
                 arrays[f"norm_differentiation/{side}_{stage}_{norm}"] = NamedArray(values, dims, "weight")
     places = [(block, f"norm/{norm}.{{}}", channels) for block in range(blocks) for norm in ("norm1", "norm2")]
     places += [(None, "norm/norm.{}", channels)]
@@ -30,7 +30,8 @@ def _two_sets(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, ch
         for name in ("weight", "bias")[: 2 if "qkv" in site else len(stages)]:
             distance = rng.uniform(0.01, 0.2)
             for part, value, unit in (
-                ("relative_distance", distance, "relative distance"), ("cosine", 1 - distance**2 / 2, "cosine"),
+                ("relative_distance", distance, "relative distance"),
+                ("cosine", 1 - distance**2 / 2, "cosine"),
             ):
                 put("weight_distance", part, block, site.format(name), "cls-patch", value, unit, n=elements)
 
@@ -68,9 +69,19 @@ def synthetic_analysis(
         half = 2 * sd / np.sqrt(n) if n > 1 and not exact else np.nan
         rows.append(
             {
-                "model": model, "metric": metric, "part": part, "block": block, "site": site, "group": group,
-                "head": head, "value": value, "sd": np.nan if jackknife or exact or n < 2 else sd, "n": n,
-                "ci_low": value - half, "ci_high": value + half, "unit": unit,
+                "model": model,
+                "metric": metric,
+                "part": part,
+                "block": block,
+                "site": site,
+                "group": group,
+                "head": head,
+                "value": value,
+                "sd": np.nan if jackknife or exact or n < 2 else sd,
+                "n": n,
+                "ci_low": value - half,
+                "ci_high": value + half,
+                "unit": unit,
             }
         )
 
@@ -139,12 +150,36 @@ def synthetic_analysis(
                     put("attention_mass", "", block, "pattern", f"{query}-{prefix}", mass, "share", head=head)
             if cls:
                 put("attention_mass", "", block, "pattern", "cls-patch", rng.uniform(0.5, 1), "share", head=head)
-                put("attention_entropy", "normalized", block, "pattern", "cls-patch", rng.uniform(0.6, 1),
-                    "entropy / log P", head=head)
-                put("attention_entropy", "effective_patches", block, "pattern", "cls-patch", rng.uniform(30, 256),
-                    "patches", head=head)
-                put("cls_attention_map", "peak", block, "pattern", "cls-patch", rng.uniform(2, 20), "× uniform",
-                    head=head)
+                put(
+                    "attention_entropy",
+                    "normalized",
+                    block,
+                    "pattern",
+                    "cls-patch",
+                    rng.uniform(0.6, 1),
+                    "entropy / log P",
+                    head=head,
+                )
+                put(
+                    "attention_entropy",
+                    "effective_patches",
+                    block,
+                    "pattern",
+                    "cls-patch",
+                    rng.uniform(30, 256),
+                    "patches",
+                    head=head,
+                )
+                put(
+                    "cls_attention_map",
+                    "peak",
+                    block,
+                    "pattern",
+                    "cls-patch",
+                    rng.uniform(2, 20),
+                    "× uniform",
+                    head=head,
+                )
     arrays: dict[str, NamedArray] = {}
     if specialized:
         _two_sets(put, arrays, rng, blocks, channels, ("gamma",) if rms else ("gamma", "beta"))
@@ -155,7 +190,7 @@ def synthetic_analysis(
             cls_in = patch_in * np.exp(rng.normal(scale=0.7, size=shape))
             sharpen = 2.0 if differentiates else 1.0
             for side, a, b in (("input", cls_in, patch_in), ("output", cls_in**sharpen, patch_in**sharpen)):
-                dims = ("block", "channel")[-len(shape):]
+                dims = ("block", "channel")[-len(shape) :]
                 selectivity = (a - b) / (a + b)
                 arrays[f"dimension_selectivity/{side}_{norm}"] = NamedArray(selectivity, dims, "selectivity")
                 arrays[f"dimension_selectivity/cls_{side}_{norm}"] = NamedArray(a, dims, "mean |activation|")
@@ -163,11 +198,22 @@ def synthetic_analysis(
                 for index, size in enumerate(np.abs(np.atleast_2d(selectivity))):
                     block, d = (None, 1.0) if norm == "final_norm" else (index, depth[index])
                     for part, value, unit in (
-                        ("mean", size.mean(), "mean |s|"), ("share", (size > 0.5).mean(), "share of channels"),
-                        ("top_overlap", 0.5 - 0.2 * d, "share"), ("gamma_correlation", 0.4 - 0.3 * d, "Spearman's ρ"),
+                        ("mean", size.mean(), "mean |s|"),
+                        ("share", (size > 0.5).mean(), "share of channels"),
+                        ("top_overlap", 0.5 - 0.2 * d, "share"),
+                        ("gamma_correlation", 0.4 - 0.3 * d, "Spearman's ρ"),
                     ):
-                        put("dimension_selectivity", f"{side}_{part}", block, norm, "cls-patch", value, unit, 0.2,
-                            jackknife=True)
+                        put(
+                            "dimension_selectivity",
+                            f"{side}_{part}",
+                            block,
+                            norm,
+                            "cls-patch",
+                            value,
+                            unit,
+                            0.2,
+                            jackknife=True,
+                        )
         y, x = np.mgrid[: grid[0], : grid[1]]
         centre = np.exp(-((y - grid[0] / 2) ** 2 + (x - grid[1] / 2) ** 2) / (0.15 * grid[0] * grid[1]))
         maps = (0.3 + centre)[None, None] * rng.uniform(0.7, 1.3, size=(blocks, heads, *grid))
@@ -176,7 +222,9 @@ def synthetic_analysis(
         arrays["cls_attention_map/sd"] = NamedArray(0.4 * maps, ("block", "head", "row", "column"), "attention")
         apart = np.exp(-np.abs(np.subtract.outer(depth, depth)) * 2)
         for pair, matrix in (
-            ("cls-cls", apart), ("patch-patch", apart**0.5), ("cls-patch", np.add.outer(depth, depth) / 2 * apart)
+            ("cls-cls", apart),
+            ("patch-patch", apart**0.5),
+            ("cls-patch", np.add.outer(depth, depth) / 2 * apart),
         ):
             for suffix, offset in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
                 arrays[f"cka/{pair}{suffix}"] = NamedArray(matrix + offset, ("block_1", "block_2"), "CKA")
@@ -185,16 +233,27 @@ def synthetic_analysis(
     table["head"] = table["head"].astype("Int64")
     names = [f"photo_{i:03d}.jpg" for i in range(n)]
     provenance = {
-        "model": model, "family": "timm_vit", "untrained": untrained,
-        "weights": {"source": "none (random)" if untrained else "/data/dinov2.safetensors", "sha256": "ab" * 32,
-                    "pretrained": not untrained},
-        "images": {"source": source, "count": n, "hashes": ["00" * 8] * n, "names": names,
-                   "skipped": list(skipped)},
-        "transform": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"}, "image_size": [224, 224], "seed": 0,
-        "device": "cpu", "dtype": "float32", "batch_size": 8, "world_size": 1,
+        "model": model,
+        "family": "timm_vit",
+        "untrained": untrained,
+        "weights": {
+            "source": "none (random)" if untrained else "/data/dinov2.safetensors",
+            "sha256": "ab" * 32,
+            "pretrained": not untrained,
+        },
+        "images": {"source": source, "count": n, "hashes": ["00" * 8] * n, "names": names, "skipped": list(skipped)},
+        "transform": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"},
+        "image_size": [224, 224],
+        "seed": 0,
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 8,
+        "world_size": 1,
         "versions": {"python": "3.11.9", "torch": "2.15.0", "timm": "1.0.31", "numpy": "2.4", "tokenlens": "0.1.0"},
-        "command": f"tokenlens analyze {model} --images {source} --limit {n}", "commit": "0" * 40,
-        "started": "2026-01-01T00:00:00+00:00", "seconds": 12.3,
+        "command": f"tokenlens analyze {model} --images {source} --limit {n}",
+        "commit": "0" * 40,
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 12.3,
     }
     not_applicable = {} if specialized else {"weight_distance": "no module of the model is specialized"}
     if specialized:
@@ -205,8 +264,16 @@ def synthetic_analysis(
         not_applicable |= {"reg_cls_cosine": reason, "reg_patch_cosine": reason}
     if not cls:
         computed = set(table["metric"])
-        for metric in ("cls_patch_cosine", "cls_cls_cosine", "centroid_separation", "dimension_selectivity", "cka",
-                       "attention_entropy", "cls_attention_map", "attention_mass"):
+        for metric in (
+            "cls_patch_cosine",
+            "cls_cls_cosine",
+            "centroid_separation",
+            "dimension_selectivity",
+            "cka",
+            "attention_entropy",
+            "cls_attention_map",
+            "attention_mass",
+        ):
             if metric not in computed:
                 not_applicable[metric] = "the model has no [CLS] token"
     return Analysis(

@@ -67,7 +67,8 @@ def with_values(analysis: Analysis, images: int = 0, seed: int = 0) -> Analysis:
         analysis,
         arrays=arrays,
         per_image=pd.DataFrame(
-            values.astype(np.float32), index=pd.Index(names, name="image"),
+            values.astype(np.float32),
+            index=pd.Index(names, name="image"),
             columns=pd.MultiIndex.from_frame(keys) if len(keys) else None,
         ),
         provenance=provenance | {"images": provenance["images"] | {"hashes": hashes}},

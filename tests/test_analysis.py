@@ -310,9 +310,24 @@ def test_the_provenance():
     provenance = analysis.provenance
     assert json.loads(json.dumps(provenance)) == provenance
     assert set(provenance) >= {
-        "model", "family", "untrained", "weights", "images", "transform", "image_size", "seed", "device", "dtype",
-        "versions", "command", "commit", "started", "seconds", "world_size", "batch_size",
-    }  # fmt: skip
+        "model",
+        "family",
+        "untrained",
+        "weights",
+        "images",
+        "transform",
+        "image_size",
+        "seed",
+        "device",
+        "dtype",
+        "versions",
+        "command",
+        "commit",
+        "started",
+        "seconds",
+        "world_size",
+        "batch_size",
+    }
     assert set(provenance["weights"]) >= {"source", "sha256", "pretrained"}
     assert len(provenance["weights"]["sha256"]) == 64
     assert set(provenance["versions"]) >= {"python", "torch", "timm", "numpy", "tokenlens"}

@@ -22,7 +22,17 @@ from tokenlens.run_folder import load_analysis
 from .command_line import MODEL, TINY, finished, process, tiny_analyze, tokenlens
 
 HEAVY = {
-    "torch", "timm", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "jinja2", "safetensors",
+    "torch",
+    "timm",
+    "numpy",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "sklearn",
+    "PIL",
+    "jinja2",
+    "safetensors",
 }
 
 
@@ -76,15 +86,33 @@ def test_no_report_draws_nothing(tmp_path):
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == f"run: {tmp_path / 'run'}"
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
-        "MANIFEST.json", "analysis.json", "arrays.safetensors", "table.csv",
+        "MANIFEST.json",
+        "analysis.json",
+        "arrays.safetensors",
+        "table.csv",
     }
     assert load_analysis(tmp_path / "run").metrics == ["cls_patch_cosine", "token_norm"]
 
 
 def test_options_reach_the_analysis(tmp_path):
     result = tiny_analyze(
-        tmp_path / "run", "--no-report", "--metrics", "all", "--batch-size", 3, "--seed", 5, "--amp", "--device", "cpu",
-        "--workers", 0, "--img-size", 48, "--limit", 5,
+        tmp_path / "run",
+        "--no-report",
+        "--metrics",
+        "all",
+        "--batch-size",
+        3,
+        "--seed",
+        5,
+        "--amp",
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--img-size",
+        48,
+        "--limit",
+        5,
     )
     assert result.exit_code == 0, result.stderr
     analysis = load_analysis(tmp_path / "run")
@@ -97,8 +125,17 @@ def test_options_reach_the_analysis(tmp_path):
 
 def test_a_folder_of_images_and_a_checkpoint(tmp_path, weights, photographs):
     result = tokenlens(
-        "analyze", MODEL, "--checkpoint", weights, "--images", photographs, "--img-size", 64, "--no-report",
-        "--out", tmp_path / "run",
+        "analyze",
+        MODEL,
+        "--checkpoint",
+        weights,
+        "--images",
+        photographs,
+        "--img-size",
+        64,
+        "--no-report",
+        "--out",
+        tmp_path / "run",
     )
     assert result.exit_code == 0, result.stderr
     analysis = load_analysis(tmp_path / "run")
@@ -143,9 +180,14 @@ def test_out_defaults_to_reports_model(tmp_path, monkeypatch):
 def test_every_option_reads_its_environment_variable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = {
-        "TOKENLENS_ANALYZE_PRETRAINED": "0", "TOKENLENS_ANALYZE_IMG_SIZE": "32", "TOKENLENS_ANALYZE_LIMIT": "3",
-        "TOKENLENS_ANALYZE_OUT": "elsewhere", "TOKENLENS_ANALYZE_NO_REPORT": "1", "TOKENLENS_ANALYZE_JSON": "1",
-        "TOKENLENS_ANALYZE_METRICS": "token_norm", "TOKENLENS_ANALYZE_BATCH_SIZE": "2",
+        "TOKENLENS_ANALYZE_PRETRAINED": "0",
+        "TOKENLENS_ANALYZE_IMG_SIZE": "32",
+        "TOKENLENS_ANALYZE_LIMIT": "3",
+        "TOKENLENS_ANALYZE_OUT": "elsewhere",
+        "TOKENLENS_ANALYZE_NO_REPORT": "1",
+        "TOKENLENS_ANALYZE_JSON": "1",
+        "TOKENLENS_ANALYZE_METRICS": "token_norm",
+        "TOKENLENS_ANALYZE_BATCH_SIZE": "2",
     }
     result = tokenlens("analyze", MODEL, env=env)
     assert result.exit_code == 0, result.stderr
@@ -216,8 +258,13 @@ def test_list_models_is_never_cut_silently():
     told = json.loads(tokenlens("list", "models", "--limit", 0, "--json").stdout)
     assert told["count"] == told["shown"] == len(told["items"]) == count
     names = [item["name"] for item in told["items"]]
-    assert {"vit_base_patch16_224.dino", "deit_base_distilled_patch16_224.fb_in1k", "vit_small_patch14_dinov2.lvd142m",
-            "eva02_base_patch14_224.mim_in22k", "beit_base_patch16_224.in22k_ft_in22k"} <= set(names)  # fmt: skip
+    assert {
+        "vit_base_patch16_224.dino",
+        "deit_base_distilled_patch16_224.fb_in1k",
+        "vit_small_patch14_dinov2.lvd142m",
+        "eva02_base_patch14_224.mim_in22k",
+        "beit_base_patch16_224.in22k_ft_in22k",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("resnet", "swin", "convnext"))]
     assert names[: len(shipped.names())] == list(shipped.names()), "what needs no download comes first"
     without = [item for item in told["items"][len(shipped.names()) :] if item["description"]]
@@ -333,7 +380,9 @@ def test_progress_is_told_now_and_then(monkeypatch, capsys):
         progress(30, 100)
         progress(80, None)
     assert capsys.readouterr().err.splitlines() == [
-        "analyzing x", "20 of 100 images, 1 images/s, about 80 s left", "80 images, 2 images/s",
+        "analyzing x",
+        "20 of 100 images, 1 images/s, about 80 s left",
+        "80 images, 2 images/s",
     ]
 
 
@@ -369,7 +418,17 @@ PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     arguments = (
-        "analyze", MODEL, *TINY[:3], "--limit", 9, "--batch-size", 2, "--metrics", "all", "--no-report", "--json",
+        "analyze",
+        MODEL,
+        *TINY[:3],
+        "--limit",
+        9,
+        "--batch-size",
+        2,
+        "--metrics",
+        "all",
+        "--no-report",
+        "--json",
     )
     running = process(*PROCESSES, "-m", "tokenlens_cli", *arguments, "--out", tmp_path / "two", cwd=tmp_path)
     threads = torch.get_num_threads()

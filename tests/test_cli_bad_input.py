@@ -92,7 +92,11 @@ def test_unreachable_weights(out, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     started = time.monotonic()
     refused(
-        tokenlens("analyze", MODEL, "--out", out), "127.0.0.1", "--checkpoint FILE", "--no-pretrained", "cache",
+        tokenlens("analyze", MODEL, "--out", out),
+        "127.0.0.1",
+        "--checkpoint FILE",
+        "--no-pretrained",
+        "cache",
     )
     assert time.monotonic() - started < 15
     nothing_in(out.parent)

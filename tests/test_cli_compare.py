@@ -72,15 +72,28 @@ def test_other_images_are_unpaired(runs, tmp_path):
     assert "likeness of features: " in result.stdout
     refused(
         tokenlens("compare", runs / "one", runs / "elsewhere", "--pair", "--out", tmp_path / "paired"),
-        "cannot be paired", "0 of 4 and 6 images in common",
+        "cannot be paired",
+        "0 of 4 and 6 images in common",
     )
     assert not (tmp_path / "paired").exists()
 
 
 def test_json_and_labels(runs, tmp_path):
     result = tokenlens(
-        "compare", runs / "one", runs / "two", "--label", "a", "--label", "b", "--baseline", "b", "--no-pair", "--json",
-        "--no-report", "--out", tmp_path / "out",
+        "compare",
+        runs / "one",
+        runs / "two",
+        "--label",
+        "a",
+        "--label",
+        "b",
+        "--baseline",
+        "b",
+        "--no-pair",
+        "--json",
+        "--no-report",
+        "--out",
+        tmp_path / "out",
     )
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
@@ -99,7 +112,14 @@ def test_json_and_labels(runs, tmp_path):
 
 def test_a_position_as_the_baseline(runs, tmp_path):
     result = tokenlens(
-        "compare", runs / "one", runs / "two", "--baseline", 1, "--no-report", "--out", tmp_path / "out",
+        "compare",
+        runs / "one",
+        runs / "two",
+        "--baseline",
+        1,
+        "--no-report",
+        "--out",
+        tmp_path / "out",
     )
     assert result.exit_code == 0, result.stderr
     assert Comparison.load(tmp_path / "out").baseline.endswith("two")
@@ -165,7 +185,8 @@ def test_what_is_there_stays(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("tokenlens.comparison.load_analysis", None)  # comes later
     refused(tokenlens("compare", runs / "one", runs / "two", "--out", tmp_path / "out"), "--overwrite")
     refused(
-        tokenlens("compare", runs / "one", runs / "two", "--out", runs / "two", "--overwrite"), "one of the runs",
+        tokenlens("compare", runs / "one", runs / "two", "--out", runs / "two", "--overwrite"),
+        "one of the runs",
     )
     assert (tmp_path / "out" / "MANIFEST.json").read_bytes() == before
     load_analysis(runs / "two")

@@ -42,8 +42,21 @@ def test_a_figure_lands_in_the_current_folder(run, here):
 
 def test_it_draws_comparisons_in_the_size_and_formats_of_a_paper(comparison, here):
     result = tokenlens(
-        "figure", comparison, "compare_summary", "--width", "single", "--height", 150, "--format", "svg,pdf,png",
-        "--out", "paper", "--outlines", "--dpi", 100, "--json",
+        "figure",
+        comparison,
+        "compare_summary",
+        "--width",
+        "single",
+        "--height",
+        150,
+        "--format",
+        "svg,pdf,png",
+        "--out",
+        "paper",
+        "--outlines",
+        "--dpi",
+        100,
+        "--json",
     )
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
@@ -61,8 +74,19 @@ def test_the_files_ending_is_the_format(run, here):
 
 def test_options_reach_the_figure(run, here):
     result = tokenlens(
-        "figure", run, "depth_profile", "--set", "metric=cls_patch_cosine", "--set", "sites=attn_out,mlp_out",
-        "--set", "log=false", "--blocks", "0-2", "--style", "grayscale",
+        "figure",
+        run,
+        "depth_profile",
+        "--set",
+        "metric=cls_patch_cosine",
+        "--set",
+        "sites=attn_out,mlp_out",
+        "--set",
+        "log=false",
+        "--blocks",
+        "0-2",
+        "--style",
+        "grayscale",
     )
     assert result.exit_code == 0, result.stderr
     text = (here / "depth_profile.svg").read_text(encoding="utf-8")

@@ -43,8 +43,9 @@ def test_the_number_its_protocol_and_where_it_is(colours, tmp_path):
     lines = result.stdout.splitlines()
     assert re.fullmatch(
         rf"{MODEL} \(untrained: random weights\), linear: [\d.]+ % top-1 accuracy \[[\d.]+, [\d.]+\] "
-        r"\(95 % over n = 12 test images\)", lines[0],
-    )  # fmt: skip
+        r"\(95 % over n = 12 test images\)",
+        lines[0],
+    )
     assert "  source: CLS token" in lines
     assert [line for line in lines if line.startswith("  learning rate: ")]
     assert [line for line in lines if line.startswith("  interval: 95 %, percentiles of 2000 draws")]
@@ -56,9 +57,28 @@ def test_the_number_its_protocol_and_where_it_is(colours, tmp_path):
 
 def test_json_is_one_object_and_options_reach_the_probe(colours, tmp_path):
     result = tokenlens(
-        "probe", MODEL, "--task", "knn", "--data", colours, *SMALL, "--source", "both", "--blocks", "2,-1", "--seed", 5,
-        "--limit", 20, "--no-cache", "--batch-size", 4, "--json", "--out", tmp_path / "run",
-    )  # fmt: skip
+        "probe",
+        MODEL,
+        "--task",
+        "knn",
+        "--data",
+        colours,
+        *SMALL,
+        "--source",
+        "both",
+        "--blocks",
+        "2,-1",
+        "--seed",
+        5,
+        "--limit",
+        20,
+        "--no-cache",
+        "--batch-size",
+        4,
+        "--json",
+        "--out",
+        tmp_path / "run",
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["task"] == "knn"
@@ -75,8 +95,9 @@ def test_json_is_one_object_and_options_reach_the_probe(colours, tmp_path):
 
 def test_segmentation(tmp_path):
     data = mask_folders(tmp_path / "data", train=6, test=3)
-    result = tokenlens("probe", "raw_pixels", "--task", "segmentation", "--data", data, "--img-size", "32",
-                       "--out", tmp_path / "run")  # fmt: skip
+    result = tokenlens(
+        "probe", "raw_pixels", "--task", "segmentation", "--data", data, "--img-size", "32", "--out", tmp_path / "run"
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("raw_pixels, segmentation: ")
     assert "mean IoU at: the masks' own size, 56×40" in result.stdout

@@ -21,9 +21,15 @@ from .command_line import finished, process, tokenlens
 from .tiny_training import colours
 
 SMALL = (
-    "model_options.depth=2", "model_options.embed_dim=32", "model_options.num_heads=2", "image_size=32", "batch_size=8",
-    "diagnose_every=2", "diagnose_images=4", "log_every=1",
-)  # fmt: skip
+    "model_options.depth=2",
+    "model_options.embed_dim=32",
+    "model_options.num_heads=2",
+    "image_size=32",
+    "batch_size=8",
+    "diagnose_every=2",
+    "diagnose_images=4",
+    "log_every=1",
+)
 
 
 def settings(*more: str, steps: int = 4) -> list[str]:
@@ -89,9 +95,15 @@ def test_the_figure_of_its_diagnostics_is_in_the_folder_and_in_the_manifest(trai
 
 def test_json_is_one_object(pictures, tmp_path):
     result = tokenlens(
-        "train", "tiny_supervised", "--data", pictures, *settings("diagnose_every=0", steps=1),
-        "--out", tmp_path / "run", "--json",
-    )  # fmt: skip
+        "train",
+        "tiny_supervised",
+        "--data",
+        pictures,
+        *settings("diagnose_every=0", steps=1),
+        "--out",
+        tmp_path / "run",
+        "--json",
+    )
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
     assert told["state"] == "finished"
@@ -142,7 +154,7 @@ def test_it_stops_in_time_and_goes_on(pictures, tmp_path):
         (["tiny_supervised", "--max-minutes", "-1"], 2, "--max-minutes"),
         (["tiny_supervised", "--checkpoint", "nothing.safetensors"], 1, "nothing.safetensors does not exist"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_gets_a_sentence_and_writes_nothing(pictures, tmp_path, monkeypatch, words, code, sentence):
     monkeypatch.chdir(tmp_path)
     result = tokenlens("train", *words, "--data", pictures)
@@ -233,9 +245,17 @@ def test_probe_takes_it(trained, pictures, tmp_path):
 
 def test_compare_takes_two_of_them(trained, specialized, tmp_path):
     result = tokenlens(
-        "compare", trained[0], specialized, "--limit", 2, "--metrics", "cls_patch_cosine", "--out", tmp_path / "c",
+        "compare",
+        trained[0],
+        specialized,
+        "--limit",
+        2,
+        "--metrics",
+        "cls_patch_cosine",
+        "--out",
+        tmp_path / "c",
         "--no-report",
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(f"{specialized} against {trained[0]}: the same 2 images")
 

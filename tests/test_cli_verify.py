@@ -112,7 +112,7 @@ def test_the_page_leads_with_the_verdicts(run):
     page = (run.path / "report.html").read_text(encoding="utf-8")
     first = page.index("<h2")
     assert page[first:].startswith('<h2 id="verdicts-title">Verdicts</h2>')
-    table = page[page.index('<table class="verdicts">'):]
+    table = page[page.index('<table class="verdicts">') :]
     table = table[: table.index("</table>")]
     for finding in run.findings:
         assert f"{finding.name}. " in table

@@ -87,7 +87,8 @@ def test_paired_differences_are_scipys():
         difference = (one - two)[both, i].mean()
         np.testing.assert_allclose(
             [found.difference[i], found.p[i], found.ci_low[i], found.ci_high[i], found.n[i]],
-            [difference, expected.pvalue, interval.low, interval.high, both.sum()], rtol=1e-9,
+            [difference, expected.pvalue, interval.low, interval.high, both.sum()],
+            rtol=1e-9,
         )
         spread = np.sqrt((one[both, i].var(ddof=1) + two[both, i].var(ddof=1)) / 2)
         assert found.effect[i] == pytest.approx(difference / spread)
@@ -439,8 +440,11 @@ def test_a_comparison_comes_back_as_it_was(folder, tmp_path, monkeypatch):
 
 def test_what_is_in_the_folder(folder):
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    runs = {f"runs/{name}/{file}" for name in ("0_VisionTransformer", "1_VisionTransformer_2")
-            for file in ("analysis.json", "table.csv", "arrays.safetensors")}  # fmt: skip
+    runs = {
+        f"runs/{name}/{file}"
+        for name in ("0_VisionTransformer", "1_VisionTransformer_2")
+        for file in ("analysis.json", "table.csv", "arrays.safetensors")
+    }
     assert files == runs | {"comparison.json", MANIFEST, *(f"{name}.csv" for name in FRAMES)}
     told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert told["kind"] == "comparison"
@@ -629,8 +633,6 @@ def test_a_random_twin_is_plainly_different():
 
 
 def test_a_label_of_ones_own_still_says_untrained():
-    comparison = compare(
-        synthetic_analysis(), synthetic_analysis(untrained=True), labels=["A", "B"], baseline="B"
-    )
+    comparison = compare(synthetic_analysis(), synthetic_analysis(untrained=True), labels=["A", "B"], baseline="B")
     assert comparison.labels == ["A", "B (untrained)"]
     assert comparison.baseline == "B (untrained)"

@@ -47,7 +47,8 @@ SUBJECTS = {
         {"model": LONG_NAME, "blocks": 40, "heads": 24, "n": 8}, {"model": LONG_NAME, "untrained": True, "n": 8}
     ),
     "one without cls": lambda: of(
-        {"n": 8, "blocks": 3}, {"n": 8, "blocks": 2, "untrained": True},
+        {"n": 8, "blocks": 3},
+        {"n": 8, "blocks": 2, "untrained": True},
         {"n": 8, "blocks": 3, "groups": ("reg", "patch"), "model": "vit_little_patch16_reg4_gap_256"},
     ),
     "none with cls": lambda: of(*({"n": 8, "blocks": 3, "groups": ("reg", "patch"), "seed": seed} for seed in (0, 1))),
@@ -77,8 +78,13 @@ def test_a_figure_is_frame_and_plot_with_its_words(name):
     frame = module.frame(subject("two"))
     assert isinstance(frame, pd.DataFrame)
     assert set(frame["n"].dropna()) == {16}
-    labels = set().union(*(frame[column].dropna() for column in frame if column.startswith(("label", "baseline"))
-                           and frame[column].dtype.kind not in "iufb"))
+    labels = set().union(
+        *(
+            frame[column].dropna()
+            for column in frame
+            if column.startswith(("label", "baseline")) and frame[column].dtype.kind not in "iufb"
+        )
+    )
     assert labels == set(subject("two").labels)
     before, settings = frame.copy(), dict(matplotlib.rcParams)
     assert isinstance(module.plot(frame), Figure)
@@ -218,9 +224,12 @@ def test_profiles_take_metrics_sites_and_blocks():
     assert set(chosen["site"]) == {"resid_post"}
     assert set(chosen["group"]) == {"cls"}
     for options in (
-        {"metric": "cls_patch_cosine"}, {"metric": "attention_entropy"}, {"sites": "norm1", "groups": "cls-patch"},
-        {"metric": "token_norm", "part": "mean", "log": True}, {"metric": "update_ratio"},
-    ):  # fmt: skip
+        {"metric": "cls_patch_cosine"},
+        {"metric": "attention_entropy"},
+        {"sites": "norm1", "groups": "cls-patch"},
+        {"metric": "token_norm", "part": "mean", "log": True},
+        {"metric": "update_ratio"},
+    ):
         for width in WIDTHS:
             draw(subject("two"), "compare_depth_profile", width=width, **options).draw_without_rendering()
     figure = draw(subject("two"), "compare_depth_profile", blocks="0-5", axis="block")

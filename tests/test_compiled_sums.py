@@ -276,8 +276,9 @@ def test_what_is_not_a_number_shows_as_in_torch(bad):
         assert torch.isfinite(got[name][::2]).all()
     for ours, theirs in zip(
         of_stages(CompiledSums(layout, library()), x, random(16), True),
-        of_stages(Sums(layout), x, random(16), True), strict=True,
-    ):  # fmt: skip
+        of_stages(Sums(layout), x, random(16), True),
+        strict=True,
+    ):
         assert torch.equal(torch.isfinite(ours), torch.isfinite(theirs))
 
 

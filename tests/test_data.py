@@ -384,11 +384,17 @@ class Items(Dataset[Any]):
             raise IndexError(index)
         image, tensor = noise(index), small(noise(index))
         return {
-            "image": image, "tensor": tensor, "tuple": (image, 3), "list": [tensor, 3],
-            "dict": {"image": image, "label": 3}, "pixels": {"pixel_values": tensor}, "text": "a.png",
-            "bytes": torch.zeros(3, SIZE, SIZE, dtype=torch.uint8), "label": {"label": 3},
+            "image": image,
+            "tensor": tensor,
+            "tuple": (image, 3),
+            "list": [tensor, 3],
+            "dict": {"image": image, "label": 3},
+            "pixels": {"pixel_values": tensor},
+            "text": "a.png",
+            "bytes": torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
+            "label": {"label": 3},
             "sizes": torch.zeros(3, SIZE, SIZE + index),
-        }[self.form]  # fmt: skip
+        }[self.form]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -586,7 +592,9 @@ def test_webdataset_shards(shards: Path) -> None:
     assert "2 shards" in source.description
     parts = gather(source, 3)
     assert flat(parts, "names") == [f"part-000.tar/sample{i}.jpg" for i in range(4)] + [
-        "part-001.tar/sample0.jpg", "part-001.tar/sample3.jpg"]
+        "part-001.tar/sample0.jpg",
+        "part-001.tar/sample3.jpg",
+    ]
     assert flat(parts, "indices") == [0, 1, 2, 3, 4, 7]
     assert flat(parts, "hashes")[0] == hashlib.sha256(encoded(noise(0), "JPEG")).hexdigest()
     assert [item["name"] for item in source.skipped] == ["part-001.tar/sample1.jpg", "part-001.tar/sample2"]

@@ -100,7 +100,7 @@ def copy(tmp_path_factory):
     return tree
 
 
-ADDED = '''
+ADDED = """
 import json
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def test_it_is_in_the_table_and_the_command_works(tmp_path):
     assert told["site"] == "norm2"
     assert "norm lowers" in tokenlens("--help").stdout
     assert tokenlens("headline", tmp_path / "nowhere").exit_code == 1
-'''
+"""
 
 
 @pytest.mark.slow
@@ -134,9 +134,18 @@ def test_a_metric_and_a_command_are_one_file_each(copy):
     (copy / "tests" / "test_added.py").write_text(ADDED, encoding="utf-8")
     laws = "patch_norm_variation and (layer or no_cls or says_what_it_is) or added or __init__"
     running = process(
-        "-m", "pytest", "-p", "no:cacheprovider", "tests/test_added.py", "tests/test_metric_laws.py",
-        "tokenlens/metrics/patch_norm_variation.py", "-k", f"{laws} or PatchNormVariation or patch_norm_variation.py",
-        "-rA", cwd=copy, tree=copy,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_added.py",
+        "tests/test_metric_laws.py",
+        "tokenlens/metrics/patch_norm_variation.py",
+        "-k",
+        f"{laws} or PatchNormVariation or patch_norm_variation.py",
+        "-rA",
+        cwd=copy,
+        tree=copy,
     )
     exit_code, stdout, stderr = finished(running, 300)
     assert exit_code == 0, stdout + stderr
@@ -148,8 +157,13 @@ def test_a_metric_and_a_command_are_one_file_each(copy):
 
 
 def test_the_pages_commands_name_what_is_there():
-    used = {line.split()[1] for page in PAGES for block in blocks(page, "bash") for line in block.text.splitlines()
-            if line.startswith("tokenlens ")}  # fmt: skip
+    used = {
+        line.split()[1]
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in block.text.splitlines()
+        if line.startswith("tokenlens ")
+    }
     assert used <= set(command_names())
 
 

@@ -19,12 +19,25 @@ from .test_figures import smallest_text, texts
 
 
 def trained(
-    *, blocks=6, steps=(*range(0, 2000, 50), 1999), n=32, groups=("cls", "patch"), model="vit_tiny_patch16_224",
-    specialization=None, state="finished", name="tiny_dino", **settings,
-):  # fmt: skip
+    *,
+    blocks=6,
+    steps=(*range(0, 2000, 50), 1999),
+    n=32,
+    groups=("cls", "patch"),
+    model="vit_tiny_patch16_224",
+    specialization=None,
+    state="finished",
+    name="tiny_dino",
+    **settings,
+):
     """What a training leaves behind, as a figure sees it: the norm before attention learns to part CLS and patches."""
-    recipe = Recipe(objective="dino", model=model, specialization=specialization, steps=2000,
-                    **{"diagnose_every": 50, "seed": 3} | settings)  # fmt: skip
+    recipe = Recipe(
+        objective="dino",
+        model=model,
+        specialization=specialization,
+        steps=2000,
+        **{"diagnose_every": 50, "seed": 3} | settings,
+    )
     rng, rows = np.random.default_rng(0), []
     for step in steps:
         learned = 1 - np.exp(-step / max(max(steps) / 4, 1))
@@ -44,24 +57,47 @@ def trained(
                 if not set(group.split("-")) <= set(groups):
                     continue
                 value += rng.normal(0, 0.01)
-                rows.append({
-                    "step": step, "model": "VisionTransformer", "metric": metric, "part": part, "block": block,
-                    "site": site, "group": group, "head": pd.NA, "value": value, "sd": 0.1, "n": n,
-                    "ci_low": value - 0.03, "ci_high": value + 0.03, "unit": "cosine",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "step": step,
+                        "model": "VisionTransformer",
+                        "metric": metric,
+                        "part": part,
+                        "block": block,
+                        "site": site,
+                        "group": group,
+                        "head": pd.NA,
+                        "value": value,
+                        "sd": 0.1,
+                        "n": n,
+                        "ci_low": value - 0.03,
+                        "ci_high": value + 0.03,
+                        "unit": "cosine",
+                    }
+                )
     return SimpleNamespace(
-        path=Path("runs/tiny_dino_seed3"), recipe=recipe, state=state, finished=state == "finished", step=max(steps),
-        diagnostics=pd.DataFrame(rows), settings={"name": name, "steps": 2000},
-    )  # fmt: skip
+        path=Path("runs/tiny_dino_seed3"),
+        recipe=recipe,
+        state=state,
+        finished=state == "finished",
+        step=max(steps),
+        diagnostics=pd.DataFrame(rows),
+        settings={"name": name, "steps": 2000},
+    )
 
 
 SUBJECTS = {
     "usual": {},
     "one block, one step": {"blocks": 1, "steps": (0,)},
-    "long": {"blocks": 24, "steps": tuple(range(0, 625_000, 2500)), "specialization": "paper",
-             "model": "vit_large_patch14_dinov2", "model_options": {"img_size": 224, "drop_path_rate": 0.3}},
+    "long": {
+        "blocks": 24,
+        "steps": tuple(range(0, 625_000, 2500)),
+        "specialization": "paper",
+        "model": "vit_large_patch14_dinov2",
+        "model_options": {"img_size": 224, "drop_path_rate": 0.3},
+    },
     "stopped": {"steps": (0, 50, 100), "state": "stopped"},
-}  # fmt: skip
+}
 
 
 def test_it_is_of_a_training():
@@ -84,8 +120,9 @@ def test_the_frame_holds_the_diagnostics_as_they_are():
     assert set(frame[frame["quantity"] == "norm"]["block"]) == {2}
     told = run.diagnostics
     for quantity, metric, site in (
-        ("fall", "norm_differentiation", "norm1"), ("cosine", "cls_patch_cosine", "resid_post")
-    ):  # fmt: skip
+        ("fall", "norm_differentiation", "norm1"),
+        ("cosine", "cls_patch_cosine", "resid_post"),
+    ):
         mine = frame[frame["quantity"] == quantity].set_index(["step", "block"])["value"]
         chosen = told[(told["metric"] == metric) & (told["site"] == site) & (told["group"] == "cls-patch")]
         chosen = chosen[chosen["part"].isin(["total", ""])].set_index(["step", "block"])["value"]
@@ -132,7 +169,8 @@ def test_groups_have_their_colours_and_intervals():
     figure = draw(trained(blocks=2), "emergence")
     panel = next(axes for axes in figure.axes if "token norm" in axes.get_title(loc="left").replace("\n", " "))
     assert {line.get_label(): line.get_color() for line in panel.get_lines()} == {
-        "CLS": COLOURS["cls"], "patches": COLOURS["patch"]
+        "CLS": COLOURS["cls"],
+        "patches": COLOURS["patch"],
     }
     assert len(panel.collections) == 2
 

@@ -104,9 +104,7 @@ def test_high_norm_tokens_are_marked():
 def test_models_of_every_kind(kind):
     exploration = Exploration([recorded(kind)])
     rows, columns = recorded(kind).layout.grid
-    assert exploration.start().token == (
-        exploration.prefix[0] if KINDS[kind].prefix else (rows // 2, columns // 2)
-    )  # fmt: skip
+    assert exploration.start().token == (exploration.prefix[0] if KINDS[kind].prefix else (rows // 2, columns // 2))
     for site in exploration.sites:
         view = only(exploration, site=site, token=(rows - 1, columns - 1))
         assert view.notes == []

@@ -33,15 +33,20 @@ OF_WEIGHTS = ("weight_distance", "norm_weights")
 SUBJECTS = {
     "usual": {"specialized": True},
     "large and untrained": {
-        "blocks": 40, "heads": 24, "channels": 1536, "groups": ("cls", "dist", "reg", "patch"), "model": LONG_NAME,
-        "untrained": True, "specialized": True,
+        "blocks": 40,
+        "heads": 24,
+        "channels": 1536,
+        "groups": ("cls", "dist", "reg", "patch"),
+        "model": LONG_NAME,
+        "untrained": True,
+        "specialized": True,
     },
     "standard": {"blocks": 3},
     "one block": {"blocks": 1, "heads": 1, "specialized": True},
     "one image": {"n": 1, "blocks": 3, "specialized": True},
     "rms on a wide grid": {"rms": True, "grid": (4, 20), "blocks": 3, "specialized": True},
     "no cls": {"groups": ("reg", "patch"), "blocks": 3, "specialized": True},
-}  # fmt: skip
+}
 
 
 @cache
@@ -158,9 +163,7 @@ def test_missing_numbers_are_named(name):
     analysis.arrays = {}
     with pytest.raises(NothingToDraw, match="was not computed"):
         module.frame(analysis)
-    analysis.not_applicable = dict.fromkeys(
-        [*module.METRICS, "cls_patch_cosine"], "the model has no [CLS] token"
-    )
+    analysis.not_applicable = dict.fromkeys([*module.METRICS, "cls_patch_cosine"], "the model has no [CLS] token")
     with pytest.raises(NothingToDraw, match=r"does not apply to .*: the model has no \[CLS\] token"):
         module.frame(analysis)
 
@@ -306,8 +309,15 @@ def test_blocks_that_cannot_be_are_refused():
 
 
 def test_norms_and_parts_can_be_chosen():
-    for name in ("depth_profile", "stage_split", "norm_statistics", "channel_selectivity", "selectivity_summary",
-                 "image_similarity", "centroid_separation"):
+    for name in (
+        "depth_profile",
+        "stage_split",
+        "norm_statistics",
+        "channel_selectivity",
+        "selectivity_summary",
+        "image_similarity",
+        "centroid_separation",
+    ):
         frame = figures.module(name).frame(subject("usual"), norms="norm1")
         assert set(frame["norm"]) == {"norm1"}
     assert set(figures.module("token_norm").frame(subject("usual"), parts="mean")["part"]) == {"mean"}
@@ -369,9 +379,12 @@ def test_depth_profile_takes_any_metric():
     sites = frame(analysis, metric="cls_patch_cosine", sites=["attn_out", "mlp_out"])
     assert set(sites["site"]) == {"attn_out", "mlp_out"}
     for options in (
-        {"metric": "cls_patch_cosine"}, {"metric": "attention_entropy"}, {"metric": "token_norm", "log": True},
-        {"metric": "cls_patch_cosine", "sites": ["attn_out", "mlp_out"]}, {"metric": "update_ratio", "part": "ratio"},
-    ):  # fmt: skip
+        {"metric": "cls_patch_cosine"},
+        {"metric": "attention_entropy"},
+        {"metric": "token_norm", "log": True},
+        {"metric": "cls_patch_cosine", "sites": ["attn_out", "mlp_out"]},
+        {"metric": "update_ratio", "part": "ratio"},
+    ):
         draw(analysis, "depth_profile", **options).draw_without_rendering()
     with pytest.raises(NothingToDraw, match=r"has no site 'q'\. It has: 'resid_pre', 'norm1'"):
         frame(analysis, metric="cls_patch_cosine", sites=["q"])

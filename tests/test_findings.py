@@ -187,10 +187,13 @@ def test_real_dinov2_differentiates():
     from tokenlens.analysis import analyze
 
     analysis = analyze(
-        "vit_small_patch14_dinov2", Path(data) / "photos", limit=16, img_size=224,
+        "vit_small_patch14_dinov2",
+        Path(data) / "photos",
+        limit=16,
+        img_size=224,
         checkpoint=Path(data) / "weights" / "dinov2_vits14.safetensors",
         metrics=["norm_differentiation", "dimension_selectivity"],
-    )  # fmt: skip
+    )
     first, second = judge(analysis)
     assert (first.verdict, second.verdict) == ("supported", "not supported")
     assert "clearly falls in 12 of 12 blocks" in first.sentence

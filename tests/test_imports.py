@@ -92,8 +92,11 @@ def imports_of(path: Path, root: Path) -> Iterator[Import]:
             if isinstance(child, ast.Import):
                 names = [alias.name for alias in child.names]
             elif isinstance(child, ast.ImportFrom):
-                base = ".".join([*package[: len(package) - child.level + 1], child.module or ""] if child.level else
-                                [child.module or ""]).strip(".")
+                base = ".".join(
+                    [*package[: len(package) - child.level + 1], child.module or ""]
+                    if child.level
+                    else [child.module or ""]
+                ).strip(".")
                 # ``from tokenlens import data`` imports a module, too.
                 names = [f"{base}.{alias.name}" for alias in child.names]
             yield from (Import(str(path.relative_to(root)), of, ".".join(where), name) for name in names)
@@ -148,8 +151,11 @@ def test_the_package_itself_imports_nothing():
 
 
 def test_only_drawing_modules_import_drawing_libraries():
-    wrong = [found for found in LIBRARY + COMMANDS
-             if found.what.partition(".")[0] in DRAWING_LIBRARIES and found.of not in DRAWING]  # fmt: skip
+    wrong = [
+        found
+        for found in LIBRARY + COMMANDS
+        if found.what.partition(".")[0] in DRAWING_LIBRARIES and found.of not in DRAWING
+    ]
     assert not wrong
     assert any(found.what.partition(".")[0] in DRAWING_LIBRARIES for found in LIBRARY)
 

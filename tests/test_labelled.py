@@ -63,7 +63,12 @@ def test_splits_and_classes_of_folders(form: str, folder: Path, tmp_path: Path) 
     assert test.labels.tolist() == [0, 2, 2]  # by the classes of the training images
     assert seeds(test) == [50, 51, 52]
     assert train.description | {"source": "", "sha256": ""} == {
-        "source": "", "split": "train", "count": 6, "classes": 3, "sha256": ""}  # fmt: skip
+        "source": "",
+        "split": "train",
+        "count": 6,
+        "classes": 3,
+        "sha256": "",
+    }
     assert "pets" in train.description["source"] or form == "folder around"
     assert test.description["split"] == "val"
 
@@ -125,14 +130,20 @@ def remove(folder: Path) -> None:
         (lambda root: remove(root / "train"), "train", r"no split train in folder .*pets, only val; expected"),
         (lambda root: remove(root / "train" / "dog"), "train", None),
         (lambda root: (root / "train" / "fox").mkdir(), "train", r"train, has folders without images: fox; expected a"),
-        (lambda root: write_images(root / "val", {"fox": 1}), "test",
-         r"val, has classes that the training images do not have: fox; expected some of cat, dog, eel"),
-        (lambda root: write_images(root / "train", {"": 2}), "train",
-         r"train, has 2 images outside of class folders, e\.g\. img0\.png; expected a folder for each class \(cat"),
+        (
+            lambda root: write_images(root / "val", {"fox": 1}),
+            "test",
+            r"val, has classes that the training images do not have: fox; expected some of cat, dog, eel",
+        ),
+        (
+            lambda root: write_images(root / "train", {"": 2}),
+            "train",
+            r"train, has 2 images outside of class folders, e\.g\. img0\.png; expected a folder for each class \(cat",
+        ),
         (lambda root: [remove(root / "train"), (root / "train").mkdir()], "train", r"no images in .*train or below it"),
         (lambda root: [remove(root / "train"), remove(root / "val")], "train", r"no images in .*pets or below it"),
     ],
-)  # fmt: skip
+)
 def test_wrong_folders(folder: Path, wrong, split: str, message: str | None) -> None:
     wrong(folder)
     if message is None:

@@ -42,8 +42,12 @@ def test_images_and_masks_in_pairs(folder: Path) -> None:
     assert mask_HW.dtype == np.uint8
     assert np.array_equal(mask_HW, MASK_HW)
     assert test.description == {
-        "source": f"folder {folder}", "split": "val", "count": 2, "classes": 3,
-        "sha256": test.description["sha256"]}  # fmt: skip
+        "source": f"folder {folder}",
+        "split": "val",
+        "count": 2,
+        "classes": 3,
+        "sha256": test.description["sha256"],
+    }
     assert train.description["sha256"] != test.description["sha256"]
 
 
@@ -91,8 +95,9 @@ def grey_png(bits: int) -> bytes:
 
     row = {2: b"\x1b", 4: b"\x01\x23"}[bits]
     header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row))
-            + chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(

@@ -256,8 +256,10 @@ def test_published_weights_come_from_the_cache_without_network(empty_cache: Path
 
 def test_hub_and_folder_models_in_timms_format(empty_cache: Path, tmp_path: Path) -> None:
     model = save_timm_folder(tmp_path / "mine", img_size=48, num_classes=5)
-    files = {name: (tmp_path / "mine" / name.replace("_dot_", ".")).read_bytes()
-             for name in ("config_dot_json", "model_dot_safetensors")}
+    files = {
+        name: (tmp_path / "mine" / name.replace("_dot_", ".")).read_bytes()
+        for name in ("config_dot_json", "model_dot_safetensors")
+    }
     in_cache(empty_cache, "me/mine", **files)
     for name in ("hf-hub:me/mine", f"local-dir:{tmp_path / 'mine'}"):
         loaded = load_model(name)
@@ -324,15 +326,25 @@ def test_half_precision_checkpoint_loads_into_a_single_precision_model(tmp_path:
     ("wrap", "said"),
     [
         (lambda state: {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, "under 'state_dict'"),
-        (lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
-         "under 'model', without the prefix 'module.'"),
-        (lambda state: {"student": {}, "teacher": {
-            **{f"module.backbone.{key}": value for key, value in state.items()},
-            "module.head.mlp.0.weight": torch.zeros(2, 2),
-        }}, "under 'teacher', without the prefix 'module.', without the prefix 'backbone.' and 1 tensors outside"),
+        (
+            lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+            "under 'model', without the prefix 'module.'",
+        ),
+        (
+            lambda state: {
+                "student": {},
+                "teacher": {
+                    **{f"module.backbone.{key}": value for key, value in state.items()},
+                    "module.head.mlp.0.weight": torch.zeros(2, 2),
+                },
+            },
+            "under 'teacher', without the prefix 'module.', without the prefix 'backbone.' and 1 tensors outside",
+        ),
         (lambda state: {"state_dict": {"x": torch.zeros(1)}, "state_dict_ema": state}, "under 'state_dict_ema'"),
-        (lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
-         "without the prefix '_orig_mod.', without the prefix 'module.'"),
+        (
+            lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+            "without the prefix '_orig_mod.', without the prefix 'module.'",
+        ),
     ],
 )
 def test_wrapped_checkpoints_are_unwrapped_and_it_is_said(tmp_path: Path, wrap: object, said: str) -> None:
@@ -428,8 +440,21 @@ def test_checkpoint_paths_and_contents_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["timm_vit", "timm_dinov2", "timm_hybrid", "timm_eva02", "timm_beit", "timm_relpos", "timm_naflexvit", "hf_vit",
-     "hf_clip_vision", "hf_dinov3", "torchvision_vit", "dino_hub", "dinov2_hub"],
+    [
+        "timm_vit",
+        "timm_dinov2",
+        "timm_hybrid",
+        "timm_eva02",
+        "timm_beit",
+        "timm_relpos",
+        "timm_naflexvit",
+        "hf_vit",
+        "hf_clip_vision",
+        "hf_dinov3",
+        "torchvision_vit",
+        "dino_hub",
+        "dinov2_hub",
+    ],
 )
 def test_modules_of_every_family_are_taken_as_they_are(name: str) -> None:
     module = MODELS[name]()

@@ -151,9 +151,12 @@ def test_groups_of_unequal_size_follow_busing_and_others():
         *[(statistic(values[groups != group]), (groups == group).sum()) for group in range(20)], strict=True
     )
     jackknifed = 20 * theta - sum((1 - m / n) * t for m, t in zip(sizes, left_out, strict=True))
-    variance = np.mean([
-        (n / m * theta - (n / m - 1) * t - jackknifed) ** 2 / (n / m - 1) for m, t in zip(sizes, left_out, strict=True)
-    ])
+    variance = np.mean(
+        [
+            (n / m * theta - (n / m - 1) * t - jackknifed) ** 2 / (n / m - 1)
+            for m, t in zip(sizes, left_out, strict=True)
+        ]
+    )
     value, low, high = jackknife(values, statistic)
     half = stats.t.ppf(0.975, 19) * np.sqrt(variance)
     assert (value, low, high) == pytest.approx((theta, theta - half, theta + half))

@@ -65,8 +65,10 @@ def cross_entropy(taught, said, temperature):
     """Mean over pairs of different crops and over images, spelled out; ``taught`` are assignments."""
     terms = [
         -(taught[v] * np.log(softmax(said[s] / temperature))).sum(-1).mean()
-        for v in range(len(taught)) for s in range(len(said)) if v != s
-    ]  # fmt: skip
+        for v in range(len(taught))
+        for s in range(len(said))
+        if v != s
+    ]
     return float(np.mean(terms))
 
 
@@ -102,10 +104,18 @@ def test_registers_do_not_take_the_place_of_cls():
 
 
 @pytest.mark.parametrize("name", ["dino", "dinov2"])
-@pytest.mark.parametrize("model", [
-    {}, {"preset": "paper"}, {"preset": "everything"}, {"reg_tokens": 2, "preset": "paper"},
-    {"name": "deit_tiny_distilled_patch16_224"}, {"init_values": 1e-2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"preset": "paper"},
+        {"preset": "everything"},
+        {"reg_tokens": 2, "preset": "paper"},
+        {"name": "deit_tiny_distilled_patch16_224"},
+        {"init_values": 1e-2},
+    ],
+    ids=str,
+)
 def test_everything_that_is_trained_gets_a_gradient_and_the_teacher_none(name, model):
     made = objective(name, backbone(**model))
     losses = made(batch(), progress())
@@ -138,8 +148,10 @@ def test_without_local_crops(name):
 def test_the_teacher_starts_as_the_student_and_is_its_moving_average(name):
     made = objective(name)
     assert made.result() is made.teacher
-    twins = [*zip(made.backbone.parameters(), made.teacher.parameters(), strict=True),
-             *zip(made.heads.parameters(), made.teacher_heads.parameters(), strict=True)]  # fmt: skip
+    twins = [
+        *zip(made.backbone.parameters(), made.teacher.parameters(), strict=True),
+        *zip(made.heads.parameters(), made.teacher_heads.parameters(), strict=True),
+    ]
     assert all(torch.equal(one, other) for one, other in twins)
     with torch.no_grad():
         for one, _ in twins:
@@ -205,13 +217,20 @@ def test_losses_are_float32_under_half_precision(name):
     assert half.item() == pytest.approx(full.item(), rel=0.02)
 
 
-@pytest.mark.parametrize(("model", "options", "says"), [
-    ({"dynamic_img_size": False}, {}, "local crops have 16×16 pixels, .* takes 32×32 only; .*dynamic_img_size=True"),
-    ({"img_size": 64, "dynamic_img_size": False}, {"local_crops": 0}, "global crops have 32×32 pixels"),
-    ({}, {"local_size": 20}, "local crops do not go through the backbone: .*20×20 .* patches of 8×8"),
-    ({"class_token": False, "global_pool": "map"}, {}, "needs a CLS token, this VisionTransformer has patch only"),
-    ({"global_pool": "avg"}, {}, "normalizes only after pooling.* global_pool='token'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        (
+            {"dynamic_img_size": False},
+            {},
+            "local crops have 16×16 pixels, .* takes 32×32 only; .*dynamic_img_size=True",
+        ),
+        ({"img_size": 64, "dynamic_img_size": False}, {"local_crops": 0}, "global crops have 32×32 pixels"),
+        ({}, {"local_size": 20}, "local crops do not go through the backbone: .*20×20 .* patches of 8×8"),
+        ({"class_token": False, "global_pool": "map"}, {}, "needs a CLS token, this VisionTransformer has patch only"),
+        ({"global_pool": "avg"}, {}, "normalizes only after pooling.* global_pool='token'"),
+    ],
+)
 def test_a_backbone_that_does_not_fit(model, options, says):
     with pytest.raises(ValueError, match=says):
         objective("dino", backbone(**model), **options)
@@ -224,16 +243,19 @@ def test_a_backbone_that_is_not_timms():
         objective("dino", MODELS["hf_vit"]())
 
 
-@pytest.mark.parametrize(("name", "option", "value", "says"), [
-    ("dino", "local_crops", -1, "local_crops=-1: expected at least 0"),
-    ("dino", "global_scale", (0.5, 1.5), r"global_scale=\(0.5, 1.5\): expected two numbers"),
-    ("dino", "blur", (2.0, 1.0), "blur"),
-    ("dino", "teacher_temperature", 0.01, "teacher_temperature_start=0.04: .* teacher_temperature=0.01"),
-    ("dino", "momentum", 1.5, "momentum=1.5"),
-    ("dinov2", "centring", "softmax", "centring='softmax': expected one of sinkhorn, centre"),
-    ("dinov2", "mask_ratio", (0.0, 2.0), "mask_ratio"),
-    ("dinov2", "koleo", -0.1, "koleo"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "option", "value", "says"),
+    [
+        ("dino", "local_crops", -1, "local_crops=-1: expected at least 0"),
+        ("dino", "global_scale", (0.5, 1.5), r"global_scale=\(0.5, 1.5\): expected two numbers"),
+        ("dino", "blur", (2.0, 1.0), "blur"),
+        ("dino", "teacher_temperature", 0.01, "teacher_temperature_start=0.04: .* teacher_temperature=0.01"),
+        ("dino", "momentum", 1.5, "momentum=1.5"),
+        ("dinov2", "centring", "softmax", "centring='softmax': expected one of sinkhorn, centre"),
+        ("dinov2", "mask_ratio", (0.0, 2.0), "mask_ratio"),
+        ("dinov2", "koleo", -0.1, "koleo"),
+    ],
+)
 def test_options_that_cannot_be(name, option, value, says):
     with pytest.raises(ValueError, match=says):
         options_of(name, {option: value})

@@ -65,9 +65,13 @@ def test_a_centre_is_the_moving_mean_of_what_came_before():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    of=st.integers(1, 40), rows=st.integers(3, 20), columns=st.integers(3, 20), share=st.floats(0, 1),
-    seed=st.integers(0, 2**31), step=st.integers(0, 10**6),
-)  # fmt: skip
+    of=st.integers(1, 40),
+    rows=st.integers(3, 20),
+    columns=st.integers(3, 20),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 10**6),
+)
 def test_masks_keep_to_their_shares(of, rows, columns, share, seed, step):
     masks = block_masks(range(of), of, (rows, columns), share, (0.1, 0.5), (seed, step)).numpy()
     assert masks.shape == (of, rows, columns)

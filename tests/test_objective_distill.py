@@ -104,8 +104,11 @@ def test_a_larger_grid_of_the_teacher_is_averaged_not_picked_from(tmp_path):
 def test_a_teacher_may_be_specialized(tmp_path, teacher):
     twin = specialize(timm.create_model("test_vit", img_size=48, num_classes=0), "paper")
     save_file(twin.state_dict(), tmp_path / "specialized.safetensors")
-    options = {**teacher, "teacher": "specialized:paper:test_vit",
-               "teacher_checkpoint": str(tmp_path / "specialized.safetensors")}  # fmt: skip
+    options = {
+        **teacher,
+        "teacher": "specialized:paper:test_vit",
+        "teacher_checkpoint": str(tmp_path / "specialized.safetensors"),
+    }
     objective = built("distill", options)
     assert numbers(objective(batch(views("distill", options)), at(0)))["loss"] > 0
 
@@ -328,9 +331,17 @@ def test_what_cannot_be_distilled_is_said(teacher, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"teacher_image_size": 0}, {"cls_weight": -1}, {"patch_weight": -1.0}, {"patch_weight": 0, "cls_weight": 0},
-     {"head": "deep"}, {"views": "none"}, {"crop_scale": (0.0, 1.0)}, {"cache": "somewhere"}],
-)  # fmt: skip
+    [
+        {"teacher_image_size": 0},
+        {"cls_weight": -1},
+        {"patch_weight": -1.0},
+        {"patch_weight": 0, "cls_weight": 0},
+        {"head": "deep"},
+        {"views": "none"},
+        {"crop_scale": (0.0, 1.0)},
+        {"cache": "somewhere"},
+    ],
+)
 def test_values_that_cannot_be_are_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=.*expected"):
         options_of("distill", wrong)
@@ -342,10 +353,16 @@ def test_the_pilots_student_learns_from_the_real_teacher_place_by_place(tmp_path
     if not data:
         pytest.skip("TOKENLENS_TEST_DATA does not say where the real weights are")
     weights = Path(data) / "weights" / "dinov2_vits14.safetensors"
-    options = options_of("distill", {
-        "teacher": "vit_small_patch14_dinov2", "teacher_checkpoint": str(weights), "teacher_image_size": 112,
-        "views": "flip", "cache": str(tmp_path),
-    })  # fmt: skip
+    options = options_of(
+        "distill",
+        {
+            "teacher": "vit_small_patch14_dinov2",
+            "teacher_checkpoint": str(weights),
+            "teacher_image_size": 112,
+            "views": "flip",
+            "cache": str(tmp_path),
+        },
+    )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     whole = batch(Distill.views(options, 64, mean, std))
     student = backbone(0, img_size=64, depth=2)

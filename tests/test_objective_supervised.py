@@ -183,9 +183,19 @@ def test_what_cannot_be_trained_is_said():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"loss": "mse"}, {"smoothing": 1.0}, {"mixup": -1}, {"crop": "centre"}, {"crop_scale": (0.5, 0.1)}, {"flip": 2},
-     {"ema_decay": 1.0}, {"bce_threshold": 1.0}, {"color_jitter": -0.1}, {"cutmix": -1}],
-)  # fmt: skip
+    [
+        {"loss": "mse"},
+        {"smoothing": 1.0},
+        {"mixup": -1},
+        {"crop": "centre"},
+        {"crop_scale": (0.5, 0.1)},
+        {"flip": 2},
+        {"ema_decay": 1.0},
+        {"bce_threshold": 1.0},
+        {"color_jitter": -0.1},
+        {"cutmix": -1},
+    ],
+)
 def test_values_that_cannot_be_are_named(wrong):
     [(name, _)] = wrong.items()
     with pytest.raises(ValueError, match=f"^{name}=.*expected"):

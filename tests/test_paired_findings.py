@@ -29,7 +29,16 @@ SETTING = "distill, a small model"
 
 
 def table(
-    rng, gains, seeds=3, *, sd=0.3, common=2.0, lost=0.0, sizes=(64, 128), setting=SETTING, losses=0.0,
+    rng,
+    gains,
+    seeds=3,
+    *,
+    sd=0.3,
+    common=2.0,
+    lost=0.0,
+    sizes=(64, 128),
+    setting=SETTING,
+    losses=0.0,
     baseline_seeds=None,
 ):
     """Numbers of a standard model and of variants whose true mean IoU is higher by ``gains``.
@@ -43,16 +52,37 @@ def table(
     for variant, gain in {"standard": 0.0, **gains}.items():
         for seed in others if variant == "standard" else every:
             own, accuracy = rng.normal(0, sd), rng.normal(0, 0.1)
-            cells = [("segmentation", "patches", size, "mIoU", 30 + size / 32 + shared[seed] + own + gain, 235)
-                     for size in sizes]  # fmt: skip
+            cells = [
+                ("segmentation", "patches", size, "mIoU", 30 + size / 32 + shared[seed] + own + gain, 235)
+                for size in sizes
+            ]
             if lost is not None:
                 fall = lost if variant != "standard" else 0.0
-                cells += [("knn", "cls", 64, "accuracy", 40 + shared[seed] + accuracy - fall, 500),
-                          ("knn", "patch_mean", 64, "accuracy", 30 + rng.normal(0, 5), 500)]  # fmt: skip
+                cells += [
+                    ("knn", "cls", 64, "accuracy", 40 + shared[seed] + accuracy - fall, 500),
+                    ("knn", "patch_mean", 64, "accuracy", 30 + rng.normal(0, 5), 500),
+                ]
             cells.append(("training", "loss", 64, "loss", 1 + 0.01 * shared[seed] - losses * (gain > 0), 4000))
             for task, source, size, measure, value, n in cells:
-                rows.append((setting, variant, variant, "distill", "vit", seed, task, source, size, "d1", measure,
-                             value, n, value - 2, value + 2))  # fmt: skip
+                rows.append(
+                    (
+                        setting,
+                        variant,
+                        variant,
+                        "distill",
+                        "vit",
+                        seed,
+                        task,
+                        source,
+                        size,
+                        "d1",
+                        measure,
+                        value,
+                        n,
+                        value - 2,
+                        value + 2,
+                    )
+                )
     return pd.DataFrame(rows, columns=list(NUMBERS))
 
 
@@ -199,8 +229,10 @@ def test_a_twin_is_a_control():
 
 
 def costs(paper=0.0823, norms=0.0004, flops=0.0003):
-    rows = [("ViT-B/16", name, 86_000_000, round(86_000_000 * share), 10**10, round(10**10 * flops))
-            for name, share in (("paper", paper), ("norms", norms))]  # fmt: skip
+    rows = [
+        ("ViT-B/16", name, 86_000_000, round(86_000_000 * share), 10**10, round(10**10 * flops))
+        for name, share in (("paper", paper), ("norms", norms))
+    ]
     return pd.DataFrame(rows, columns=list(COSTS))
 
 
@@ -247,8 +279,9 @@ def test_q_corrects_over_all_variants():
     rng = np.random.default_rng(19)
     whole = effects(table(rng, dict.fromkeys(ABLATIONS, 0.0), 3, sd=1.0)).query("cell == 'mean' and measure == 'mIoU'")
     assert set(zip(whole["variant"], whole["against"], strict=True)) == {
-        *((name, "standard") for name in ABLATIONS), *((name, "paper") for name in ABLATIONS if name != "paper")
-    }  # fmt: skip
+        *((name, "standard") for name in ABLATIONS),
+        *((name, "paper") for name in ABLATIONS if name != "paper"),
+    }
     assert whole["q"].to_numpy() == pytest.approx(stats.false_discovery_control(whole["p"]))
 
 

@@ -53,9 +53,11 @@ def test_features_that_tell_everything_give_1_and_features_that_tell_nothing_a_s
     assert (found.value, found.ci_low, found.ci_high) == (1.0, 1.0, 1.0)
     same = torch.ones(100, 12), torch.ones(60, 12)
     found = Knn().judge(
-        Vectors(same[0], train.labels_N, train.classes), Vectors(same[1], test.labels_N, test.classes),
-        [str(i) for i in range(60)], seed=0,
-    )  # fmt: skip
+        Vectors(same[0], train.labels_N, train.classes),
+        Vectors(same[1], test.labels_N, test.classes),
+        [str(i) for i in range(60)],
+        seed=0,
+    )
     assert found.per_image["prediction"].nunique() == 1
     assert found.value == (found.per_image["label"] == found.per_image["prediction"][0]).mean()
     assert found.ci_low < found.value < found.ci_high
@@ -74,8 +76,9 @@ def test_k_is_chosen_on_training_images_alone():
     assert (rows["n"] == held.sum()).all()
     kept, out = torch.from_numpy(~held), torch.from_numpy(held)
     for k in (10, 20, 100, 200):
-        ranked = weighted_knn(train.features_NF[out], train.features_NF[kept],
-                              torch.from_numpy(train.labels_N)[kept], 5, k)  # fmt: skip
+        ranked = weighted_knn(
+            train.features_NF[out], train.features_NF[kept], torch.from_numpy(train.labels_N)[kept], 5, k
+        )
         assert rows.loc[f"k = {k}", "value"] == (ranked[:, 0].numpy() == train.labels_N[held]).mean()
     best = rows["value"].idxmax().removeprefix("k = ")
     assert found.protocol["k"].startswith(f"{best}, the best of 10, 20, 100, 200")

@@ -48,8 +48,9 @@ def test_a_head_is_batch_norm_and_a_linear_map():
         expected = z_RF @ heads.weights[k].T + heads.biases[k]
         torch.testing.assert_close(logits[:, 4 * k : 4 * k + 4], expected)
     labels = torch.arange(50) % 4
-    expected = torch.stack([nn.functional.cross_entropy(logits[:, :4], labels),
-                            nn.functional.cross_entropy(logits[:, 4:], labels)])  # fmt: skip
+    expected = torch.stack(
+        [nn.functional.cross_entropy(logits[:, :4], labels), nn.functional.cross_entropy(logits[:, 4:], labels)]
+    )
     torch.testing.assert_close(losses(heads, x_RF, labels), expected)
 
 
@@ -67,9 +68,11 @@ def test_features_that_tell_everything_give_1_and_features_that_tell_nothing_a_s
     assert (found.value, found.ci_low, found.ci_high) == (1.0, 1.0, 1.0)
     labels_N = np.repeat([0, 1, 2, 3], [70, 10, 10, 10])
     found = Linear().judge(
-        Vectors(torch.ones(100, 12), labels_N, train.classes), Vectors(torch.ones(60, 12), test.labels_N, test.classes),
-        names, seed=0,
-    )  # fmt: skip
+        Vectors(torch.ones(100, 12), labels_N, train.classes),
+        Vectors(torch.ones(60, 12), test.labels_N, test.classes),
+        names,
+        seed=0,
+    )
     assert set(found.per_image["prediction"]) == {"a"}
     assert found.value == (test.labels_N == 0).mean()
 

@@ -38,9 +38,13 @@ def first_classes(split: str, count: int = 10) -> LabelledImages:
     assert images.labels is not None
     those = np.flatnonzero(images.labels < count)
     return dataclasses.replace(
-        images, names=images.names.take(those), labels=images.labels[those], classes=images.classes[:count],
-        taken=images.taken[those], description={**images.description, "classes": count},
-    )  # fmt: skip
+        images,
+        names=images.names.take(those),
+        labels=images.labels[those],
+        classes=images.classes[:count],
+        taken=images.taken[those],
+        description={**images.description, "classes": count},
+    )
 
 
 def test_knn_of_dinov2():

@@ -86,8 +86,9 @@ def test_iou_is_scikit_learns():
     hits = found.per_image[[f"hit: {name}" for name in NAMES]].sum().to_numpy()
     assert (hits == np.diagonal(matrix_CC)).all()
     assert (found.per_image["labelled: c"].sum(), found.per_image["predicted: c"].sum()) == (
-        matrix_CC[2].sum(), matrix_CC[:, 2].sum()
-    )  # fmt: skip
+        matrix_CC[2].sum(),
+        matrix_CC[:, 2].sum(),
+    )
     assert found.per_image["accuracy"][2] == pytest.approx((truth[2] == said[2]).mean())
     assert found.ci_low < found.value < found.ci_high
     assert found.protocol["mean IoU at"] == "each mask's own size (most often 8×6)"

@@ -124,10 +124,17 @@ def test_features_are_computed_once(colours, cache, monkeypatch):
         assert probe("test_vit", "linear", colours, source=source, **MODEL).protocol["source"] != "CLS token"
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"img_size": 32}, {"limit": 9}, {"blocks": [2]}, {"amp": True},
-    {"model": "specialized:norms:test_vit"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"img_size": 32},
+        {"limit": 9},
+        {"blocks": [2]},
+        {"amp": True},
+        {"model": "specialized:norms:test_vit"},
+    ],
+)
 def test_they_are_kept_under_all_that_they_depend_on(change, colours, cache):
     arguments = {"model": "test_vit", **MODEL}
     probe(task="knn", data=colours, **arguments)
@@ -155,11 +162,14 @@ def test_a_changed_picture_under_the_same_name_is_seen(tmp_path, cache):
     assert [path for path, content in kept.items() if (path / "pixels.npy").read_bytes() != content]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "MANIFEST.json").unlink(),
-    lambda folder: (folder / "index.json").write_text("{}", encoding="utf-8"),
-    lambda folder: (folder / "pixels.npy").write_bytes((folder / "pixels.npy").read_bytes()[:200]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "MANIFEST.json").unlink(),
+        lambda folder: (folder / "index.json").write_text("{}", encoding="utf-8"),
+        lambda folder: (folder / "pixels.npy").write_bytes((folder / "pixels.npy").read_bytes()[:200]),
+    ],
+)
 def test_what_is_damaged_is_computed_again(damage, colours, cache):
     first = probe("raw_pixels", "knn", colours)
     for folder in cache.iterdir():
@@ -216,8 +226,9 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
         result = probe("raw_pixels", "knn", data)
         assert result.n == 11
         assert [(one["split"], one["name"]) for one in result.provenance["skipped"]] == [
-            ("train", "red/3.png"), ("test", "blue/1.png"),
-        ]  # fmt: skip
+            ("train", "red/3.png"),
+            ("test", "blue/1.png"),
+        ]
         assert result.protocol["training images"].endswith("29 images, 1 unreadable left out")
         assert "blue/1.png" not in set(result.per_image["image"])
 
@@ -279,7 +290,10 @@ def test_a_result_is_saved_whole(task, colours, masks, tmp_path):
     result = probe("raw_pixels", task, colours if task == "knn" else masks, img_size=32)
     result.save(tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "result.json", "per_image.csv", "table.csv", "MANIFEST.json"
+        "result.json",
+        "per_image.csv",
+        "table.csv",
+        "MANIFEST.json",
     }
     found = ProbeResult.load(tmp_path / "run")
     pd.testing.assert_frame_equal(found.per_image, result.per_image)
@@ -332,16 +346,19 @@ def test_one_image_has_no_interval():
 # Errors
 
 
-@pytest.mark.parametrize(("arguments", "error", "text"), [
-    ({"task": "knm"}, LookupError, r"no probe is called 'knm'. Did you mean knn"),
-    ({"source": "patches"}, ValueError, "source is cls, patch_mean, both, got 'patches'"),
-    ({"model": "vit_base_patch16_siglip_224", "source": "both"}, LookupError, "has no CLS token, so source='both'"),
-    ({"model": "raw_pixels", "source": "cls", "blocks": [1]}, ValueError, "so it has no source or blocks"),
-    ({"data": "nowhere"}, ValueError, "there is no nowhere"),
-    ({"blocks": []}, LookupError, r"blocks 0 to \d+; expected some"),
-    ({"limit": 1}, ValueError, "expected limit ≥ 2"),
-    ({"task": "segmentation", "source": "cls"}, ValueError, "always takes the patch tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"task": "knm"}, LookupError, r"no probe is called 'knm'. Did you mean knn"),
+        ({"source": "patches"}, ValueError, "source is cls, patch_mean, both, got 'patches'"),
+        ({"model": "vit_base_patch16_siglip_224", "source": "both"}, LookupError, "has no CLS token, so source='both'"),
+        ({"model": "raw_pixels", "source": "cls", "blocks": [1]}, ValueError, "so it has no source or blocks"),
+        ({"data": "nowhere"}, ValueError, "there is no nowhere"),
+        ({"blocks": []}, LookupError, r"blocks 0 to \d+; expected some"),
+        ({"limit": 1}, ValueError, "expected limit ≥ 2"),
+        ({"task": "segmentation", "source": "cls"}, ValueError, "always takes the patch tokens"),
+    ],
+)
 def test_errors_say_what_is_wrong(arguments, error, text, colours):
     small = {"model": "test_vit", "task": "knn", "data": colours, "pretrained": False}
     if arguments.get("model", "").startswith("vit_base"):

@@ -40,7 +40,10 @@ def test_make_test_installs_what_it_needs_and_runs_pytest(tmp_path):
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     dry = subprocess.run(
-        ["make", "--dry-run", "test", f"VENV={tmp_path / 'venv'}"], cwd=REPOSITORY, capture_output=True, text=True,
+        ["make", "--dry-run", "test", f"VENV={tmp_path / 'venv'}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
         env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
     )
     assert dry.returncode == 0, dry.stderr
@@ -68,8 +71,16 @@ def test_every_other_command_is_understood(monkeypatch):
     def reached(*_args, **_options):
         raise LookupError("reached")
 
-    for reads in ("analysis.analyze", "run_folder.load_analysis", "comparison.load_run", "comparison.compare",
-                  "recipes.train", "probes.probe", "models.sketch_model", "verification_data.find_data"):  # fmt: skip
+    for reads in (
+        "analysis.analyze",
+        "run_folder.load_analysis",
+        "comparison.load_run",
+        "comparison.compare",
+        "recipes.train",
+        "probes.probe",
+        "models.sketch_model",
+        "verification_data.find_data",
+    ):
         monkeypatch.setattr(f"tokenlens.{reads}", reached)
     for line in commands(README):
         command, *arguments = shlex.split(line.removeprefix(SETUP).removeprefix(INSTALLED))

@@ -50,7 +50,7 @@ def test_a_recipe_survives_json():
         ("objective_options.loss=ce", "objective_options", {"loss": "ce"}),
         ("objective_options.scale=[0.2, 1]", "objective_options", {"scale": (0.2, 1)}),
     ],
-)  # fmt: skip
+)
 def test_one_value_is_changed_by_name(setting, name, value):
     before = recipe()
     after = before.with_settings([setting], Options)
@@ -84,7 +84,7 @@ def test_epochs_take_back_steps_and_the_other_way_round():
         ("objective_options.mixupp=1", "no option of the objective supervised is called 'mixupp'. Did you mean mixup"),
         ("lr.x=1", "has nothing inside"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_name_gets_the_nearest(setting, message):
     with pytest.raises(LookupError, match=message):
         recipe().with_settings([setting], Options)
@@ -108,7 +108,7 @@ def test_an_unknown_name_gets_the_nearest(setting, message):
         ("layer_decay=1.5", "in \\(0, 1\\]"),
         ("lr_end=-1", "at least 0"),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         recipe().with_settings([setting], Options)

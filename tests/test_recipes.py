@@ -22,8 +22,11 @@ from .command_line import REPOSITORY, finished, process
 from .markdown import blocks, commands
 
 NAMES = recipes.names()
-FULL = [f"{kind}_{size}_{data}" for kind, data in (("deit3", "imagenet1k"), ("dinov2", "imagenet22k"))
-        for size in ("small", "base", "large")]  # fmt: skip
+FULL = [
+    f"{kind}_{size}_{data}"
+    for kind, data in (("deit3", "imagenet1k"), ("dinov2", "imagenet22k"))
+    for size in ("small", "base", "large")
+]
 FIELDS = ("Command", "Specialized", "Data", "Hardware", "Time", "Result")
 
 
@@ -149,17 +152,22 @@ def tiny(name, weights):
     if recipe.objective in ("dino", "dinov2"):
         settings += ["objective_options.prototypes=64", "objective_options.hidden=64"]
     if recipe.objective == "distill":
-        settings += ["objective_options.teacher=test_vit", "objective_options.teacher_image_size=64",
-                     f"objective_options.teacher_checkpoint='{weights}'", "objective_options.cache=none"]  # fmt: skip
+        settings += [
+            "objective_options.teacher=test_vit",
+            "objective_options.teacher_image_size=64",
+            f"objective_options.teacher_checkpoint='{weights}'",
+            "objective_options.cache=none",
+        ]
     return settings
 
 
 SLOW = ("large", "dinov2_small", "dinov2_base", "deit3_small", "deit3_base")
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in SLOW) else []) for name in NAMES
-])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in SLOW) else []) for name in NAMES],
+)
 def test_two_tiny_batches_standard_and_specialized(name, pictures, weights, tmp_path):
     losses = {}
     for preset in (None, "paper"):
@@ -196,9 +204,17 @@ def test_a_recipe_is_one_file(photographs, tmp_path):
         assert "minute_dino" in stdout or "emergence.svg" in stdout
     assert (tmp_path / "runs" / "idea" / "MANIFEST.json").is_file()
     running = process(
-        "-m", "pytest", "-p", "no:cacheprovider", "tests/test_recipes.py", "-k", "minute_dino", "-rA", cwd=tmp_path,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_recipes.py",
+        "-k",
+        "minute_dino",
+        "-rA",
+        cwd=tmp_path,
         tree=tmp_path,
-    )  # fmt: skip
+    )
     exit_code, stdout, stderr = finished(running)
     assert exit_code == 0, stdout + stderr
     assert len(re.findall(r"^PASSED .*minute_dino", stdout, re.MULTILINE)) == 6, stdout

@@ -26,7 +26,9 @@ from .metrics._cases import CASES, images, stored
 
 LAYOUT = TokenLayout(grid=(4, 4), prefix=("cls", "reg", "reg", "reg"))
 CONTEXTS: dict[str, Callable[[], Any]] = {
-    "grad": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode
+    "grad": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
 }
 
 
@@ -280,7 +282,10 @@ def test_a_recording_of_some_sites_and_blocks():
     assert set(recording) == {(1, "resid_post"), (1, "k")}
     assert recording.patterns == {}
     assert tokenlens.record(fresh(), pictures(), sites=["norm1"], blocks=[0], patterns=True).patterns[0].shape == (
-        3, 3, LAYOUT.tokens, LAYOUT.tokens,
+        3,
+        3,
+        LAYOUT.tokens,
+        LAYOUT.tokens,
     )
     with pytest.raises(KeyError, match="recorded sites"):
         recording[0, "resid_post"]

@@ -54,9 +54,14 @@ def page(run):
 def evil_page(tmp_path_factory):
     """Names that would be markup if they were not escaped; an untrained model, and images that were skipped."""
     analysis = synthetic_analysis(
-        blocks=2, heads=2, channels=16, model=EVIL, untrained=True, source="/data/<script>alert('folder')</script>",
+        blocks=2,
+        heads=2,
+        channels=16,
+        model=EVIL,
+        untrained=True,
+        source="/data/<script>alert('folder')</script>",
         skipped=({"name": "<img src=x onerror=alert(1)>.jpg", "reason": "truncated </script><b>"},),
-    )  # fmt: skip
+    )
     path = write_report(only(analysis, "norm_differentiation", "token_norm"), tmp_path_factory.mktemp("evil"))
     return path, path.read_text(encoding="utf-8")
 
@@ -244,7 +249,7 @@ def test_text_has_contrast():
         ([3e-7, 1e-7], (1e-7, 3e-7), ["3e−7", "1e−7", "1e−7", "3e−7"]),
         ([0.0, 0.0], (0.0, 0.0), ["0", "0", "0", "0"]),
     ],
-)  # fmt: skip
+)
 def test_numbers_of_a_difference_have_the_digits_that_its_interval_gives_meaning_to(values, interval, written):
     assert aligned(values, interval) == written
 

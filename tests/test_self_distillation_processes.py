@@ -31,8 +31,10 @@ def of_two(tmp_path_factory):
     """What two gloo processes compute together, for each case."""
     folder = tmp_path_factory.mktemp("two")
     out = folder / "found.pt"
-    running = [process("-m", "tests.self_distillation", json.dumps(CASES), folder / "store", out, rank, cwd=folder)
-               for rank in range(2)]  # fmt: skip
+    running = [
+        process("-m", "tests.self_distillation", json.dumps(CASES), folder / "store", out, rank, cwd=folder)
+        for rank in range(2)
+    ]
     for one in running:
         exit_code, _, stderr = finished(one)
         assert exit_code == 0, stderr

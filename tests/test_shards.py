@@ -161,18 +161,31 @@ def test_an_archive_that_goes_away_or_shrinks_has_unreadable_images(tmp_path: Pa
 def test_samples_of_a_shard(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     image = encoded(picture(0), "JPEG")
-    write_tar(path, {
-        "a/one.cls": b"3\n", "a/one.jpg": image,
-        "a/two.seg.png": b"second choice", "a/two.jpg": image, "a/two.json": b'{"label": 5}',
-        "three.JPEG": image, "three.json": b'{"cls": "7"}',
-        "four.json": b'{"text": "no image"}',
-        "__meta__.json": b"{}", "README": b"no extension",
-        "five.webp": b"broken",
-    })  # fmt: skip
+    write_tar(
+        path,
+        {
+            "a/one.cls": b"3\n",
+            "a/one.jpg": image,
+            "a/two.seg.png": b"second choice",
+            "a/two.jpg": image,
+            "a/two.json": b'{"label": 5}',
+            "three.JPEG": image,
+            "three.json": b'{"cls": "7"}',
+            "four.json": b'{"text": "no image"}',
+            "__meta__.json": b"{}",
+            "README": b"no extension",
+            "five.webp": b"broken",
+        },
+    )
     index = index_samples(path)
     found = TarRecords([path], [index], named=True)
-    assert found.names == ["shard.tar/a/one.jpg", "shard.tar/a/two.jpg", "shard.tar/three.jpeg", "shard.tar/four",
-                           "shard.tar/five.webp"]  # fmt: skip
+    assert found.names == [
+        "shard.tar/a/one.jpg",
+        "shard.tar/a/two.jpg",
+        "shard.tar/three.jpeg",
+        "shard.tar/four",
+        "shard.tar/five.webp",
+    ]
     assert found.labels.tolist() == [3, 5, 7, -1, -1]
     assert [found[position].content for position in range(5)] == [image, image, image, None, b"broken"]
     assert found[3].reason == "no image in this sample"

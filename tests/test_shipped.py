@@ -135,9 +135,9 @@ def test_random_weights_on_request(name):
     assert first.weights["sha256"] == again.weights["sha256"]
     assert "random initialisation, seed 3" in first.weights["source"]
     assert not torch.allclose(tokens(first.module), tokens(load_model(name, device="cpu").module))
-    assert not torch.equal(
-        timm.create_model(name).pos_embed, timm.create_model(name, pretrained=True).pos_embed
-    ), "timm's default is random"
+    assert not torch.equal(timm.create_model(name).pos_embed, timm.create_model(name, pretrained=True).pos_embed), (
+        "timm's default is random"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,22 @@ def test_a_training_starts_from_it(tmp_path):
 
 def test_the_main_job_needs_no_download(tmp_path):
     running = process(
-        "-m", "tokenlens_cli", "analyze", "tokenlens_tiny", "--limit", 4, "--device", "cpu", "--out", tmp_path / "run",
-        "--no-report", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "no cache"),
+        "-m",
+        "tokenlens_cli",
+        "analyze",
+        "tokenlens_tiny",
+        "--limit",
+        4,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        "--no-report",
+        cwd=tmp_path,
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "no cache"),
         TORCH_HOME=str(tmp_path / "nor here"),
-    )  # fmt: skip
+    )
     exit_code, _, stderr = finished(running)
     assert exit_code == 0, stderr
     told = json.loads((tmp_path / "run" / "analysis.json").read_text(encoding="utf-8"))

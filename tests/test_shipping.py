@@ -39,8 +39,11 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("shipping")
     data = colours(place / "colours", per_class=20)
     run = tokenlens.train(tiny_recipe(specialization="norms"), data, place / "run", device="cpu").path
-    for name, options in (("own", {"model": str(run)}), ("twin", {"model": str(run), "pretrained": False}),
-                          ("pixels", {"model": "raw_pixels"})):  # fmt: skip
+    for name, options in (
+        ("own", {"model": str(run)}),
+        ("twin", {"model": str(run), "pretrained": False}),
+        ("pixels", {"model": "raw_pixels"}),
+    ):
         probe(task="knn", data=data, cache=False, device="cpu", **options).save(place / name)
     return place
 

@@ -23,9 +23,24 @@ from .watching import tensors, watch
 COMPONENTS = Specialization.components()
 WITH_PREFIX = sorted(name for name, kind in KINDS.items() if kind.prefix)
 LAYER_SCALE = {
-    "timm_deit3", "timm_dinov2", "timm_dinov2_registers", "timm_dinov3", "timm_parallel", "timm_registers_only",
-    "timm_beit", "timm_beit_unfused", "timm_beit_shared_bias", "timm_relpos", "timm_rope_mixed", "timm_naflexvit",
-    "timm_rope_registers_only", "hf_dinov2", "hf_dinov2_eager", "hf_dinov2_registers", "hf_dinov3", "dinov2_hub",
+    "timm_deit3",
+    "timm_dinov2",
+    "timm_dinov2_registers",
+    "timm_dinov3",
+    "timm_parallel",
+    "timm_registers_only",
+    "timm_beit",
+    "timm_beit_unfused",
+    "timm_beit_shared_bias",
+    "timm_relpos",
+    "timm_rope_mixed",
+    "timm_naflexvit",
+    "timm_rope_registers_only",
+    "hf_dinov2",
+    "hf_dinov2_eager",
+    "hf_dinov2_registers",
+    "hf_dinov3",
+    "dinov2_hub",
 }
 REFUSED = {("torchvision_vit", "qkv"), ("torchvision_vit", "proj"), ("timm_parallel", "qkv"), ("timm_parallel", "mlp")}
 
@@ -112,8 +127,15 @@ def test_a_set_whose_tokens_do_not_matter_gets_a_gradient_of_exactly_zero():
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        dead = name.startswith(("norm.patch", "blocks.5.attn.proj.patch", "blocks.5.mlp.fc1.patch",
-                                "blocks.5.mlp.fc2.patch", "blocks.5.norm2.patch"))  # fmt: skip
+        dead = name.startswith(
+            (
+                "norm.patch",
+                "blocks.5.attn.proj.patch",
+                "blocks.5.mlp.fc1.patch",
+                "blocks.5.mlp.fc2.patch",
+                "blocks.5.norm2.patch",
+            )
+        )
         assert bool((parameter.grad == 0).all()) == dead, name
 
 
@@ -187,10 +209,16 @@ def test_blocks_can_be_named_one_by_one():
     model = MODELS["timm_vit"]()
     found = plan(model, Specialization(norm=[0], qkv=(-1,), mlp="first_half"))
     assert [entry.path for entry in found.replacements] == [
-        "blocks.0.norm1", "blocks.0.norm2", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2", "blocks.1.attn.qkv",
+        "blocks.0.norm1",
+        "blocks.0.norm2",
+        "blocks.0.mlp.fc1",
+        "blocks.0.mlp.fc2",
+        "blocks.1.attn.qkv",
     ]
     assert {entry.path for entry in plan(model, Specialization(norm="last_third")).replacements} == {
-        "blocks.1.norm1", "blocks.1.norm2", "norm",
+        "blocks.1.norm1",
+        "blocks.1.norm2",
+        "norm",
     }
     with pytest.raises(LookupError, match=r"the model has blocks 0 to 1, got \[2\]"):
         plan(model, Specialization(norm=[2]))

@@ -59,10 +59,14 @@ def test_every_parameter_is_found_in_its_block(name):
     assert 2 * len(found) == sum(".cls." in key or ".patch." in key for key, _ in model.named_parameters())
     rows = looked_at(model, name, ["weight_distance"]).select("weight_distance", part="relative_distance")
     places = zip(rows["site"], rows["block"].fillna(-1).astype(int), strict=True)
-    assert dict(zip(places, rows["value"], strict=True)) == pytest.approx({
-        (f"{each.component}/{each.name}", -1 if each.block is None else each.block):
-        weight_distance(each.cls, each.patch)[0] for each in found
-    })  # fmt: skip
+    assert dict(zip(places, rows["value"], strict=True)) == pytest.approx(
+        {
+            (f"{each.component}/{each.name}", -1 if each.block is None else each.block): weight_distance(
+                each.cls, each.patch
+            )[0]
+            for each in found
+        }
+    )
 
 
 def test_equal_sets_add_exactly_nothing(fresh, standard):
@@ -123,7 +127,11 @@ def test_the_weights_of_both_sides_are_kept(standard):
 
 def test_the_provenance_names_the_specialization(fresh, standard):
     assert fresh.provenance["specialization"] == {
-        "norm": "all", "layer_scale": "all", "qkv": "first_third", "registers": "cls", "prefix": ["cls", "reg"],
+        "norm": "all",
+        "layer_scale": "all",
+        "qkv": "first_third",
+        "registers": "cls",
+        "prefix": ["cls", "reg"],
     }
     assert "specialization" not in looked_at(standard, metrics=["weight_distance"]).provenance
 
@@ -169,9 +177,7 @@ def test_the_report_of_a_standard_model_has_no_such_section(standard, tmp_path):
 
 @pytest.mark.parametrize("baseline", ["standard", "specialized"])
 def test_a_standard_model_beside_its_specialized_twin(standard, apart, baseline, tmp_path):
-    comparison = tokenlens.compare(
-        looked_at(standard), apart, labels=["standard", "specialized"], baseline=baseline
-    )  # fmt: skip
+    comparison = tokenlens.compare(looked_at(standard), apart, labels=["standard", "specialized"], baseline=baseline)
     assert not (comparison.differences["metric"] == "weight_distance").any()
     assert not comparison.differences["part"].isin(OWN).any()
     comparison.save(tmp_path / "run")

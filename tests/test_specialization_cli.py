@@ -23,8 +23,18 @@ def test_what_it_would_cost():
 
 
 def test_what_it_would_cost_as_json():
-    result = tokenlens("specialize", "vit_small_patch14_reg4_dinov2", "--dry-run", "--json", "--registers", "patch",
-                       "--preset", "norms", "--img-size", "56")  # fmt: skip
+    result = tokenlens(
+        "specialize",
+        "vit_small_patch14_reg4_dinov2",
+        "--dry-run",
+        "--json",
+        "--registers",
+        "patch",
+        "--preset",
+        "norms",
+        "--img-size",
+        "56",
+    )
     found = json.loads(result.stdout)
     assert found["specialization"] == {"norm": "all", "registers": "patch"}
     assert found["prefix"] == ["cls"]
@@ -44,8 +54,18 @@ def test_a_file_that_loads_by_name(weights, tmp_path):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(twin(x), plain(x), rtol=1e-5, atol=1e-5)
-    found = tokenlens("analyze", f"local-dir:{tmp_path / 'twin'}", "--limit", "2", "--metrics", "weight_distance",
-                      "--no-report", "--out", tmp_path / "run", "--json")  # fmt: skip
+    found = tokenlens(
+        "analyze",
+        f"local-dir:{tmp_path / 'twin'}",
+        "--limit",
+        "2",
+        "--metrics",
+        "weight_distance",
+        "--no-report",
+        "--out",
+        tmp_path / "run",
+        "--json",
+    )
     assert found.exit_code == 0, found.stderr
     assert json.loads(found.stdout)["metrics"] == ["weight_distance"]
     again = tokenlens(*arguments, "--out", tmp_path / "twin")
@@ -58,8 +78,12 @@ def test_a_file_that_loads_by_name(weights, tmp_path):
 
 
 def test_a_saved_specialized_model_is_not_specialized_again(weights, tmp_path):
-    assert tokenlens("specialize", "test_vit", "--checkpoint", weights, "--img-size", "64", "--out",
-                     tmp_path / "twin").exit_code == 0  # fmt: skip
+    assert (
+        tokenlens(
+            "specialize", "test_vit", "--checkpoint", weights, "--img-size", "64", "--out", tmp_path / "twin"
+        ).exit_code
+        == 0
+    )
     again = tokenlens("specialize", f"local-dir:{tmp_path / 'twin'}", "--dry-run")
     assert again.exit_code == 1
     assert "is specialized already" in again.stderr
@@ -86,5 +110,8 @@ def test_components_are_listed():
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["norm", "layer_scale", "qkv", "proj", "mlp"]
     found = json.loads(tokenlens("list", "components", "qkv", "--json").stdout)
     assert found["items"][0]["presets"] == {
-        "norms": None, "paper": "first_third", "qkv_all": "all", "everything": "all",
+        "norms": None,
+        "paper": "first_third",
+        "qkv_all": "all",
+        "everything": "all",
     }

@@ -32,9 +32,17 @@ def test_a_component_is_one_file_and_one_field(tmp_path):
     registers = "    registers: Literal"
     fields.write_text(text.replace(registers, f"    {' '.join(line.split())}\n{registers}"), encoding="utf-8")
     running = process(
-        "-m", "pytest", "-p", "no:cacheprovider", "tests/test_specialization.py", "-k",
-        "attention_norm or same_names", "-rA", cwd=tmp_path, tree=tmp_path,
-    )  # fmt: skip
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_specialization.py",
+        "-k",
+        "attention_norm or same_names",
+        "-rA",
+        cwd=tmp_path,
+        tree=tmp_path,
+    )
     exit_code, stdout, stderr = finished(running, 300)
     assert exit_code == 0, stdout + stderr
     assert len(re.findall(r"^PASSED .*attention_norm", stdout, re.MULTILINE)) > 30

@@ -74,7 +74,10 @@ def test_pushed_and_loaded_by_name(hub):
     model = trained()
     timm.models.push_to_hf_hub(model, "somebody/twin")
     assert {path.name for path in (hub / "somebody" / "twin").iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "pytorch_model.bin",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
     }
     by_timm = timm.create_model("hf-hub:somebody/twin", pretrained=True).eval()
     loaded = load_model("hf-hub:somebody/twin", device="cpu")

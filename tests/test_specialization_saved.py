@@ -179,7 +179,8 @@ def test_names_in_timm_take_another_specialization_and_a_checkpoint(tmp_path):
 def test_the_names_are_there_in_whatever_order_things_are_imported(order, tmp_path):
     code = (
         "import importlib.util; import tokenlens; assert importlib.util.find_spec('timm').loader is not None; "
-        if order.startswith("import tokenlens,") else ""
+        if order.startswith("import tokenlens,")
+        else ""
     ) + f"{order}; assert timm.is_model('vit_small_patch16_224_specialized'); print(timm.__spec__.loader)"
     exit_code, stdout, stderr = finished(process("-c", code, cwd=tmp_path))
     assert exit_code == 0, stderr
@@ -202,8 +203,9 @@ def test_specialized_names_in_tokenlens(weights, tmp_path):
     with torch.no_grad():
         assert torch.equal(again.module(x), twin.module(x))
     assert load_model("specialized:norms:test_vit", pretrained=False, device="cpu").untrained
-    assert isinstance(load_model("vit_tiny_patch16_224_specialized", pretrained=False, device="cpu").module.norm,
-                      SpecializedModule)  # fmt: skip
+    assert isinstance(
+        load_model("vit_tiny_patch16_224_specialized", pretrained=False, device="cpu").module.norm, SpecializedModule
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,11 @@ def test_wrong_specialized_names_get_a_clear_sentence(name, error, message):
 
 def test_specialized_models_are_analyzed_by_name():
     analysis = tokenlens.analyze(
-        "specialized:paper:test_vit", pretrained=False, img_size=64, limit=2, device="cpu",
+        "specialized:paper:test_vit",
+        pretrained=False,
+        img_size=64,
+        limit=2,
+        device="cpu",
         metrics=["cls_patch_cosine", "norm_differentiation", "weight_distance"],
     )
     distances = analysis.select("weight_distance", part="relative_distance")

@@ -169,8 +169,10 @@ def test_what_is_there_is_said():
 
 def test_the_leading_stage_is_larger_than_both_others():
     clear = {
-        "centring": {0: 0.01, 1: 0.02, 2: 0.01}, "gamma": {0: 0.4, 1: 0.42, 2: 0.41}, "beta": {0: 0.1, 1: 0.1, 2: 0.12}
-    }  # fmt: skip
+        "centring": {0: 0.01, 1: 0.02, 2: 0.01},
+        "gamma": {0: 0.4, 1: 0.42, 2: 0.41},
+        "beta": {0: 0.1, 1: 0.1, 2: 0.12},
+    }
     assert leading_stage(clear) == "gamma"
     assert leading_stage(clear | {"beta": {0: 0.3, 1: 0.5, 2: 0.4}}) is None
     assert leading_stage({stage: {0: values[0], 1: values[1]} for stage, values in clear.items()}) is None

@@ -15,19 +15,46 @@ from .tiny_models import tiny_timm
 from .watching import hooks, watch
 
 NAMES = (
-    "vit_base_patch16_224", "vit_base_patch32_clip_448", "vit_large_patch14_clip_quickgelu_336",
-    "vit_so400m_patch14_siglip_378", "vit_base_patch16_siglip_gap_224", "vit_giant_patch14_reg4_dinov2",
-    "vit_large_patch14_reg1_tipsv2", "vit_base_r50_s16_224", "vit_medium_patch16_reg4_gap_256",
-    "vit_base_patch16_rpn_224", "flexivit_base", "eva_large_patch14_196", "aimv2_3b_patch14_448",
-    "beit3_base_patch16_224", "deit_base_distilled_patch16_384", "deit3_huge_patch14_224", "eva_giant_patch14_560",
-    "eva02_large_patch14_448", "eva02_enormous_patch14_clip_224", "vit_7b_patch16_dinov3",
-    "vit_pe_core_base_patch16_224", "vit_pe_spatial_large_patch14_448", "vit_base_patch16_rope_mixed_ape_224",
-    "vit_betwixt_patch16_rope_reg4_gap_256", "vit_base_patch16_sapiens2", "beit_large_patch16_512",
-    "beitv2_base_patch16_224", "vit_relpos_base_patch16_clsgap_224", "naflexvit_base_patch16_siglip",
-)  # fmt: skip
+    "vit_base_patch16_224",
+    "vit_base_patch32_clip_448",
+    "vit_large_patch14_clip_quickgelu_336",
+    "vit_so400m_patch14_siglip_378",
+    "vit_base_patch16_siglip_gap_224",
+    "vit_giant_patch14_reg4_dinov2",
+    "vit_large_patch14_reg1_tipsv2",
+    "vit_base_r50_s16_224",
+    "vit_medium_patch16_reg4_gap_256",
+    "vit_base_patch16_rpn_224",
+    "flexivit_base",
+    "eva_large_patch14_196",
+    "aimv2_3b_patch14_448",
+    "beit3_base_patch16_224",
+    "deit_base_distilled_patch16_384",
+    "deit3_huge_patch14_224",
+    "eva_giant_patch14_560",
+    "eva02_large_patch14_448",
+    "eva02_enormous_patch14_clip_224",
+    "vit_7b_patch16_dinov3",
+    "vit_pe_core_base_patch16_224",
+    "vit_pe_spatial_large_patch14_448",
+    "vit_base_patch16_rope_mixed_ape_224",
+    "vit_betwixt_patch16_rope_reg4_gap_256",
+    "vit_base_patch16_sapiens2",
+    "beit_large_patch16_512",
+    "beitv2_base_patch16_224",
+    "vit_relpos_base_patch16_clsgap_224",
+    "naflexvit_base_patch16_siglip",
+)
 DIFFERENTIAL = {"vit_dlittle_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"}
-MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit",
-           "naflexvit")  # fmt: skip
+MODULES = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "vision_transformer_relpos",
+    "deit",
+    "eva",
+    "beit",
+    "naflexvit",
+)
 
 
 def cut_down(name: str) -> tuple[nn.Module, Tensor]:

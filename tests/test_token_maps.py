@@ -19,8 +19,16 @@ from tokenlens.tokens import TokenLayout
 
 from .tiny_models import KINDS, build, images
 
-KIND_NAMES = ("timm_vit_wide", "timm_dinov2_registers", "timm_siglip", "timm_beit", "timm_beit_unfused", "hf_vit_eager",
-              "timm_naflexvit", "timm_eva02")  # fmt: skip
+KIND_NAMES = (
+    "timm_vit_wide",
+    "timm_dinov2_registers",
+    "timm_siglip",
+    "timm_beit",
+    "timm_beit_unfused",
+    "hf_vit_eager",
+    "timm_naflexvit",
+    "timm_eva02",
+)
 
 
 @cache
@@ -46,9 +54,15 @@ def test_tokens_are_where_the_layout_says():
 
 @pytest.mark.parametrize(
     ("token", "text"),
-    [("cls", "no token 'cls'; it has reg0, reg1 and patches"), ("reg2", "no token 'reg2'"), ("reg", "no token 'reg'"),
-     ((2, 0), r"row 0 to 1 and column 0 to 2, got \(2, 0\)"), ((0, -1), r"got \(0, -1\)"), ((1,), r"got \(1,\)")],
-)  # fmt: skip
+    [
+        ("cls", "no token 'cls'; it has reg0, reg1 and patches"),
+        ("reg2", "no token 'reg2'"),
+        ("reg", "no token 'reg'"),
+        ((2, 0), r"row 0 to 1 and column 0 to 2, got \(2, 0\)"),
+        ((0, -1), r"got \(0, -1\)"),
+        ((1,), r"got \(1,\)"),
+    ],
+)
 def test_what_is_not_there_is_named(token, text):
     with pytest.raises(LookupError, match=text):
         token_maps.position_of(TokenLayout(grid=(2, 3), prefix=("reg", "reg")), token)
@@ -56,8 +70,11 @@ def test_what_is_not_there_is_named(token, text):
 
 def test_titles():
     assert [token_maps.token_title(token) for token in ("cls", "dist", "reg12", (3, 5))] == [
-        "[CLS]", "distillation", "register 12", "patch (3, 5)"
-    ]  # fmt: skip
+        "[CLS]",
+        "distillation",
+        "register 12",
+        "patch (3, 5)",
+    ]
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
@@ -91,8 +108,9 @@ def test_attention_is_the_models_own(kind):
             rows_HT = whole.patterns[block][1, :, at].numpy()
             mean_T = token_maps.attention_of(lazy, 1, block, token)
             np.testing.assert_allclose(mean_T.numpy(), rows_HT.mean(0), atol=1e-6)
-            np.testing.assert_allclose(token_maps.attention_of(lazy, 1, block, token, head=1).numpy(), rows_HT[1],
-                                       atol=1e-6)  # fmt: skip
+            np.testing.assert_allclose(
+                token_maps.attention_of(lazy, 1, block, token, head=1).numpy(), rows_HT[1], atol=1e-6
+            )
             shares = token_maps.attention_shares(mean_T, layout)
             assert set(shares) == set(layout.groups)
             assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
@@ -171,8 +189,9 @@ def test_the_signs_of_components_hang_on_nothing():
     x_NPD = torch.randn(2, 15, 5, generator=torch.Generator().manual_seed(2))
     expected = token_maps.principal_components(x_NPD).scores_NPC
     order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
-    np.testing.assert_allclose(token_maps.principal_components(x_NPD[:, order] * 7 + 3).scores_NPC,
-                               7 * expected[:, order], atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        token_maps.principal_components(x_NPD[:, order] * 7 + 3).scores_NPC, 7 * expected[:, order], atol=1e-5
+    )
     np.testing.assert_allclose(token_maps.principal_components(x_NPD.flip(0)).scores_NPC, expected[::-1], atol=1e-8)
 
 

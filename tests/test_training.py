@@ -47,8 +47,15 @@ def test_a_finished_run_has_all_of_its_files(run):
     run, _ = run
     assert run.finished
     files = set(check_manifest(run.path)["files"])
-    assert files >= {"run.json", "metrics.csv", "diagnostics.csv", "README.md", "config.json", "model.safetensors",
-                     "checkpoints/step_00000004.ckpt"}  # fmt: skip
+    assert files >= {
+        "run.json",
+        "metrics.csv",
+        "diagnostics.csv",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "checkpoints/step_00000004.ckpt",
+    }
     assert any(name.startswith("tensorboard/") for name in files)
     assert not [name for name in files if "unfinished" in name or "lock" in name]
 
@@ -70,8 +77,14 @@ def test_metrics_have_a_row_for_every_so_many_steps(run):
     run, told = run
     assert list(run.metrics["step"]) == [1, 2, 4]
     assert list(run.metrics.columns) == [
-        "step", "epoch", "loss", "lr", "weight_decay", "grad_norm", "images_per_second"
-    ]  # fmt: skip
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "weight_decay",
+        "grad_norm",
+        "images_per_second",
+    ]
     assert run.metrics["epoch"].iloc[-1] == pytest.approx(4 * 8 / run.settings["data"]["count"])
     losses = [numbers["loss"] for _, _, numbers in told]
     assert run.metrics["loss"].tolist() == [losses[0], losses[1], (losses[2] + losses[3]) / 2]
@@ -85,9 +98,10 @@ def test_diagnostics_look_at_a_fixed_batch(run):
     assert sorted(set(table["step"])) == [0, 3, 4]
     sites = {metric: set(rows["site"]) for metric, rows in table.groupby("metric")}
     assert sites == {
-        "norm_differentiation": {"norm1", "final_norm"}, "cls_patch_cosine": {"norm1", "resid_post"},
+        "norm_differentiation": {"norm1", "final_norm"},
+        "cls_patch_cosine": {"norm1", "resid_post"},
         "token_norm": {"resid_post"},
-    }  # fmt: skip
+    }
     assert set(table["n"]) == {run.settings["data"]["count"]}
     assert table[table["site"] == "final_norm"]["block"].isna().all()
 
@@ -153,9 +167,7 @@ def test_standard_and_specialized_see_the_same_and_start_with_the_same_loss(data
 
 
 def test_another_seed_is_another_training(data, tmp_path):
-    losses = [
-        train(tiny_recipe(steps=1), data, tmp_path / str(seed), seed=seed).metrics["loss"][0] for seed in (0, 1)
-    ]
+    losses = [train(tiny_recipe(steps=1), data, tmp_path / str(seed), seed=seed).metrics["loss"][0] for seed in (0, 1)]
     assert losses[0] != losses[1]
 
 

@@ -64,10 +64,14 @@ def same(left: Batches, right: Batches) -> bool:
         return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
 
     return len(left) == len(right) and all(
-        all(equal(x, y) for x, y in zip(a.views, b.views, strict=True)) and equal(a.labels, b.labels)
-        and equal(a.indices, b.indices) and equal(a.positions, b.positions) and a.size == b.size and skipped == others
+        all(equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+        and equal(a.labels, b.labels)
+        and equal(a.indices, b.indices)
+        and equal(a.positions, b.positions)
+        and a.size == b.size
+        and skipped == others
         for (a, skipped), (b, others) in zip(left, right, strict=True)
-    )  # fmt: skip
+    )
 
 
 # The order of the images

@@ -185,8 +185,11 @@ def test_an_interrupt_writes_a_checkpoint_first(data, tmp_path, number):
 def test_runs_that_are_not_there_or_newer_or_damaged(tmp_path, run):
     with pytest.raises(FileNotFoundError, match=r"no run\.json"):
         TrainedRun.load(tmp_path)
-    for text, message in (("{", "damaged"), ('{"schema_version": 99, "kind": "training"}', "newer tokenlens"),
-                          ('{"schema_version": 1, "kind": "analysis"}', "kind 'analysis'")):  # fmt: skip
+    for text, message in (
+        ("{", "damaged"),
+        ('{"schema_version": 99, "kind": "training"}', "newer tokenlens"),
+        ('{"schema_version": 1, "kind": "analysis"}', "kind 'analysis'"),
+    ):
         (tmp_path / "run.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             TrainedRun.load(tmp_path)

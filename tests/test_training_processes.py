@@ -52,8 +52,14 @@ def train_all_in_two(recipes: Mapping[Path, Recipe], data: Path, max_minutes: fl
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}  # fmt: skip
+    together = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "test",
+        "GROUP_RANK": "0",
+    }
     wanted = json.dumps({str(out): recipe.to_dict() for out, recipe in recipes.items()})
     arguments = ("-c", TRAIN, wanted, data, max_minutes)
     running = [process(*arguments, cwd=data, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in (0, 1)]
@@ -76,8 +82,13 @@ def assert_close(one: TrainedRun, other: TrainedRun) -> None:
 
 
 def recipe_of(**changes) -> Recipe:
-    values = {"specialization": "paper", "clip_grad": 1.0, "diagnose_every": 4, "diagnose_images": 16,
-              "objective_options": {"ema_decay": 0.9}}  # fmt: skip
+    values = {
+        "specialization": "paper",
+        "clip_grad": 1.0,
+        "diagnose_every": 4,
+        "diagnose_images": 16,
+        "objective_options": {"ema_decay": 0.9},
+    }
     return tiny_recipe(**values | changes)
 
 
@@ -177,8 +188,16 @@ def test_every_objective_is_trained_by_two_processes_as_by_one(data, tmp_path, o
 
 # -- as a user starts them
 
-SETTINGS = ("model_options.depth=2", "model_options.embed_dim=32", "model_options.num_heads=2", "image_size=32",
-            "batch_size=8", "diagnose_images=4", "diagnose_every=2", "workers=1")  # fmt: skip
+SETTINGS = (
+    "model_options.depth=2",
+    "model_options.embed_dim=32",
+    "model_options.num_heads=2",
+    "image_size=32",
+    "batch_size=8",
+    "diagnose_images=4",
+    "diagnose_every=2",
+    "workers=1",
+)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

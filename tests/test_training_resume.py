@@ -41,10 +41,17 @@ def data(tmp_path_factory):
 def long_recipe(**changes) -> Recipe:
     """With all that has a state: warmup, momentum of the optimizer, an average of the weights, accumulation."""
     values = {
-        "steps": 60, "specialization": "paper", "accumulate": 2, "clip_grad": 1.0, "weight_decay_end": 0.2,
-        "objective_options": {"ema_decay": 0.9}, "model_options": {**OPTIONS, "drop_path_rate": 0.2}, "log_every": 3,
-        "diagnose_every": 20, "checkpoint_minutes": 0.001,
-    }  # fmt: skip
+        "steps": 60,
+        "specialization": "paper",
+        "accumulate": 2,
+        "clip_grad": 1.0,
+        "weight_decay_end": 0.2,
+        "objective_options": {"ema_decay": 0.9},
+        "model_options": {**OPTIONS, "drop_path_rate": 0.2},
+        "log_every": 3,
+        "diagnose_every": 20,
+        "checkpoint_minutes": 0.001,
+    }
     return tiny_recipe(**values | changes)
 
 

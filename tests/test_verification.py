@@ -61,9 +61,15 @@ def test_every_task_is_done_and_judged(found):
     names = [(finding.name, finding.subject) for finding in found.findings]
     pair = "paper against standard"
     assert names == [
-        ("F1", "standard"), ("F1", "paper"), ("F2", "standard"), ("F2", "paper"), ("F3", pair), ("F4", pair),
-        ("F5", "norms against standard"), ("F6", pair),
-    ]  # fmt: skip
+        ("F1", "standard"),
+        ("F1", "paper"),
+        ("F2", "standard"),
+        ("F2", "paper"),
+        ("F3", pair),
+        ("F4", pair),
+        ("F5", "norms against standard"),
+        ("F6", pair),
+    ]
     for finding in found.findings:
         assert finding.scale
         assert finding.rule
@@ -74,8 +80,15 @@ def test_every_task_is_done_and_judged(found):
 
 def test_the_folder_is_finished_and_holds_everything(found):
     files = check_manifest(found.path)["files"]
-    for name in ("numbers.csv", "findings.json", "verify.json", "report.html", "figures/verify_pairs.svg",
-                 "runs/paper_seed0/MANIFEST.json", "probes/standard_seed2_knn_cls_32/MANIFEST.json"):  # fmt: skip
+    for name in (
+        "numbers.csv",
+        "findings.json",
+        "verify.json",
+        "report.html",
+        "figures/verify_pairs.svg",
+        "runs/paper_seed0/MANIFEST.json",
+        "probes/standard_seed2_knn_cls_32/MANIFEST.json",
+    ):
         assert name in files
     assert not [name for name in files if name.endswith((".ckpt", ".safetensors"))], "they are in their own manifests"
     loaded = Verification.load(found.path)
@@ -123,8 +136,15 @@ def test_all_numbers_follow_from_the_run_folders(found):
         assert told.loc[key, "value"] == pytest.approx(value, rel=1e-6), key
 
     seeds = range(SEEDS)
-    dense = [np.mean([rows["paper", s, "segmentation", "patches", size] - rows["standard", s, "segmentation",
-             "patches", size] for size in (32, 64)]) for s in seeds]  # fmt: skip
+    dense = [
+        np.mean(
+            [
+                rows["paper", s, "segmentation", "patches", size] - rows["standard", s, "segmentation", "patches", size]
+                for size in (32, 64)
+            ]
+        )
+        for s in seeds
+    ]
     finding = next(finding for finding in found.findings if finding.name == "F3")
     interval = stats.ttest_1samp(dense, 0).confidence_interval()
     assert finding.effect == pytest.approx(np.mean(dense), abs=ROUNDING)
@@ -144,8 +164,12 @@ def test_f1_is_that_of_the_analyses(found):
     falls = []
     for seed in range(SEEDS):
         table = pd.read_csv(found.path / "analyses" / f"paper_seed{seed}" / "table.csv", keep_default_na=False)
-        rows = table[(table["metric"] == "norm_differentiation") & (table["part"] == "total")
-                     & (table["site"] == "norm1") & (table["group"] == "cls-patch")]  # fmt: skip
+        rows = table[
+            (table["metric"] == "norm_differentiation")
+            & (table["part"] == "total")
+            & (table["site"] == "norm1")
+            & (table["group"] == "cls-patch")
+        ]
         falls.append(rows["value"].astype(float).mean())
     finding = found.findings[1]
     assert (finding.name, finding.subject) == ("F1", "paper")
@@ -193,8 +217,9 @@ def test_what_is_missing_is_done_again(found, data, copy):
     shutil.rmtree(copy / "probes" / "paper_seed1_knn_cls_32")
     shutil.rmtree(copy / "analyses" / "standard_seed0")
     said = []
-    again = verify(tiny_regime(), data, seeds=SEEDS, out=copy, report=False,
-                   progress=lambda what, *_: said.append(what))  # fmt: skip
+    again = verify(
+        tiny_regime(), data, seeds=SEEDS, out=copy, report=False, progress=lambda what, *_: said.append(what)
+    )
     assert list(dict.fromkeys(said)) == ["1 of 2: analyze: standard, seed 0", "2 of 2: probe knn_cls_32: paper, seed 1"]
     pd.testing.assert_frame_equal(again.numbers, found.numbers)
     assert again.finished
@@ -256,11 +281,15 @@ def test_the_plan_learns_from_what_was_measured(found, data):
 
 
 def test_runs_are_judged_without_training(found, tmp_path):
-    runs = [found.path / part / name for part, names in {
-        "runs": ("standard_seed0", "paper_seed0"),
-        "probes": ("standard_seed0_segmentation_32", "paper_seed0_segmentation_32", "paper_seed1_segmentation_32"),
-        "analyses": ("paper_seed0", "standard_seed1"),
-    }.items() for name in names]  # fmt: skip
+    runs = [
+        found.path / part / name
+        for part, names in {
+            "runs": ("standard_seed0", "paper_seed0"),
+            "probes": ("standard_seed0_segmentation_32", "paper_seed0_segmentation_32", "paper_seed1_segmentation_32"),
+            "analyses": ("paper_seed0", "standard_seed1"),
+        }.items()
+        for name in names
+    ]
     given = verify(runs=runs, out=tmp_path / "given", report=False)
     f3 = next(finding for finding in given.findings if finding.name == "F3")
     assert f3.verdict == "inconclusive"

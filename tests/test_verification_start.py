@@ -95,8 +95,13 @@ def test_the_start_is_probed_once_and_not_judged(found):
     for variant in ("standard", "paper"):
         row = told[(told["variant"] == variant) & (told["task"] == "knn")].iloc[0]
         hits = pd.read_csv(found.path / "probes" / "start_knn_cls_32" / "per_image.csv")["correct"]
-        after = [100 * pd.read_csv(found.path / "probes" / f"{variant}_seed{seed}_knn_cls_32" / "per_image.csv")[
-            "correct"].mean() for seed in range(SEEDS)]  # fmt: skip
+        after = [
+            100
+            * pd.read_csv(found.path / "probes" / f"{variant}_seed{seed}_knn_cls_32" / "per_image.csv")[
+                "correct"
+            ].mean()
+            for seed in range(SEEDS)
+        ]
         assert row["start"] == pytest.approx(100 * hits.mean())
         assert row["mean"] == pytest.approx(np.mean(after))
         assert row["difference"] == pytest.approx(np.mean(after) - 100 * hits.mean(), abs=1e-9)
@@ -116,8 +121,15 @@ def test_it_goes_on_and_is_judged_again(found, data, before, tmp_path):
     copy = Path(shutil.copytree(found.path, tmp_path / "toy"))
     shutil.rmtree(copy / "probes" / "start_knn_cls_32")
     said = []
-    again = verify(tiny_regime(probes=PROBES), data, seeds=SEEDS, start=before, out=copy, report=False,
-                   progress=lambda what, *_: said.append(what))  # fmt: skip
+    again = verify(
+        tiny_regime(probes=PROBES),
+        data,
+        seeds=SEEDS,
+        start=before,
+        out=copy,
+        report=False,
+        progress=lambda what, *_: said.append(what),
+    )
     assert list(dict.fromkeys(said)) == ["1 of 1: probe knn_cls_32: start"]
     pd.testing.assert_frame_equal(again.continued, found.continued)
     with pytest.raises(ValueError, match=r"start is .* there and None now"):
@@ -164,8 +176,11 @@ def test_the_plan_and_the_command_line_say_it(found, data, before, tmp_path, mon
 
 @pytest.mark.parametrize("what", ["specialized", "nothing", "other"])
 def test_what_does_not_fit_is_said_before_there_is_a_folder(found, data, what, tmp_path):
-    given = {"specialized": found.path / "runs" / "paper_seed0", "nothing": tmp_path / "nowhere",
-             "other": tmp_path / "other.pth"}[what]  # fmt: skip
+    given = {
+        "specialized": found.path / "runs" / "paper_seed0",
+        "nothing": tmp_path / "nowhere",
+        "other": tmp_path / "other.pth",
+    }[what]
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises((ValueError, LookupError), match=r"can start from|no model is called") as told:
         verify(tiny_regime(probes=PROBES), data, seeds=1, start=given, out=tmp_path / "toy")

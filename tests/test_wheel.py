@@ -20,7 +20,11 @@ pytest.importorskip("hatchling", reason="building a wheel needs hatchling, which
 def ran(*command: object, cwd: Path, **env: str) -> str:
     settings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240,
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**settings, "OMP_NUM_THREADS": "1", **env},
     )
     assert done.returncode == 0, done.stdout + done.stderr

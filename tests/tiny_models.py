@@ -64,9 +64,14 @@ def _hf(model: str, attention: str = "sdpa", **kwargs: Any) -> nn.Module:
 
     cls = getattr(transformers, model)
     config = {
-        "hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM,
-        "image_size": 32, "patch_size": 8, "attn_implementation": attention,
-    }  # fmt: skip
+        "hidden_size": DIM,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 2 * DIM,
+        "image_size": 32,
+        "patch_size": 8,
+        "attn_implementation": attention,
+    }
     return cls(cls.config_class(**config | kwargs))
 
 
@@ -98,7 +103,9 @@ KINDS: dict[str, Kind] = {
     ),
     "timm_vit_padded": Kind(
         partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True, dynamic_img_pad=True),
-        "timm_vit", grid=(3, 4), image_size=(20, 30),
+        "timm_vit",
+        grid=(3, 4),
+        image_size=(20, 30),
     ),
     "timm_rms": Kind(partial(_timm, "vit_tiny_patch16_224", norm_layer="rmsnorm"), "timm_vit"),
     "timm_deit3": Kind(partial(_timm, "deit3_small_patch16_224"), "timm_vit"),
@@ -138,13 +145,19 @@ KINDS: dict[str, Kind] = {
     # scaled by the root of the scale each.
     "timm_beit_shared_bias": Kind(
         partial(_timm, "beitv2_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
-        "timm_beit", scores=1.0, **_POOLED,
+        "timm_beit",
+        scores=1.0,
+        **_POOLED,
     ),
     "timm_relpos": Kind(partial(_timm, "vit_relpos_medium_patch16_cls_224"), "timm_relpos"),
     "timm_relpos_post_norm": Kind(partial(_timm, "vit_relpos_medium_patch16_rpn_224"), "timm_relpos", ()),
     "timm_naflexvit": Kind(
         partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8),
-        "timm_naflexvit", ("reg",) * 4, (2, 5), (16, 40), **_POOLED,
+        "timm_naflexvit",
+        ("reg",) * 4,
+        (2, 5),
+        (16, 40),
+        **_POOLED,
     ),
     # Hugging Face transformers
     "hf_vit": Kind(partial(_hf, "ViTModel"), "hf_vit"),

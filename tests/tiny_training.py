@@ -28,7 +28,14 @@ def colours(folder: Path, per_class: int = 8, size: int = 40) -> Path:
 def tiny_recipe(**changes: Any) -> Recipe:
     """Four steps of a supervised training of two blocks on eight images each."""
     values: dict[str, Any] = {
-        "objective": "supervised", "model": "vit_tiny_patch16_224", "model_options": OPTIONS, "image_size": 32,
-        "batch_size": 8, "steps": 4, "lr": 1e-3, "warmup": 0.25, "log_every": 2,
-    }  # fmt: skip
+        "objective": "supervised",
+        "model": "vit_tiny_patch16_224",
+        "model_options": OPTIONS,
+        "image_size": 32,
+        "batch_size": 8,
+        "steps": 4,
+        "lr": 1e-3,
+        "warmup": 0.25,
+        "log_every": 2,
+    }
     return Recipe(**values | changes)

@@ -58,12 +58,13 @@ def scene(draw: np.random.Generator, size: int = 48) -> tuple[np.ndarray, np.nda
 
 def tiny_regime(**changes: Any) -> Regime:
     values: dict[str, Any] = {
-        "recipe": tiny_recipe(model_options={**OPTIONS, "init_values": 0.1}, steps=6, diagnose_every=3,
-                              diagnose_images=8),
+        "recipe": tiny_recipe(
+            model_options={**OPTIONS, "init_values": 0.1}, steps=6, diagnose_every=3, diagnose_images=8
+        ),
         "recipe_name": "tiny",
         "train_images": 24,
         "analyzed_images": 9,
         "probes": (RegimeProbe("segmentation", 32), RegimeProbe("segmentation", 64), RegimeProbe("knn", 32, "cls")),
         "pace": Pace("nowhere", train=100),
-    }  # fmt: skip
+    }
     return Regime(**values | changes)

@@ -47,9 +47,28 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "BlockTaps", "Comparison", "Family", "ProbeResult", "Recording", "Site", "Specialization", "Tap",
-    "TokenLayout", "Verification", "__version__", "analyze", "compare", "explore", "merge", "plot", "probe", "record",
-    "specialize", "train", "verify",
+    "Analysis",
+    "BlockTaps",
+    "Comparison",
+    "Family",
+    "ProbeResult",
+    "Recording",
+    "Site",
+    "Specialization",
+    "Tap",
+    "TokenLayout",
+    "Verification",
+    "__version__",
+    "analyze",
+    "compare",
+    "explore",
+    "merge",
+    "plot",
+    "probe",
+    "record",
+    "specialize",
+    "train",
+    "verify",
 ]
 
 

@@ -231,9 +231,14 @@ def analyze(
         "weights": loaded.weights,
         **_specialized(loaded.module),
         "images": {
-            "source": source.description, "note": source.note,
-            "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None, "limit": limit,
-            "count": len(names), "skipped": skipped, "names": names, "hashes": hashes,
+            "source": source.description,
+            "note": source.note,
+            "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None,
+            "limit": limit,
+            "count": len(names),
+            "skipped": skipped,
+            "names": names,
+            "hashes": hashes,
             "kept_per_image": min(len(names), keep_images),
         },
         "transform": {key: _plain(value) for key, value in loaded.data_config.items()},
@@ -358,7 +363,7 @@ def _check_names(chosen: Sequence[Metric]) -> None:
     for metric in chosen:
         kind = type(metric).__qualname__
         if not metric.name:
-            raise ValueError(f"the metric {kind} has no name; state one in its class: name = \"…\"")
+            raise ValueError(f'the metric {kind} has no name; state one in its class: name = "…"')
         if metric.name in seen or (metric.name in known and type(metric) is not metric_catalog.get(metric.name)):
             raise ValueError(f"the name {metric.name!r} of the metric {kind} is taken; give it another")
         seen.add(metric.name)
@@ -494,9 +499,7 @@ class _Run:
             copy=False,
         )
         assert self.layout is not None
-        return Analysis(
-            name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable)
-        )
+        return Analysis(name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable))
 
 
 def _for_model(pixels_B3HW: Tensor, module: nn.Module) -> Tensor:
@@ -619,4 +622,3 @@ def _commit() -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-

@@ -67,9 +67,10 @@ def load_start(model: nn.Module, start: Checkpoint) -> dict[str, Any]:
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
     heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     adapted = {
-        name: tensor for name, tensor in adapted.items()
+        name: tensor
+        for name, tensor in adapted.items()
         if not (name.startswith(heads) and (name not in wanted or wanted[name].shape != tensor.shape))
-    }  # fmt: skip
+    }
     left_out = sorted(name for name in wanted if name.startswith(heads) and name not in adapted)
     adapted |= {name: wanted[name] for name in left_out}
     problem = misfit(adapted, model)

@@ -63,7 +63,9 @@ class Catalog:
         own = [
             value
             for value in vars(module).values()
-            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+            if inspect.isclass(value)
+            and issubclass(value, base)
+            and value.__module__ == module.__name__
             and not value.__name__.startswith("_")
         ]
         if len(own) != 1:

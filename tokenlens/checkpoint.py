@@ -20,8 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WRAPPERS = (
-    "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher", "student", "module",
-    "target_encoder", "encoder",
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "teacher",
+    "student",
+    "module",
+    "target_encoder",
+    "encoder",
 )
 """Keys under which training scripts keep the weights (timm, MAE, DeiT, DINO, I-JEPA), the averaged ones first."""
 
@@ -176,10 +184,14 @@ def misfit(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
     for kind, keys in (
         ("missing", sorted(set(wanted) - set(tensors))),
         ("unexpected", sorted(set(tensors) - set(wanted))),
-        ("of another shape", sorted(
-            f"{name} ({_shape(tensors[name])} in the checkpoint, {_shape(wanted[name])} in the model)"
-            for name in set(wanted) & set(tensors) if tensors[name].shape != wanted[name].shape
-        )),
+        (
+            "of another shape",
+            sorted(
+                f"{name} ({_shape(tensors[name])} in the checkpoint, {_shape(wanted[name])} in the model)"
+                for name in set(wanted) & set(tensors)
+                if tensors[name].shape != wanted[name].shape
+            ),
+        ),
     ):
         if keys:
             parts.append(f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}: {_listed(keys)}")

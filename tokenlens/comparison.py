@@ -26,8 +26,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DIFFERENCES = (
-    "label", "baseline", "metric", "part", "site", "group", "block", "baseline_block", "depth", "value",
-    "baseline_value", "difference", "ci_low", "ci_high", "effect", "p", "q", "n", "n_baseline", "test", "unit",
+    "label",
+    "baseline",
+    "metric",
+    "part",
+    "site",
+    "group",
+    "block",
+    "baseline_block",
+    "depth",
+    "value",
+    "baseline_value",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "effect",
+    "p",
+    "q",
+    "n",
+    "n_baseline",
+    "test",
+    "unit",
     "significant",
 )
 SUMMARY = tuple(name for name in DIFFERENCES if name not in ("block", "baseline_block", "depth"))
@@ -66,7 +85,11 @@ class Comparison:
     """
 
     def __init__(
-        self, analyses: Mapping[str, Analysis], *, baseline: str, pair: bool | None = None,
+        self,
+        analyses: Mapping[str, Analysis],
+        *,
+        baseline: str,
+        pair: bool | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if len(analyses) < 2:
@@ -298,7 +321,9 @@ def _images_of(run: Analysis | None) -> dict[str, Any]:
             f"the run of {run.model} does not say how to get its images again ({told['source']}); choose images"
         )
     return {
-        "images": told["given"], "limit": told["limit"], "seed": run.provenance["seed"],
+        "images": told["given"],
+        "limit": told["limit"],
+        "seed": run.provenance["seed"],
         "img_size": tuple(run.provenance["image_size"]),
     }
 

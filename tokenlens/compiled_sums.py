@@ -29,25 +29,79 @@ _SOURCE = Path(__file__).with_name("sums.c")
 # Sums may be taken in any order, which lets the compiler use vectors. Not -ffast-math: NaN and infinity must show, and
 # loading a library made with that would change how the whole process treats the smallest numbers.
 _FLAGS = (
-    "-std=c11", "-O3", "-march=native", "-fopenmp", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
-    "-fno-math-errno", "-ffp-contract=fast", "-fprefetch-loop-arrays", "-shared", "-fPIC",
-)  # fmt: skip
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fassociative-math",
+    "-fno-signed-zeros",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-fprefetch-loop-arrays",
+    "-shared",
+    "-fPIC",
+)
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _THREE = ctypes.c_int64 * 3
 _FUNCTIONS = {
     "tokenlens_tokens": (
-        _INT, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG,
-        _LONG, _LONG, _POINTER, _POINTER, _POINTER,
+        _INT,
+        _LONG,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _LONG,
+        _LONG,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _LONG,
+        _POINTER,
+        _POINTER,
+        _LONG,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _POINTER,
+        _POINTER,
     ),
     "tokenlens_stages": (
-        _INT, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER,
+        _INT,
+        _LONG,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
     ),
     "tokenlens_attention": (
-        _INT, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _LONG,
-        _LONG, _POINTER, _LONG, _LONG, _POINTER, _POINTER,
+        _INT,
+        _LONG,
+        _LONG,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _FLOAT,
+        _POINTER,
+        _POINTER,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _LONG,
+        _LONG,
+        _POINTER,
+        _POINTER,
     ),
-}  # fmt: skip
+}
 
 
 class NotCompiled(Exception):
@@ -81,18 +135,31 @@ class CompiledSums(Sums):
         (images, tokens, channels), prefixes = x.shape, len(self.layout.prefix)
         _check(tokens, self.layout.tokens)
         for place, shape in (
-            (norms, (images, tokens)), (rows, (images, prefixes + len(sums), channels)),
-            (magnitudes, (images, channels)), (products, (images, tokens)),
-        ):  # fmt: skip
+            (norms, (images, tokens)),
+            (rows, (images, prefixes + len(sums), channels)),
+            (magnitudes, (images, channels)),
+            (products, (images, tokens)),
+        ):
             _check_place(place, shape)
-        unit, plain = (
-            prefixes + sums.index(name) if name in sums else -1 for name in ("unit_patch_sum", "patch_sum")
-        )
+        unit, plain = (prefixes + sums.index(name) if name in sums else -1 for name in ("unit_patch_sum", "patch_sum"))
         self._library.tokenlens_tokens(
-            torch.get_num_threads(), *x.shape, x.data_ptr(), *x.stride()[:-1], self._first_patch, self.layout.patches,
-            self._prefix, prefixes, _address(norms), _address(rows), prefixes + len(sums), unit, plain,
-            _address(magnitudes), _address(other), _address(products),
-        )  # fmt: skip
+            torch.get_num_threads(),
+            *x.shape,
+            x.data_ptr(),
+            *x.stride()[:-1],
+            self._first_patch,
+            self.layout.patches,
+            self._prefix,
+            prefixes,
+            _address(norms),
+            _address(rows),
+            prefixes + len(sums),
+            unit,
+            plain,
+            _address(magnitudes),
+            _address(other),
+            _address(products),
+        )
 
     def stages(
         self,
@@ -113,9 +180,15 @@ class CompiledSums(Sums):
         _check_place(lengths_BSP, (images, stages, patches))
         _check_place(sums_BSD, (images, stages, channels))
         self._library.tokenlens_stages(
-            torch.get_num_threads(), *patches_BPD.shape, patches_BPD.data_ptr(), *patches_BPD.stride()[:-1],
-            _address(weight_D), _address(means_BP), lengths_BSP.data_ptr(), sums_BSD.data_ptr(),
-        )  # fmt: skip
+            torch.get_num_threads(),
+            *patches_BPD.shape,
+            patches_BPD.data_ptr(),
+            *patches_BPD.stride()[:-1],
+            _address(weight_D),
+            _address(means_BP),
+            lengths_BSP.data_ptr(),
+            sums_BSD.data_ptr(),
+        )
 
     def attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
         """As ``Sums.attention``, in one pass over q and k."""
@@ -129,10 +202,23 @@ class CompiledSums(Sums):
         _check_place(row_BHT, (images, heads, tokens))
         _check_place(columns_BHR, (images, heads, len(self._prefix)))
         self._library.tokenlens_attention(
-            torch.get_num_threads(), *q.shape, q.data_ptr(), _strides(q), k.data_ptr(), _strides(k), call.scale,
-            lse.data_ptr(), _strides(lse), self._first_patch, self.layout.patches, self._prefix, len(self._prefix),
-            self._cls, _address(row_BHT), _address(columns_BHR),
-        )  # fmt: skip
+            torch.get_num_threads(),
+            *q.shape,
+            q.data_ptr(),
+            _strides(q),
+            k.data_ptr(),
+            _strides(k),
+            call.scale,
+            lse.data_ptr(),
+            _strides(lse),
+            self._first_patch,
+            self.layout.patches,
+            self._prefix,
+            len(self._prefix),
+            self._cls,
+            _address(row_BHT),
+            _address(columns_BHR),
+        )
 
 
 def _plain(x: Tensor) -> bool:

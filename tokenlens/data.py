@@ -153,9 +153,7 @@ def _named(name: str, limit: int | None, seed: int, common: dict[str, Any]) -> I
     raise ValueError(f"there is no {path}; images are {FORMS}")
 
 
-def _indexed(
-    description: str, records: Records, limit: int | None, seed: int, common: dict[str, Any]
-) -> ImageSource:
+def _indexed(description: str, records: Records, limit: int | None, seed: int, common: dict[str, Any]) -> ImageSource:
     count = len(records)
     if count == 0:
         raise ValueError(f"{description} is empty; expected at least one image")
@@ -263,12 +261,15 @@ def _loader_batches(source: ImageSource, rank: int, world_size: int) -> Iterator
         if number % world_size == rank:
             check_tensor(images, source._image_size, what=f"batch {number} of the DataLoader")
             indices = list(range(start, start + len(images)))
-            yield Batch(
-                images=images.detach().float(),
-                indices=indices,
-                names=[f"item {index}" for index in indices],
-                hashes=[tensor_sha256(image) for image in images],
-            ), []
+            yield (
+                Batch(
+                    images=images.detach().float(),
+                    indices=indices,
+                    names=[f"item {index}" for index in indices],
+                    hashes=[tensor_sha256(image) for image in images],
+                ),
+                [],
+            )
         start, number = start + len(images), number + 1
 
 

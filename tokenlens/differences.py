@@ -73,7 +73,11 @@ def paired(values_NS: Array, baseline_NS: Array) -> Differences:
 
 
 def unpaired(
-    value: Array, sd: Array, n: NDArray[np.int64], baseline_value: Array, baseline_sd: Array,
+    value: Array,
+    sd: Array,
+    n: NDArray[np.int64],
+    baseline_value: Array,
+    baseline_sd: Array,
     n_baseline: NDArray[np.int64],
 ) -> Differences:
     """Welch's t from two means, their spreads over images and their counts; everything is (S,)."""
@@ -85,7 +89,11 @@ def unpaired(
 
 
 def of_intervals(
-    value: Array, ci_half: Array, n: NDArray[np.int64], baseline_value: Array, baseline_half: Array,
+    value: Array,
+    ci_half: Array,
+    n: NDArray[np.int64],
+    baseline_value: Array,
+    baseline_half: Array,
     n_baseline: NDArray[np.int64],
 ) -> Differences:
     """Welch's t from the jackknife intervals of two numbers of a whole set of images; everything is (S,).
@@ -112,7 +120,10 @@ def q_values(p: Array) -> Array:
 
 
 def _welch(
-    value: Array, baseline_value: Array, errors: tuple[Array, Array], dfs: tuple[NDArray[Any], NDArray[Any]],
+    value: Array,
+    baseline_value: Array,
+    errors: tuple[Array, Array],
+    dfs: tuple[NDArray[Any], NDArray[Any]],
     spread: Array,
 ) -> tuple[Array, Array, Array]:
     """Interval and p with Satterthwaite's degrees of freedom."""

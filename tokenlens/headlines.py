@@ -34,15 +34,24 @@ def headlines(analysis: Analysis) -> pd.DataFrame:
             ):
                 rows += _over_blocks(analysis, verb, "norm_differentiation", part=part, site=site, group=pair)
         rows += _extreme(
-            analysis, f"largest fall of CLS–patch cosine across {site}", "norm_differentiation", "max",
-            part="total", site=site, group="cls-patch",
+            analysis,
+            f"largest fall of CLS–patch cosine across {site}",
+            "norm_differentiation",
+            "max",
+            part="total",
+            site=site,
+            group="cls-patch",
         )
     rows += _extreme(analysis, "most CLS attention to patches", "attention_mass", "max", group="cls-patch")
     rows += _extreme(analysis, "most patch attention to CLS", "attention_mass", "max", group="patch-cls")
     rows += _extreme(analysis, "most focused CLS attention", "attention_entropy", "min", part="normalized")
     rows += _extreme(
-        analysis, "most channels specific to one group, after norm1", "dimension_selectivity", "max",
-        part="output_share", site="norm1",
+        analysis,
+        "most channels specific to one group, after norm1",
+        "dimension_selectivity",
+        "max",
+        part="output_share",
+        site="norm1",
     )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     return frame.astype({"block": "Int64", "head": "Int64", "n": "Int64"})
@@ -62,10 +71,18 @@ def _over_blocks(analysis: Analysis, quantity: str, metric: str, **key: str) -> 
     moments.update(analysis.per_image.loc[:, chosen].mean(axis=1).to_numpy(dtype=np.float64)[:, None])
     low, high = moments.interval()
     unit = analysis.select(metric, **key)["unit"].iloc[0]
-    return [{
-        "quantity": quantity, "value": moments.mean[0], "ci_low": low[0], "ci_high": high[0], "n": int(moments.n[0]),
-        "unit": unit, "block": None, "head": None,
-    }]
+    return [
+        {
+            "quantity": quantity,
+            "value": moments.mean[0],
+            "ci_low": low[0],
+            "ci_high": high[0],
+            "n": int(moments.n[0]),
+            "unit": unit,
+            "block": None,
+            "head": None,
+        }
+    ]
 
 
 def _extreme(analysis: Analysis, quantity: str, metric: str, which: str, **key: str) -> list[dict[str, Any]]:

@@ -53,8 +53,9 @@ class FolderTree:
         with os.scandir(self.path / place) as entries:
             return any(
                 os.path.splitext(one.name)[1].lower() in image_extensions() and not one.name.startswith(".")
-                for one in entries if one.is_file()
-            )  # fmt: skip
+                for one in entries
+                if one.is_file()
+            )
 
     def images(self, place: str) -> list[str]:
         """See ``ImageTree``."""

@@ -135,8 +135,13 @@ def open_masks(folder: str | os.PathLike[str], split: Split = "train") -> Masked
     images, masks = _by_stem(root / taken / "images"), _by_stem(root / taken / "masks")
     _check_pairs(root / taken, images, masks)
     names, of_masks = Names(images.values()), Names(masks[stem] for stem in images)
-    description = {"source": f"folder {root}", "split": taken, "count": len(names), "classes": len(classes),
-                   "sha256": content_sha256(names, None, classes)}  # fmt: skip
+    description = {
+        "source": f"folder {root}",
+        "split": taken,
+        "count": len(names),
+        "classes": len(classes),
+        "sha256": content_sha256(names, None, classes),
+    }
     return MaskedImages(names, classes, description, root / taken, of_masks)
 
 

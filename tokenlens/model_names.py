@@ -168,8 +168,10 @@ def _folder_origin(name: str, folder: Path) -> Origin:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf)")
     _check_config(name, folder / "config.json")
-    trained = "" if training is None else (
-        f"trained by the recipe {training['name']}, seed {training['recipe']['seed']}, {_progress(training)}"
+    trained = (
+        ""
+        if training is None
+        else (f"trained by the recipe {training['name']}, seed {training['recipe']['seed']}, {_progress(training)}")
     )
     return Origin(name, f"local-dir:{folder}", folder=folder, trained=trained)
 
@@ -188,7 +190,7 @@ def _check_config(name: str, file: Path) -> None:
         raise ValueError(f"{name!r}: {file} is no JSON object") from error
     if architecture is None:
         raise ValueError(
-            f"{name!r} is not in timm's format: its config.json names no \"architecture\". Load a model of another "
+            f'{name!r} is not in timm\'s format: its config.json names no "architecture". Load a model of another '
             "library with that library and hand the module over"
         )
     if not timm.is_model(architecture):

@@ -56,14 +56,19 @@ def parameter_groups(objective: Objective, layer_decay: float | None) -> list[di
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
         groups = [group for group in groups if group["params"]]
-        groups = param_groups_layer_decay(
-            backbone, weight_decay=1.0, no_weight_decay_list=excepted, layer_decay=layer_decay
-        ) + groups
+        groups = (
+            param_groups_layer_decay(backbone, weight_decay=1.0, no_weight_decay_list=excepted, layer_decay=layer_decay)
+            + groups
+        )
     return [
-        {"params": group["params"], "lr_scale": group.get("lr_scale", 1.0), "decay_scale": group["weight_decay"],
-         "weight_decay": 0.0}
+        {
+            "params": group["params"],
+            "lr_scale": group.get("lr_scale", 1.0),
+            "decay_scale": group["weight_decay"],
+            "weight_decay": 0.0,
+        }
         for group in groups
-    ]  # fmt: skip
+    ]
 
 
 def set_schedule(optimizer: Optimizer, recipe: Recipe, step: int, steps: int) -> tuple[float, float]:
@@ -79,9 +84,13 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     from lightly.utils.scheduler import cosine_warmup_schedule
 
     return cosine_warmup_schedule(
-        step, steps, start_value=recipe.lr, end_value=recipe.lr_end, warmup_steps=round(recipe.warmup * steps),
+        step,
+        steps,
+        start_value=recipe.lr,
+        end_value=recipe.lr_end,
+        warmup_steps=round(recipe.warmup * steps),
         warmup_start_value=0.0,
-    )  # fmt: skip
+    )
 
 
 def weight_decay(recipe: Recipe, step: int, steps: int) -> float:
@@ -91,4 +100,3 @@ def weight_decay(recipe: Recipe, step: int, steps: int) -> float:
     if recipe.weight_decay_end is None:
         return recipe.weight_decay
     return cosine_schedule(step, steps, recipe.weight_decay, recipe.weight_decay_end)
-

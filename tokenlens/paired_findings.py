@@ -148,10 +148,19 @@ def third(numbers: pd.DataFrame, setting: str, variant: str = PAPER) -> Finding:
     title = TITLES["F3"] if variant != TWIN else "Control: two standard models of different seeds"
     n = cells_of(numbers, setting, DENSE)["n"]
     return Finding(
-        "F3", title, verdict, _third_sentence(numbers, setting, variant, dense, kept, verdict),
-        int(n.max()) if len(n) else 0, _known(dense.difference), _bounds(dense), RULES["F3"],
-        subject=f"{variant} against {STANDARD}", scale=setting, seeds=dense.seeds, detectable=_known(dense.detectable),
-    )  # fmt: skip
+        "F3",
+        title,
+        verdict,
+        _third_sentence(numbers, setting, variant, dense, kept, verdict),
+        int(n.max()) if len(n) else 0,
+        _known(dense.difference),
+        _bounds(dense),
+        RULES["F3"],
+        subject=f"{variant} against {STANDARD}",
+        scale=setting,
+        seeds=dense.seeds,
+        detectable=_known(dense.detectable),
+    )
 
 
 def third_verdict(dense: Effect, kept: Effect) -> Verdict:
@@ -177,9 +186,7 @@ def _third_sentence(
     over = f", mean over {listed([f'{size}' for size in sizes])} px" if len(sizes) > 1 else f" at {sizes[0]} px"
     parts = [f"Mean IoU{over}: {points(dense.difference)} points ({interval_text(dense)}; {seeds_text(dense)})."]
     if len(sizes) > 1:
-        single = [
-            f"{points(_at(numbers, setting, variant, size).difference)} at {size} px" for size in sizes
-        ]  # fmt: skip
+        single = [f"{points(_at(numbers, setting, variant, size).difference)} at {size} px" for size in sizes]
         parts.append(f"{listed(single)}.")
     if kept.seeds:
         lost = kept.high < -LOST
@@ -226,13 +233,16 @@ def fourth(costs: pd.DataFrame) -> Finding:
         costs: with the columns of ``COSTS``; a row each for ``paper`` and ``norms`` of one model.
     """
     rows = costs.set_index("preset")
-    share = {name: 100 * rows.loc[name, f"added_{what}"] / rows.loc[name, what]
-             for name, what in ((PAPER, "parameters"), ("norms", "parameters"))}  # fmt: skip
+    share = {
+        name: 100 * rows.loc[name, f"added_{what}"] / rows.loc[name, what]
+        for name, what in ((PAPER, "parameters"), ("norms", "parameters"))
+    }
     flops = {name: float(100 * rows.loc[name, "added_flops"] / rows.loc[name, "flops"]) for name in (PAPER, "norms")}
     holds = (
-        abs(share[PAPER] - PARAMETERS) <= PARAMETERS_WITHIN and share["norms"] < LITTLE
+        abs(share[PAPER] - PARAMETERS) <= PARAMETERS_WITHIN
+        and share["norms"] < LITTLE
         and max(map(abs, flops.values())) <= LITTLE
-    )  # fmt: skip
+    )
     added, of = (rows.loc[PAPER, name] / 1e6 for name in ("added_parameters", "parameters"))
     sentence = (
         f"The paper's specialization adds {added:.2f} M parameters to {of:.1f} M ({share[PAPER]:.2f} %), norms "
@@ -240,9 +250,17 @@ def fourth(costs: pd.DataFrame) -> Finding:
         "computed with both sets)."
     )
     return Finding(
-        "F4", TITLES["F4"], "supported" if holds else "not supported", sentence, 0, float(share[PAPER]), None,
-        RULES["F4"], subject=f"{PAPER} against {STANDARD}", scale=f"{rows.loc[PAPER, 'model']}, architecture only",
-    )  # fmt: skip
+        "F4",
+        TITLES["F4"],
+        "supported" if holds else "not supported",
+        sentence,
+        0,
+        float(share[PAPER]),
+        None,
+        RULES["F4"],
+        subject=f"{PAPER} against {STANDARD}",
+        scale=f"{rows.loc[PAPER, 'model']}, architecture only",
+    )
 
 
 # -- F5
@@ -267,8 +285,11 @@ def fifth(numbers: pd.DataFrame, setting: str) -> Finding:
         how = {1: "holds", 0: "refuted", None: "open"}[outcome]
         tested = "p" if len(pair) == 1 else "q"
         told.append(f"{claim}: {points(effect.difference)} points ({interval_text(effect)}, {tested} = {q:.2g}): {how}")
-    gains = gain.enough and gain.difference > 0 and (PAPER, STANDARD) in whole.index and (
-        float(whole.loc[(PAPER, STANDARD), "q"]) < 0.05
+    gains = (
+        gain.enough
+        and gain.difference > 0
+        and (PAPER, STANDARD) in whole.index
+        and (float(whole.loc[(PAPER, STANDARD), "q"]) < 0.05)
     )
     if missing:
         told.append(f"not trained: {', '.join(missing)}")
@@ -284,10 +305,19 @@ def fifth(numbers: pd.DataFrame, setting: str) -> Finding:
     n = cells_of(numbers, setting, DENSE)["n"]
     alone = score_effect(numbers, setting, "norms", STANDARD, DENSE)
     return Finding(
-        "F5", TITLES["F5"], verdict, f"{sentence[:1].upper()}{sentence[1:]}.", int(n.max()) if len(n) else 0,
-        _known(alone.difference), _bounds(alone), RULES["F5"], subject=f"norms against {STANDARD}", scale=setting,
-        seeds=alone.seeds, detectable=_known(alone.detectable),
-    )  # fmt: skip
+        "F5",
+        TITLES["F5"],
+        verdict,
+        f"{sentence[:1].upper()}{sentence[1:]}.",
+        int(n.max()) if len(n) else 0,
+        _known(alone.difference),
+        _bounds(alone),
+        RULES["F5"],
+        subject=f"norms against {STANDARD}",
+        scale=setting,
+        seeds=alone.seeds,
+        detectable=_known(alone.detectable),
+    )
 
 
 def _claimed(numbers: pd.DataFrame, setting: str, pair: Sequence[str], whole: pd.DataFrame) -> tuple[Effect, float]:
@@ -338,11 +368,18 @@ def sixth(numbers: pd.DataFrame) -> Finding:
         told.append("one setting only; another size or objective is needed")
     known = [effect.difference for effect in effects_of if effect.seeds]
     return Finding(
-        "F6", TITLES["F6"], verdict, f"{'; '.join(told)}.", 0, float(np.mean(known)) if known else None, None,
-        RULES["F6"], subject=f"{PAPER} against {STANDARD}",
+        "F6",
+        TITLES["F6"],
+        verdict,
+        f"{'; '.join(told)}.",
+        0,
+        float(np.mean(known)) if known else None,
+        None,
+        RULES["F6"],
+        subject=f"{PAPER} against {STANDARD}",
         scale=f"{len(settings)} setting{'s' if len(settings) != 1 else ''}",
         seeds=min((effect.seeds for effect in effects_of), default=0),
-    )  # fmt: skip
+    )
 
 
 # -- F1 and F2 on several models
@@ -366,13 +403,19 @@ def over_seeds(name: str, judged: Mapping[int, Finding], variant: str, setting: 
     few = "" if len(judged) >= MIN_SEEDS else f"; a verdict needs {MIN_SEEDS} seeds"
     seed = min(judged)
     return Finding(
-        name, first.title, first.verdict if same else "inconclusive",
-        f"{seeds}: {told}{few}. Seed {seed}: {judged[seed].sentence}", max(f.n for f in judged.values()),
-        _known(effect.difference), _bounds(effect),
+        name,
+        first.title,
+        first.verdict if same else "inconclusive",
+        f"{seeds}: {told}{few}. Seed {seed}: {judged[seed].sentence}",
+        max(f.n for f in judged.values()),
+        _known(effect.difference),
+        _bounds(effect),
         f"{first.rule} Over trained models: their common verdict, from {MIN_SEEDS} seeds on; inconclusive where they "
         "disagree. The effect's interval is Student's t over seeds.",
-        subject=variant, scale=setting, seeds=len(judged),
-    )  # fmt: skip
+        subject=variant,
+        scale=setting,
+        seeds=len(judged),
+    )
 
 
 def _known(value: float) -> float | None:

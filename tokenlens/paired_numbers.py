@@ -17,9 +17,22 @@ from scipy import stats
 from tokenlens.seed_effects import MIN_SEEDS, Effect, effect_of
 
 NUMBERS = (
-    "setting", "variant", "preset", "objective", "model", "seed", "task", "source", "resolution", "data", "measure",
-    "value", "n", "ci_low", "ci_high",
-)  # fmt: skip
+    "setting",
+    "variant",
+    "preset",
+    "objective",
+    "model",
+    "seed",
+    "task",
+    "source",
+    "resolution",
+    "data",
+    "measure",
+    "value",
+    "n",
+    "ci_low",
+    "ci_high",
+)
 """Columns of a table of numbers: a row for each trained model and thing that was measured of it. ``setting`` is all
 that models have in common which may be set against each other; ``value`` and its interval over images are percentage
 points where ``measure`` is mIoU or accuracy."""
@@ -28,9 +41,20 @@ CELL = ("task", "source", "resolution", "data", "measure")
 """What of a model was measured: only numbers of the same cell are set against each other."""
 
 CONTINUED = (
-    "setting", "variant", *CELL, "start", "start_low", "start_high", "start_n", "mean", "difference", "ci_low",
-    "ci_high", "sd", "seeds",
-)  # fmt: skip
+    "setting",
+    "variant",
+    *CELL,
+    "start",
+    "start_low",
+    "start_high",
+    "start_n",
+    "mean",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "sd",
+    "seeds",
+)
 """Columns of ``continued``."""
 
 DENSE, CLASSES, LOSS = "mIoU", "accuracy", "loss"
@@ -87,20 +111,52 @@ def effects(numbers: pd.DataFrame) -> pd.DataFrame:
     for setting in dict.fromkeys(numbers["setting"]):
         mine = numbers[numbers["setting"] == setting]
         names = list(dict.fromkeys(mine["variant"]))
-        pairs = [(variant, other) for other in (STANDARD, PAPER) if other in names for variant in names
-                 if variant not in (STANDARD, other) and not (variant == TWIN and other == PAPER)]  # fmt: skip
+        pairs = [
+            (variant, other)
+            for other in (STANDARD, PAPER)
+            if other in names
+            for variant in names
+            if variant not in (STANDARD, other) and not (variant == TWIN and other == PAPER)
+        ]
         for measure, cell, some in _by_cell(mine, setting):
             for variant, against in pairs:
                 effect = score_effect(some, setting, variant, against, measure)
                 if effect.seeds:
-                    rows.append({
-                        "setting": setting, "variant": variant, "against": against, "measure": measure, "cell": cell,
-                        "difference": effect.difference, "ci_low": effect.low, "ci_high": effect.high, "sd": effect.sd,
-                        "p": effect.p, "seeds": effect.seeds, "paired": effect.paired,
-                        "left_out": ", ".join(map(str, effect.left_out)), "detectable": effect.detectable,
-                    })  # fmt: skip
-    columns = ["setting", "variant", "against", "measure", "cell", "difference", "ci_low", "ci_high", "sd", "p", "q",
-               "seeds", "paired", "left_out", "detectable"]  # fmt: skip
+                    rows.append(
+                        {
+                            "setting": setting,
+                            "variant": variant,
+                            "against": against,
+                            "measure": measure,
+                            "cell": cell,
+                            "difference": effect.difference,
+                            "ci_low": effect.low,
+                            "ci_high": effect.high,
+                            "sd": effect.sd,
+                            "p": effect.p,
+                            "seeds": effect.seeds,
+                            "paired": effect.paired,
+                            "left_out": ", ".join(map(str, effect.left_out)),
+                            "detectable": effect.detectable,
+                        }
+                    )
+    columns = [
+        "setting",
+        "variant",
+        "against",
+        "measure",
+        "cell",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "sd",
+        "p",
+        "q",
+        "seeds",
+        "paired",
+        "left_out",
+        "detectable",
+    ]
     table = pd.DataFrame(rows, columns=columns)
     table["q"] = np.nan
     tested = table[(table["cell"] == "mean") & table["p"].notna()]
@@ -155,12 +211,22 @@ def continued(numbers: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
         for variant, models in mine.groupby("variant", sort=False):
             values = {int(seed): float(value) for seed, value in zip(models["seed"], models["value"], strict=True)}
             effect = effect_of(values, dict.fromkeys(values, float(before["value"])))
-            rows.append({
-                **of, "variant": variant, "start": before["value"], "start_low": before["ci_low"],
-                "start_high": before["ci_high"], "start_n": before["n"], "mean": float(np.mean([*values.values()])),
-                "difference": effect.difference, "ci_low": effect.low, "ci_high": effect.high, "sd": effect.sd,
-                "seeds": effect.seeds,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **of,
+                    "variant": variant,
+                    "start": before["value"],
+                    "start_low": before["ci_low"],
+                    "start_high": before["ci_high"],
+                    "start_n": before["n"],
+                    "mean": float(np.mean([*values.values()])),
+                    "difference": effect.difference,
+                    "ci_low": effect.low,
+                    "ci_high": effect.high,
+                    "sd": effect.sd,
+                    "seeds": effect.seeds,
+                }
+            )
     return pd.DataFrame(rows, columns=list(CONTINUED))
 
 

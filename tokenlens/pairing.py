@@ -55,8 +55,10 @@ def match_images(analysis: Analysis, baseline: Analysis, pair: bool | None) -> M
     rows, baseline_rows = aligned(kept, kept_other) if pair or (same and pair is None) else _NOTHING
     if len(rows):
         over = "" if len(rows) == seen else f" over the {len(rows)} whose numbers were kept"
-        reason = f"the same {seen} images, paired by image{over}" if same else (
-            f"{len(rows)} images in common (of {of}), paired by image"
+        reason = (
+            f"the same {seen} images, paired by image{over}"
+            if same
+            else (f"{len(rows)} images in common (of {of}), paired by image")
         )
         sizes = [tuple(each.provenance.get("image_size", ())) for each in (analysis, baseline)]
         if sizes[0] != sizes[1]:

@@ -53,9 +53,11 @@ def fabric_of(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: int
         options = {"plugins": _Autocast(recipe.precision, kind)}
     if sharded:
         options["strategy"] = ModelParallelStrategy(
-            parallelize_fn=_sharded, data_parallel_size=devices * nodes, tensor_parallel_size=1,
+            parallelize_fn=_sharded,
+            data_parallel_size=devices * nodes,
+            tensor_parallel_size=1,
             save_distributed_checkpoint=False,
-        )  # fmt: skip
+        )
     elif devices * nodes > 1:
         options["strategy"] = DDPStrategy()
     chosen: Any = [index] if index is not None and devices == 1 else devices

@@ -94,8 +94,10 @@ class Recipe:
         self._must("betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         self._must("warmup", 0 <= self.warmup < 1, "a share of the steps, in [0, 1)")
         self._must("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "in (0, 1]")
-        for name, allowed in (("precision", ("32-true", "bf16-mixed", "16-mixed")),
-                              ("strategy", ("auto", "ddp", "fsdp2"))):  # fmt: skip
+        for name, allowed in (
+            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
+            ("strategy", ("auto", "ddp", "fsdp2")),
+        ):
             self._must(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
 
     def _must(self, name: str, holds: bool, expected: str) -> None:
@@ -137,8 +139,10 @@ class Recipe:
             value = _literal(text.strip())
             if dot:
                 if outer not in ("model_options", "objective_options"):
-                    raise LookupError(f"{outer!r} has nothing inside; the settings with a dot are model_options.… and "
-                                      "objective_options.…")  # fmt: skip
+                    raise LookupError(
+                        f"{outer!r} has nothing inside; the settings with a dot are model_options.… and "
+                        "objective_options.…"
+                    )
                 if outer == "objective_options" and options is not None:
                     of_options = {one.name: one.type for one in dataclasses.fields(options)}
                     _known(inner, of_options, f"option of the objective {self.objective}")

@@ -399,6 +399,14 @@ class Keeper:
 
 
 __all__: Sequence[str] = [
-    "HEAD_SITES", "NORM_SITES", "TOKEN_SITES", "IncompleteRecording", "Keeper", "Observer", "Recorder", "Recording",
-    "Site", "evaluating",
+    "HEAD_SITES",
+    "NORM_SITES",
+    "TOKEN_SITES",
+    "IncompleteRecording",
+    "Keeper",
+    "Observer",
+    "Recorder",
+    "Recording",
+    "Site",
+    "evaluating",
 ]

@@ -38,7 +38,10 @@ MANIFEST = "MANIFEST.json"
 NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
 """The files that an analysis is loaded from; all others are drawn from them."""
 SETTINGS = {
-    "analysis": "analysis.json", "comparison": "comparison.json", "probe": "result.json", "verification": "verify.json"
+    "analysis": "analysis.json",
+    "comparison": "comparison.json",
+    "probe": "result.json",
+    "verification": "verify.json",
 }
 """The file that says what a run folder of each kind holds."""
 

@@ -96,9 +96,16 @@ def _unpaired(variant: np.ndarray, baseline: np.ndarray, level: float) -> Effect
 
 
 def _effect(
-    difference: float, sd: float, error: float, freedom: float, level: float, seeds: int, each: Mapping[int, float],
-    paired: bool, left_out: tuple[int, ...],
-) -> Effect:  # fmt: skip
+    difference: float,
+    sd: float,
+    error: float,
+    freedom: float,
+    level: float,
+    seeds: int,
+    each: Mapping[int, float],
+    paired: bool,
+    left_out: tuple[int, ...],
+) -> Effect:
     half = float(stats.t.ppf(1 - level / 2, freedom)) * error
     exact = 1.0 if difference == 0 else 0.0  # models that differ by the same number in every pair
     p = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error > 0 else exact

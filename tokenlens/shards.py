@@ -86,8 +86,14 @@ def _kept(path: Path, kind: str, build: Callable[[Path], TarIndex]) -> TarIndex:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as new:
             try:
-                np.savez(new, text=index.names.text, ends=index.names.ends, offsets=index.offsets,
-                         sizes=index.sizes, labels=index.labels)  # fmt: skip
+                np.savez(
+                    new,
+                    text=index.names.text,
+                    ends=index.names.ends,
+                    offsets=index.offsets,
+                    sizes=index.sizes,
+                    labels=index.labels,
+                )
                 new.close()
                 os.replace(new.name, kept)
             except BaseException:
@@ -138,10 +144,11 @@ def _index(places: Mapping[str, Place], labels: Sequence[int] | None = None) -> 
 def _images(path: Path) -> TarIndex:
     files = _files(path)
     images = sorted(
-        name for name in files
+        name
+        for name in files
         if posixpath.splitext(name)[1].lower() in image_extensions()
         and not any(part.startswith(".") for part in name.split("/"))
-    )  # fmt: skip
+    )
     if not images:
         looked_for = " ".join(sorted(image_extensions()))
         raise ValueError(f"no images in {path}; looked for files that end in {looked_for}, found {len(files)} others")
@@ -162,9 +169,12 @@ def _samples(path: Path) -> TarIndex:
             images = [kind for kind in files if f".{kind.rpartition('.')[2]}" in image_extensions()]
             image = next((kind for kind in WdsRecords.PREFERRED if kind in images), images[0] if images else None)
             places[key if image is None else f"{key}.{image}"] = (0, -1) if image is None else files[image]
-            labels.append(_label(f"{path}/{key}", {
-                kind: opened.read(path, *files[kind]) for kind in ("cls", "json") if kind in files
-            }))  # fmt: skip
+            labels.append(
+                _label(
+                    f"{path}/{key}",
+                    {kind: opened.read(path, *files[kind]) for kind in ("cls", "json") if kind in files},
+                )
+            )
     if not places:
         raise ValueError(f"no samples in {path}; expected files KEY.jpg and KEY.cls or KEY.json")
     return _index(places, labels)
@@ -256,8 +266,9 @@ class TarRecords:
         self.paths = list(paths)
         self.names = Names(
             f"{path.name}/{name}" if named else name
-            for path, index in zip(paths, indices, strict=True) for name in index.names
-        )  # fmt: skip
+            for path, index in zip(paths, indices, strict=True)
+            for name in index.names
+        )
         self.archives = np.repeat(np.arange(len(indices)), [len(index.names) for index in indices])
         self.offsets = np.concatenate([index.offsets for index in indices])
         self.sizes = np.concatenate([index.sizes for index in indices])

@@ -50,7 +50,8 @@ def feature_similarity(analyses: Mapping[str, Analysis]) -> tuple[pd.DataFrame, 
         cells[label, label] = [itself] * len(GROUPS)
     found = [
         {"label_1": one, "label_2": two, "group": group, **cells[one, two][i], "unit": "CKA"}
-        for one, two in itertools.product(features, features) if (one, two) in cells
+        for one, two in itertools.product(features, features)
+        if (one, two) in cells
         for i, group in enumerate(GROUPS)
     ]
     kinds = dict.fromkeys(("value", "ci_low", "ci_high"), "float64") | {"n": "int64"}

@@ -34,9 +34,21 @@ BY_SEED = ("setting", "variant", "seed", "norm", "blocks", "part", "value", "n")
 blocks of one model; ``n`` images."""
 
 EFFECTS = (
-    "setting", "variant", "against", "norm", "blocks", "part", "value", "ci_low", "ci_high", "sd", "p", "q", "seeds",
+    "setting",
+    "variant",
+    "against",
+    "norm",
+    "blocks",
+    "part",
+    "value",
+    "ci_low",
+    "ci_high",
+    "sd",
+    "p",
+    "q",
+    "seeds",
     "detectable",
-)  # fmt: skip
+)
 """Columns of ``stage_effects``: the mean of a part over a variant's models (``against`` is empty), or its mean paired
 difference from the standard models."""
 
@@ -54,8 +66,12 @@ def stages_by_seed(analyses: Mapping[tuple[str, str, int], Analysis]) -> pd.Data
     frames = []
     for (setting, variant, seed), analysis in analyses.items():
         table = analysis.table
-        rows = table[(table["metric"] == "norm_differentiation") & (table["group"] == "cls-patch")
-                     & table["site"].isin(NORMS) & table["part"].isin([*STAGES, "total", *OWN])]  # fmt: skip
+        rows = table[
+            (table["metric"] == "norm_differentiation")
+            & (table["group"] == "cls-patch")
+            & table["site"].isin(NORMS)
+            & table["part"].isin([*STAGES, "total", *OWN])
+        ]
         for name, blocks in spans(analysis.blocks).items():
             some = rows[rows["block"].isin(blocks)]
             by_part = some.groupby(["site", "part"], as_index=False, sort=False)
@@ -68,9 +84,12 @@ def stages_by_seed(analyses: Mapping[tuple[str, str, int], Analysis]) -> pd.Data
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """The rows as they are read: the start, standard, paper, and the others; all blocks, thirds, and single ones."""
     first: dict[str, list[str]] = {
-        "variant": [START, STANDARD, PAPER], "against": ["", STANDARD], "norm": [*NORMS], "blocks": [ALL, *THIRDS],
+        "variant": [START, STANDARD, PAPER],
+        "against": ["", STANDARD],
+        "norm": [*NORMS],
+        "blocks": [ALL, *THIRDS],
         "part": [*STAGES, "total", *OWN],
-    }  # fmt: skip
+    }
 
     def place(column: pd.Series) -> pd.Series:
         known = first.get(str(column.name), [])
@@ -148,8 +167,14 @@ def _shared(standard: Mapping[str, Mapping[int, float]], part: str) -> Mapping[i
 
 
 def _told(effect: Effect) -> dict[str, Any]:
-    return {"value": effect.difference, "ci_low": effect.low, "ci_high": effect.high, "sd": effect.sd,
-            "seeds": effect.seeds, "detectable": effect.detectable}  # fmt: skip
+    return {
+        "value": effect.difference,
+        "ci_low": effect.low,
+        "ci_high": effect.high,
+        "sd": effect.sd,
+        "seeds": effect.seeds,
+        "detectable": effect.detectable,
+    }
 
 
 # -- words
@@ -184,8 +209,10 @@ def sentences(by_seed: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
     for setting, inside in whole.groupby("setting", sort=False):
         parts = []
         for variant in dict.fromkeys(inside["variant"]):
-            norms = [_of_norm(inside[(inside["variant"] == variant) & (inside["norm"] == norm)], norm)
-                     for norm in dict.fromkeys(inside["norm"])]  # fmt: skip
+            norms = [
+                _of_norm(inside[(inside["variant"] == variant) & (inside["norm"] == norm)], norm)
+                for norm in dict.fromkeys(inside["norm"])
+            ]
             parts.append(f"{variant}: {'; '.join(norms)}.")
         moved = _moved(effects[effects["setting"] == setting])
         head = f"{setting}. " if setting and whole["setting"].nunique() > 1 else ""

@@ -64,8 +64,10 @@ def started_model(recipe: Recipe, classes: Sequence[str], start: Checkpoint, giv
             model = make_backbone(standard, 0)
             load_start(model, start)
     except ValueError as error:
-        raise ValueError(f"no training can start from {given}: {error}. Expected weights of a standard {recipe.model} "
-                         f"with {dict(recipe.model_options)}") from error  # fmt: skip
+        raise ValueError(
+            f"no training can start from {given}: {error}. Expected weights of a standard {recipe.model} "
+            f"with {dict(recipe.model_options)}"
+        ) from error
     return model
 
 

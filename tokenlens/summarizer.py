@@ -189,9 +189,12 @@ class Summarizer:
             self._sums.attention(call, row_BHT, columns_BHR)
             self._put(AttentionSummary, (block, "pattern"), AttentionCell(heads, row, column))
         if self._whole_pattern.wanted:
-            rows = [self._keep(name, x) for name, x in zip(
-                ("cls_rollout", "patch_distance"), self._whole_pattern.reduce(block, call), strict=True
-            )]
+            rows = [
+                self._keep(name, x)
+                for name, x in zip(
+                    ("cls_rollout", "patch_distance"), self._whole_pattern.reduce(block, call), strict=True
+                )
+            ]
             self._put(PatternSummary, (block, "pattern"), PatternCell(call.q_BHTd.shape[1], rows[0], rows[1]))
 
     # -- the sums

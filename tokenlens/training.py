@@ -114,10 +114,12 @@ def train(
             named = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
             weights = start and {"given": named, "source": start.source, "sha256": start.sha256}
             wanted = {
-                "name": name, "recipe": recipe.to_dict(), "seed": recipe.seed,
+                "name": name,
+                "recipe": recipe.to_dict(),
+                "seed": recipe.seed,
                 "data": {"given": given, **images.description},
                 "start": weights,
-            }  # fmt: skip
+            }
             try:
                 folder = open_run(path, wanted, resume=resume, overwrite=overwrite)
             except (ValueError, OSError) as error:
@@ -134,10 +136,17 @@ def train(
         loop, views = _prepared(fabric, recipe, images, start, folder, stop, progress)
         damaged = loop.go_on(path / CHECKPOINTS)
         batches = training_batches(
-            images, views, batch_size=recipe.batch_size, steps=loop.steps, seed=recipe.seed,
-            accumulate=recipe.accumulate, rank=fabric.global_rank, world_size=fabric.world_size, start_step=loop.step,
+            images,
+            views,
+            batch_size=recipe.batch_size,
+            steps=loop.steps,
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            start_step=loop.step,
             workers=recipe.workers,
-        )  # fmt: skip
+        )
         if isinstance(batches, Generator):
             stack.enter_context(closing(batches))  # ends the processes that read images
         if folder is not None:
@@ -189,9 +198,14 @@ def _folder_name(recipe: Recipe, name: str) -> str:
 
 
 def _prepared(
-    fabric: Fabric, recipe: Recipe, images: LabelledImages, start: Checkpoint | None, folder: RunFolder | None,
-    stop: StopRequest, progress: Report | None,
-) -> tuple[TrainingLoop, Views]:  # fmt: skip
+    fabric: Fabric,
+    recipe: Recipe,
+    images: LabelledImages,
+    start: Checkpoint | None,
+    folder: RunFolder | None,
+    stop: StopRequest,
+    progress: Report | None,
+) -> tuple[TrainingLoop, Views]:
     """The loop at its first step, and the augmentation."""
     kind: type[Objective] = objectives.get(recipe.objective)
     options = options_of(recipe.objective, recipe.objective_options)
@@ -204,18 +218,32 @@ def _prepared(
     model = backbone(kind.classes(options, classes))
     look = load_model(model, img_size=recipe.image_size)
     setting = Setting(
-        recipe.image_size, classes, recipe.batch_size, steps, recipe.seed, backbone, images=len(images),
+        recipe.image_size,
+        classes,
+        recipe.batch_size,
+        steps,
+        recipe.seed,
+        backbone,
+        images=len(images),
         images_sha256=images.description["sha256"],
-    )  # fmt: skip
+    )
     seed_all(recipe.seed)  # heads start alike, whatever was made before them
     objective = kind(model, options, setting)
     batch = fixed_batch(images, recipe.diagnose_images, look.transform()) if recipe.diagnose_every else None
     if fabric.device.type == "cpu":
         keep_freed_memory()
     loop = TrainingLoop(
-        fabric, recipe, objective, images=len(images), steps=steps, stop=stop, progress=progress, diagnosed=batch,
-        plain_twin=backbone, folder=folder,
-    )  # fmt: skip
+        fabric,
+        recipe,
+        objective,
+        images=len(images),
+        steps=steps,
+        stop=stop,
+        progress=progress,
+        diagnosed=batch,
+        plain_twin=backbone,
+        folder=folder,
+    )
     return loop, kind.views(options, recipe.image_size, look.data_config["mean"], look.data_config["std"])
 
 
@@ -227,14 +255,29 @@ def _begin(folder: RunFolder, loop: TrainingLoop, wanted: dict[str, Any], damage
     if earlier and (other := other_rounding(earlier[-1], now)):
         now["rounds_differently"] = other
     folder.go_on_from(loop.step)
-    folder.say(**{
-        "schema_version": SCHEMA_VERSION, "kind": "training", **wanted, "steps": loop.steps,
-        "setting": {"image_size": loop.recipe.image_size, "classes": list(loop.objective.setting.classes),
-                    "batch_size": loop.recipe.batch_size, "steps": loop.steps, "seed": loop.recipe.seed},
-        "parameters": loop.parameters, "state": "running", "step": loop.step, **loop.speed(),
-        "skipped": folder.skipped_images(), **now, "started": before.get("started", now["started"]),
-        "sessions": [*earlier, now],
-    })  # fmt: skip
+    folder.say(
+        **{
+            "schema_version": SCHEMA_VERSION,
+            "kind": "training",
+            **wanted,
+            "steps": loop.steps,
+            "setting": {
+                "image_size": loop.recipe.image_size,
+                "classes": list(loop.objective.setting.classes),
+                "batch_size": loop.recipe.batch_size,
+                "steps": loop.steps,
+                "seed": loop.recipe.seed,
+            },
+            "parameters": loop.parameters,
+            "state": "running",
+            "step": loop.step,
+            **loop.speed(),
+            "skipped": folder.skipped_images(),
+            **now,
+            "started": before.get("started", now["started"]),
+            "sessions": [*earlier, now],
+        }
+    )
 
 
 def _conclude(loop: TrainingLoop, folder: RunFolder | None) -> None:

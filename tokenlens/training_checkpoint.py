@@ -46,9 +46,12 @@ def restore(state: Mapping[str, Any], objective: nn.Module, optimizer: Optimizer
     # PyTorch makes an optimizer's state by a step with gradients of zero; what had none, because its parameter was held
     # still so far, must have none again.
     set_state_dict(
-        objective, optimizer, model_state_dict=state["objective"], optim_state_dict=state["optimizer"],
+        objective,
+        optimizer,
+        model_state_dict=state["objective"],
+        optim_state_dict=state["optimizer"],
         options=StateDictOptions(full_state_dict=True, strict=False),
-    )  # fmt: skip
+    )
     expected, found = set(objective.state_dict()), set(state["objective"])
     if expected != found:
         raise RuntimeError(f"the checkpoint is of another objective: {sorted(expected ^ found)[:8]} are not in both")

@@ -170,9 +170,17 @@ class BatchOrder(Sampler[list[Place]]):
     """
 
     def __init__(
-        self, n: int, batch_size: int, rank: int = 0, world_size: int = 1, accumulate: int = 1, seed: int = 0,
-        start_step: int = 0, *, steps: int,
-    ) -> None:  # fmt: skip
+        self,
+        n: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+        *,
+        steps: int,
+    ) -> None:
         if min(n, batch_size, accumulate) < 1 or not 0 <= rank < world_size or not 0 <= start_step <= steps:
             raise ValueError(
                 "expected n, batch_size and accumulate of at least 1, 0 ≤ rank < world_size, 0 ≤ start_step ≤ steps; "

@@ -86,10 +86,19 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, fabric: Fabric, recipe: Recipe, objective: Objective, *, images: int, steps: int, stop: StopRequest,
-        progress: Report | None, diagnosed: Tensor | None, plain_twin: Callable[[int], nn.Module],
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        objective: Objective,
+        *,
+        images: int,
+        steps: int,
+        stop: StopRequest,
+        progress: Report | None,
+        diagnosed: Tensor | None,
+        plain_twin: Callable[[int], nn.Module],
         folder: RunFolder | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.fabric, self.recipe, self.objective = fabric, recipe, objective
         self.images, self.steps, self.stop, self.progress = images, steps, stop, progress
         self.diagnosed, self.plain_twin, self.folder = diagnosed, plain_twin, folder
@@ -118,9 +127,12 @@ class TrainingLoop:
         state = training_state(self.objective, self.optimizer)
         if self.folder is not None:
             content = {
-                "step": self.step, "row": asdict(self.row), "whole_run": asdict(self.whole_run),
-                "precision": self.fabric.strategy.precision.state_dict(), **state,
-            }  # fmt: skip
+                "step": self.step,
+                "row": asdict(self.row),
+                "whole_run": asdict(self.whole_run),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                **state,
+            }
             self.folder.sync()
             write_checkpoint(self.folder.checkpoints, self.step, content)
             self.folder.say(step=self.step, **self.speed(), skipped=self.folder.skipped_images())
@@ -223,8 +235,9 @@ class TrainingLoop:
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         # With 16 bits the scaler skips the steps whose gradients are too large, and halves its scale.
-        watched = {name: value for name, value in values.items()
-                   if name != "grad_norm" or self.recipe.precision != "16-mixed"}  # fmt: skip
+        watched = {
+            name: value for name, value in values.items() if name != "grad_norm" or self.recipe.precision != "16-mixed"
+        }
         if all(map(math.isfinite, watched.values())):
             return
         told = ", ".join(f"{name}={value:.6g}" for name, value in watched.items())
@@ -250,10 +263,13 @@ class TrainingLoop:
         means = self.row.means()
         norm = means.pop("grad_norm")
         numbers = {
-            "epoch": self.step * self.recipe.batch_size / self.images, **means, "lr": self._lr,
-            "weight_decay": self._decay, "grad_norm": norm,
+            "epoch": self.step * self.recipe.batch_size / self.images,
+            **means,
+            "lr": self._lr,
+            "weight_decay": self._decay,
+            "grad_norm": norm,
             "images_per_second": round(self.row.images_per_second(self.recipe.batch_size), 2),
-        }  # fmt: skip
+        }
         if self.folder is not None:
             self.folder.add("metrics.csv", [{"step": self.step, **numbers}])
             self._tensorboard.log_metrics(numbers, self.step)

@@ -30,18 +30,24 @@ def session(fabric: Fabric, from_step: int) -> dict[str, Any]:
         with suppress(metadata.PackageNotFoundError):
             told["versions"][name] = metadata.version(name)
     return {
-        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "from_step": from_step,
-        "processes": fabric.world_size, "hardware": hardware(fabric.device), **told,
-    }  # fmt: skip
+        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "from_step": from_step,
+        "processes": fabric.world_size,
+        "hardware": hardware(fabric.device),
+        **told,
+    }
 
 
 def other_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a session has that the one before had not, by which sums round differently and weights differ."""
     was, has = (
-        {"processes": one["processes"], **{name: one["hardware"][name] for name in ("gpu", "processor", "threads")},
-         "torch": one["versions"]["torch"]}
+        {
+            "processes": one["processes"],
+            **{name: one["hardware"][name] for name in ("gpu", "processor", "threads")},
+            "torch": one["versions"]["torch"],
+        }
         for one in (before, now)
-    )  # fmt: skip
+    )
     return [f"{name} {has[name]}, before {was[name]}" for name in has if has[name] != was[name]]
 
 
@@ -49,9 +55,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """What it is computed on."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "device": device.type, "gpu": gpu, "machine": platform.machine(), "processor": _processor(),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system(),
-    }  # fmt: skip
+        "device": device.type,
+        "gpu": gpu,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
 
 
 def _processor() -> str:
@@ -112,4 +123,3 @@ def readme(settings: dict[str, Any]) -> str:
 
 def _short(specialization: Any) -> str:
     return specialization if isinstance(specialization, str) else json.dumps(specialization)
-

@@ -200,11 +200,16 @@ def _prepare(
     before = read_settings(folder)
     _check(folder, before, json.loads(json.dumps(decides, default=str)))
     settings = {
-        "schema_version": SCHEMA_VERSION, "kind": "verification", "name": name,
+        "schema_version": SCHEMA_VERSION,
+        "kind": "verification",
+        "name": name,
         "seeds": sorted({*numbers, *before.get("seeds", [])}),
         "variants": list(dict.fromkeys([*before.get("variants", []), *names])),
-        "data": asdict(where), **decides, "started": before.get("started", _now()), **made_by("verify"),
-    }  # fmt: skip
+        "data": asdict(where),
+        **decides,
+        "started": before.get("started", _now()),
+        **made_by("verify"),
+    }
     tasks = tasks_of(regime, folder, settings["variants"], settings["seeds"], where.masks is not None)
     return _Work(regime, where, images, tasks, folder, settings, begun)
 
@@ -222,10 +227,16 @@ def _check(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         old, new = before.get(name), now[name]
         if isinstance(old, dict) and isinstance(new, dict):
             recipes = old.pop("recipe", {}), new.get("recipe", {})
-            changed += [f"{name}.recipe.{key} is {recipes[0].get(key)!r} there and {recipes[1].get(key)!r} now"
-                        for key in recipes[1] if recipes[0].get(key) != recipes[1].get(key)]  # fmt: skip
-            changed += [f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} now" for key in new
-                        if key not in ("recipe", "source", "given") and old.get(key) != new[key]]  # fmt: skip
+            changed += [
+                f"{name}.recipe.{key} is {recipes[0].get(key)!r} there and {recipes[1].get(key)!r} now"
+                for key in recipes[1]
+                if recipes[0].get(key) != recipes[1].get(key)
+            ]
+            changed += [
+                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} now"
+                for key in new
+                if key not in ("recipe", "source", "given") and old.get(key) != new[key]
+            ]
         elif old != new:
             changed.append(f"{name} is {old!r} there and {new!r} now")
     if changed:
@@ -236,8 +247,12 @@ def _check(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _work(
-    work: _Work, tasks: Sequence[Task], until: float, device: str, progress: Progress | None,
-) -> None:  # fmt: skip
+    work: _Work,
+    tasks: Sequence[Task],
+    until: float,
+    device: str,
+    progress: Progress | None,
+) -> None:
     """Do the tasks that are left, one after the other, as long as there is time."""
     left = [task for task in tasks if not task.done]
     minutes = dict(zip(work.tasks, work.plan()["minutes"], strict=True))
@@ -260,16 +275,26 @@ def _work(
         if task.what == "train":
             recipe = recipe_of_task(work.regime.recipe, task)
             run = train(
-                recipe, work.images, task.folder, name=work.regime.recipe_name, device=device,
-                checkpoint=work.starting(), max_minutes=None if math.isinf(remaining) else remaining, progress=report,
-            )  # fmt: skip
+                recipe,
+                work.images,
+                task.folder,
+                name=work.regime.recipe_name,
+                device=device,
+                checkpoint=work.starting(),
+                max_minutes=None if math.isinf(remaining) else remaining,
+                progress=report,
+            )
             if not run.finished:
                 return
         elif task.probe is None:
             analysis = analyze(
-                task.model, work.data.images, limit=work.regime.analyzed_images, batch_size=32, device=device,
+                task.model,
+                work.data.images,
+                limit=work.regime.analyzed_images,
+                batch_size=32,
+                device=device,
                 progress=report,
-            )  # fmt: skip
+            )
             analysis.save(task.folder, overwrite=True)
         else:
             wanted = task.probe
@@ -277,9 +302,17 @@ def _work(
             # The pair shares the probe's draws as it shares the training's. Features of patches are large and used
             # once; those of images serve two probes.
             probe(
-                task.model, wanted.task, source, source=wanted.source, img_size=wanted.image_size,
-                limit=wanted.limit, seed=task.seed, device=device, cache=wanted.task != "segmentation", progress=report,
-            ).save(task.folder, overwrite=True)  # fmt: skip
+                task.model,
+                wanted.task,
+                source,
+                source=wanted.source,
+                img_size=wanted.image_size,
+                limit=wanted.limit,
+                seed=task.seed,
+                device=device,
+                cache=wanted.task != "segmentation",
+                progress=report,
+            ).save(task.folder, overwrite=True)
 
 
 # -- judging
@@ -293,27 +326,51 @@ def _judged(
             raise ValueError(f"--out {out} is one of the runs that are judged; choose another --out")
         if out.exists() and any(out.iterdir()) and "given" not in read_settings(out):
             raise FileExistsError(f"{out} exists and is no verdict on given runs; choose another --out")
-        settings = {"schema_version": SCHEMA_VERSION, "kind": "verification", "name": "", "started": _now(), **settings,
-                    **made_by("verify")}  # fmt: skip
+        settings = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "verification",
+            "name": "",
+            "started": _now(),
+            **settings,
+            **made_by("verify"),
+        }
     found = gather(folders)
     cost = costs_of_base()
     stages = stages_by_seed(found.analyses | found.started)
     verification = Verification(
-        out, _findings(found, cost), found.numbers, effects(found.numbers), differences(found.numbers),
-        curves(found.models), emergence(found.models), cost,
+        out,
+        _findings(found, cost),
+        found.numbers,
+        effects(found.numbers),
+        differences(found.numbers),
+        curves(found.models),
+        emergence(found.models),
+        cost,
         work.plan() if work is not None else pd.DataFrame(columns=list(PLAN)),
-        found.left_out, settings | {"runs": _told(found), "ended": _now()},
-        continued=continued(found.numbers, found.start), stages=stage_effects(stages), stages_by_seed=stages,
-    )  # fmt: skip
+        found.left_out,
+        settings | {"runs": _told(found), "ended": _now()},
+        continued=continued(found.numbers, found.start),
+        stages=stage_effects(stages),
+        stages_by_seed=stages,
+    )
     verification.save(report=report)
     return verification
 
 
 def _empty(work: _Work) -> Verification:
     nothing = Gathered()
-    return Verification(work.out, [], nothing.numbers, effects(nothing.numbers), differences(nothing.numbers),
-                        curves([]), emergence([]), pd.DataFrame(columns=list(COSTS)), work.plan(),
-                        settings=work.settings)  # fmt: skip
+    return Verification(
+        work.out,
+        [],
+        nothing.numbers,
+        effects(nothing.numbers),
+        differences(nothing.numbers),
+        curves([]),
+        emergence([]),
+        pd.DataFrame(columns=list(COSTS)),
+        work.plan(),
+        settings=work.settings,
+    )
 
 
 def _findings(found: Gathered, cost: pd.DataFrame) -> list[Finding]:
@@ -347,11 +404,17 @@ def costs_of_base() -> pd.DataFrame:
 def _told(found: Gathered) -> list[dict[str, Any]]:
     """Every model that was judged, for verify.json."""
     return [
-        {"folder": str(model.run.path), "variant": model.variant, "seed": model.seed, "sha256": model.sha256,
-         "setting": model.setting, "parameters": model.run.settings["parameters"]["model"],
-         "seconds": model.run.settings["seconds"]}
+        {
+            "folder": str(model.run.path),
+            "variant": model.variant,
+            "seed": model.seed,
+            "sha256": model.sha256,
+            "setting": model.setting,
+            "parameters": model.run.settings["parameters"]["model"],
+            "seconds": model.run.settings["seconds"],
+        }
         for model in found.models
-    ]  # fmt: skip
+    ]
 
 
 def _now() -> str:

@@ -70,9 +70,11 @@ def find_data(
     if teacher is None and teacher_file and root is not None and (root / "weights" / teacher_file).is_file():
         teacher = root / "weights" / teacher_file
     return VerificationData(
-        os.fspath(labelled), None if masks is None else os.fspath(masks), os.fspath(images),
+        os.fspath(labelled),
+        None if masks is None else os.fspath(masks),
+        os.fspath(images),
         None if teacher is None else os.fspath(teacher),
-    )  # fmt: skip
+    )
 
 
 def _holds_images(path: Path) -> bool:
@@ -110,14 +112,15 @@ def training_images(source: str, limit: int | None) -> LabelledImages:
         each = limit // len(classes)
         if not each:
             raise ValueError(f"{limit} images cannot be of {len(classes)} classes; expected at least one of each")
-        chosen = np.sort(np.concatenate(
-            [draw.permutation(np.flatnonzero(images.labels == label))[:each] for label in classes]
-        ))
+        chosen = np.sort(
+            np.concatenate([draw.permutation(np.flatnonzero(images.labels == label))[:each] for label in classes])
+        )
         words = f"a random {each} of each class, {len(chosen):,}"
     names = images.names.take(chosen)
     labels = None if images.labels is None else images.labels[chosen]
     description = images.description | {
         "split": f"{images.description['split']}: {words} of {len(images):,} (seed {SUBSET_SEED})",
-        "count": len(chosen), "sha256": content_sha256(names, labels, images.classes),
-    }  # fmt: skip
+        "count": len(chosen),
+        "sha256": content_sha256(names, labels, images.classes),
+    }
     return replace(images, names=names, labels=labels, description=description, taken=images.taken[chosen])

@@ -139,35 +139,82 @@ def plan_table(
             if told is not None:
                 state = f"at step {told['step']} of {told['steps']}"
                 minutes *= 1 - told["step"] / told["steps"]
-        rows.append((number, task.what if task.probe is None else f"probe {task.probe.name}", task.variant, task.seed,
-                     str(task.folder), state, minutes, "" if task.done else basis,
-                     shlex.join(command_of(task, regime, data))))  # fmt: skip
+        rows.append(
+            (
+                number,
+                task.what if task.probe is None else f"probe {task.probe.name}",
+                task.variant,
+                task.seed,
+                str(task.folder),
+                state,
+                minutes,
+                "" if task.done else basis,
+                shlex.join(command_of(task, regime, data)),
+            )
+        )
     return pd.DataFrame(rows, columns=list(PLAN))
 
 
 def command_of(task: Task, regime: Regime, data: VerificationData) -> list[str]:
     """The command that does a task by itself; empty for trainings that are not simply those of a named recipe."""
     if task.what == "analyze":
-        return ["tokenlens", "analyze", task.model, "--images", data.images, "--limit", str(regime.analyzed_images),
-                "--out", str(task.folder)]  # fmt: skip
+        return [
+            "tokenlens",
+            "analyze",
+            task.model,
+            "--images",
+            data.images,
+            "--limit",
+            str(regime.analyzed_images),
+            "--out",
+            str(task.folder),
+        ]
     if task.probe is not None:
         source = ["--source", task.probe.source] if task.probe.source else []
         limit = ["--limit", str(task.probe.limit)] if task.probe.limit else []
         of = data.masks if task.probe.task == "segmentation" else data.labelled
-        return ["tokenlens", "probe", task.model, "--task", task.probe.task, "--data", str(of), *source, *limit,
-                "--img-size", str(task.probe.image_size), "--seed", str(task.seed),
-                "--out", str(task.folder)]  # fmt: skip
+        return [
+            "tokenlens",
+            "probe",
+            task.model,
+            "--task",
+            task.probe.task,
+            "--data",
+            str(of),
+            *source,
+            *limit,
+            "--img-size",
+            str(task.probe.image_size),
+            "--seed",
+            str(task.seed),
+            "--out",
+            str(task.folder),
+        ]
     if regime.train_images is not None or not _is_named(regime):
         return []
     recipe = recipe_of_task(regime.recipe, task)
     preset = recipe.specialization
     specialize = (
-        [] if preset is None else ["--specialize", preset] if isinstance(preset, str) else
-        ["--set", f"specialization={preset}"]
-    )  # fmt: skip
+        []
+        if preset is None
+        else ["--specialize", preset]
+        if isinstance(preset, str)
+        else ["--set", f"specialization={preset}"]
+    )
     start = [] if regime.start is None else ["--checkpoint", str(weights_of(task.folder.parent.parent / START))]
-    return ["tokenlens", "train", regime.recipe_name, "--data", data.labelled, *specialize, "--seed", str(recipe.seed),
-            *start, "--out", str(task.folder)]  # fmt: skip
+    return [
+        "tokenlens",
+        "train",
+        regime.recipe_name,
+        "--data",
+        data.labelled,
+        *specialize,
+        "--seed",
+        str(recipe.seed),
+        *start,
+        "--out",
+        str(task.folder),
+    ]
 
 
 def _is_named(regime: Regime) -> bool:

@@ -19,16 +19,52 @@ from tokenlens.variants import START
 from tokenlens.verification_runs import PARTS, VERIFICATION
 
 TABLES = (
-    "numbers", "effects", "differences", "curves", "emergence", "costs", "plan", "continued", "stages", "stages_by_seed"
+    "numbers",
+    "effects",
+    "differences",
+    "curves",
+    "emergence",
+    "costs",
+    "plan",
+    "continued",
+    "stages",
+    "stages_by_seed",
 )
 """Written as CSV, each with that name."""
 
 _TEXTS = {
-    "setting", "variant", "preset", "objective", "model", "task", "source", "data", "measure", "against", "cell",
-    "left_out", "what", "folder", "state", "basis", "command", "norm", "blocks", "part",
+    "setting",
+    "variant",
+    "preset",
+    "objective",
+    "model",
+    "task",
+    "source",
+    "data",
+    "measure",
+    "against",
+    "cell",
+    "left_out",
+    "what",
+    "folder",
+    "state",
+    "basis",
+    "command",
+    "norm",
+    "blocks",
+    "part",
 }
 _COUNTS = {
-    "number", "seed", "seeds", "resolution", "n", "start_n", "step", "parameters", "added_parameters", "flops",
+    "number",
+    "seed",
+    "seeds",
+    "resolution",
+    "n",
+    "start_n",
+    "step",
+    "parameters",
+    "added_parameters",
+    "flops",
     "added_flops",
 }
 
@@ -118,8 +154,9 @@ class Verification:
         # Folders of earlier versions lack some.
         tables = {name: _read_table(file) for name in TABLES if (file := folder / f"{name}.csv").is_file()}
         left_out = [(one[0], one[1]) for one in settings.get("left_out", [])]
-        return Verification(folder, [Finding(**finding) for finding in findings], **tables, left_out=left_out,
-                            settings=settings)  # fmt: skip
+        return Verification(
+            folder, [Finding(**finding) for finding in findings], **tables, left_out=left_out, settings=settings
+        )
 
     def __repr__(self) -> str:
         told = "; ".join(f"{one.name} ({one.subject}) {one.verdict}" for one in self.findings)
@@ -163,10 +200,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _write_manifest(folder: Path) -> None:
     """Sizes and hashes of its own files and of the manifests of its run folders, which have those of theirs."""
-    own = [file for file in sorted(folder.rglob("*")) if file.is_file()
-           and (file.relative_to(folder).parts[0] not in (*PARTS, START) or file.name == MANIFEST)]  # fmt: skip
-    files = {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-             for file in own}  # fmt: skip
+    own = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and (file.relative_to(folder).parts[0] not in (*PARTS, START) or file.name == MANIFEST)
+    ]
+    files = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in own
+    }
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})
 
 

@@ -201,11 +201,18 @@ def setting_text(settings: Mapping[str, Any]) -> str:
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides a training, but seed and specialization."""
-    recipe = {name: value for name, value in settings["recipe"].items()
-              if name not in ("seed", "specialization", "diagnose_every", "diagnose_images", *FREE)}  # fmt: skip
+    recipe = {
+        name: value
+        for name, value in settings["recipe"].items()
+        if name not in ("seed", "specialization", "diagnose_every", "diagnose_images", *FREE)
+    }
     start = settings.get("start")
-    return {"recipe": recipe, "data": settings["data"]["sha256"], "steps": settings["steps"],
-            "start": start and start["sha256"]}  # fmt: skip
+    return {
+        "recipe": recipe,
+        "data": settings["data"]["sha256"],
+        "steps": settings["steps"],
+        "start": start and start["sha256"],
+    }
 
 
 def _digest(value: Any) -> str:
@@ -215,10 +222,14 @@ def _digest(value: Any) -> str:
 def _row(model: TrainedModel, **values: Any) -> dict[str, Any]:
     recipe = model.run.recipe
     return {
-        "setting": model.setting, "variant": model.variant,
+        "setting": model.setting,
+        "variant": model.variant,
         "preset": STANDARD if model.variant == START else variant_of(recipe.specialization),
-        "objective": recipe.objective, "model": recipe.model, "seed": model.seed, **values,
-    }  # fmt: skip
+        "objective": recipe.objective,
+        "model": recipe.model,
+        "seed": model.seed,
+        **values,
+    }
 
 
 def _loss_rows(model: TrainedModel) -> list[dict[str, Any]]:
@@ -226,11 +237,19 @@ def _loss_rows(model: TrainedModel) -> list[dict[str, Any]]:
     last = metrics[metrics["step"] > (1 - LAST_SHARE) * settings["steps"]]
     return [
         _row(
-            model, task="training", source=name, resolution=model.run.recipe.image_size,
-            data=str(settings["data"]["sha256"])[:8], measure=LOSS, value=float(last[name].mean()),
-            n=int(settings["data"]["count"]), ci_low=float("nan"), ci_high=float("nan"),
+            model,
+            task="training",
+            source=name,
+            resolution=model.run.recipe.image_size,
+            data=str(settings["data"]["sha256"])[:8],
+            measure=LOSS,
+            value=float(last[name].mean()),
+            n=int(settings["data"]["count"]),
+            ci_low=float("nan"),
+            ci_high=float("nan"),
         )
-        for name in metrics.columns if name not in _NO_LOSS
+        for name in metrics.columns
+        if name not in _NO_LOSS
     ]
 
 
@@ -248,15 +267,26 @@ def _starts(models: Iterable[TrainedModel]) -> dict[str, list[TrainedModel]]:
 
 def _probe_row(model: TrainedModel, result: ProbeResult) -> dict[str, Any]:
     identity = result.provenance["identity"]
-    same = {"data": [split["sha256"] for split in result.provenance["data"]], "limit": result.provenance["limit"],
-            "blocks": identity["blocks"], "amp": identity["amp"]}  # fmt: skip
+    same = {
+        "data": [split["sha256"] for split in result.provenance["data"]],
+        "limit": result.provenance["limit"],
+        "blocks": identity["blocks"],
+        "amp": identity["amp"],
+    }
     source = {"CLS token": "cls", "mean of the patch tokens": "patch_mean"}
     said = str(result.protocol.get("source", "patches"))
     return _row(
-        model, task=result.task, source=source.get(said, "both" if "‖" in said else said),
-        resolution=int(identity["image_size"][0]), data=_digest(same), measure=_MEASURES[result.unit],
-        value=100 * result.value, n=result.n, ci_low=100 * result.ci_low, ci_high=100 * result.ci_high,
-    )  # fmt: skip
+        model,
+        task=result.task,
+        source=source.get(said, "both" if "‖" in said else said),
+        resolution=int(identity["image_size"][0]),
+        data=_digest(same),
+        measure=_MEASURES[result.unit],
+        value=100 * result.value,
+        n=result.n,
+        ci_low=100 * result.ci_low,
+        ci_high=100 * result.ci_high,
+    )
 
 
 def curves(models: Iterable[TrainedModel]) -> pd.DataFrame:
@@ -279,8 +309,12 @@ def emergence(models: Iterable[TrainedModel]) -> pd.DataFrame:
     frames = []
     for model in models:
         told = model.run.diagnostics
-        rows = told[(told["metric"] == "norm_differentiation") & (told["part"] == "total")
-                    & (told["site"] == "norm1") & (told["group"] == "cls-patch")]  # fmt: skip
+        rows = told[
+            (told["metric"] == "norm_differentiation")
+            & (told["part"] == "total")
+            & (told["site"] == "norm1")
+            & (told["group"] == "cls-patch")
+        ]
         means = rows.groupby("step", as_index=False).agg(value=("value", "mean"), n=("n", "max"))
         frames.append(_of(model, means))
     return _joined(frames, ["setting", "variant", "seed", "step", "value", "n"])

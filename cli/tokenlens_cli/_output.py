@@ -58,8 +58,13 @@ def _bar(what: str) -> Iterator[Progress]:
     from rich.markup import escape
 
     columns = (
-        rich.TextColumn(escape(what)), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("images"),
-        rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
+        rich.TextColumn(escape(what)),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("images"),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("", total=None)

@@ -87,9 +87,7 @@ def command(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the subset of images, the sample's views and random weights.")
     ] = 0,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; by default reports/<model>.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; by default reports/<model>.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run if there is one already.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Save the numbers only, draw nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -109,8 +107,15 @@ def command(
             check_writable(folder, overwrite)
             say(f"loading {model}")
         options: dict[str, Any] = {
-            "limit": limit, "checkpoint": checkpoint, "pretrained": pretrained, "img_size": img_size,
-            "batch_size": batch_size, "workers": workers, "device": rank.device, "amp": amp, "metrics": wanted,
+            "limit": limit,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "img_size": img_size,
+            "batch_size": batch_size,
+            "workers": workers,
+            "device": rank.device,
+            "amp": amp,
+            "metrics": wanted,
             "seed": seed,
         }
         if not rank.leads:
@@ -196,20 +201,22 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
     page = folder / "report.html" if report else None
     if json:
         images = analysis.provenance["images"]
-        print_json({
-            "model": analysis.model,
-            "untrained": analysis.untrained,
-            "blocks": analysis.blocks,
-            "images": analysis.images,
-            "skipped": images["skipped"],
-            "metrics": analysis.metrics,
-            "not_applicable": analysis.not_applicable,
-            "numbers": len(analysis.table),
-            "findings": [asdict(finding) for finding in findings],
-            "seconds": analysis.provenance["seconds"],
-            "run": str(folder),
-            "report": None if page is None else str(page),
-        })
+        print_json(
+            {
+                "model": analysis.model,
+                "untrained": analysis.untrained,
+                "blocks": analysis.blocks,
+                "images": analysis.images,
+                "skipped": images["skipped"],
+                "metrics": analysis.metrics,
+                "not_applicable": analysis.not_applicable,
+                "numbers": len(analysis.table),
+                "findings": [asdict(finding) for finding in findings],
+                "seconds": analysis.provenance["seconds"],
+                "run": str(folder),
+                "report": None if page is None else str(page),
+            }
+        )
         return
     untrained = ", untrained (random weights)" if analysis.untrained else ""
     typer.echo(

@@ -83,8 +83,14 @@ def command(
     """
     folder = out if out is not None else default_folder("compare_" + "_".join(map(_short, subjects)))
     options: dict[str, Any] = {
-        "images": images, "limit": limit, "img_size": img_size, "batch_size": batch_size, "device": device,
-        "pretrained": pretrained, "metrics": chosen_metrics(metrics), "seed": seed,
+        "images": images,
+        "limit": limit,
+        "img_size": img_size,
+        "batch_size": batch_size,
+        "device": device,
+        "pretrained": pretrained,
+        "metrics": chosen_metrics(metrics),
+        "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
     with joined(device or "auto") as rank:
@@ -138,21 +144,25 @@ def _print_result(comparison: Comparison, folder: Path, *, report: bool, json: b
             "most": most.drop(columns=["label", "baseline"]).to_dict("records"),
         }
     if json:
-        print_json({
-            "labels": comparison.labels,
-            "baseline": comparison.baseline,
-            "untrained": [label for label, analysis in comparison.analyses.items() if analysis.untrained],
-            "differences": told,
-            "similarity": comparison.similarity.to_dict("records"),
-            "similarity_note": comparison.similarity_note,
-            "seconds": comparison.provenance["seconds"],
-            "run": str(folder),
-            "report": None if page is None else str(page),
-        })
+        print_json(
+            {
+                "labels": comparison.labels,
+                "baseline": comparison.baseline,
+                "untrained": [label for label, analysis in comparison.analyses.items() if analysis.untrained],
+                "differences": told,
+                "similarity": comparison.similarity.to_dict("records"),
+                "similarity_note": comparison.similarity_note,
+                "seconds": comparison.provenance["seconds"],
+                "run": str(folder),
+                "report": None if page is None else str(page),
+            }
+        )
         return
     for label, found in told.items():
-        count = f"{found['significant']} of {found['tested']} numbers differ" if found["significant"] else (
-            f"none of {found['tested']} numbers differs"
+        count = (
+            f"{found['significant']} of {found['tested']} numbers differ"
+            if found["significant"]
+            else (f"none of {found['tested']} numbers differs")
         )
         typer.echo(
             f"{label} against {comparison.baseline}: {found['pairing']['reason']}; {count} beyond chance (false "

@@ -41,7 +41,8 @@ def command(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="svg,pdf,png",
+            "--format",
+            metavar="svg,pdf,png",
             help="Formats with commas between them; by default the file's ending, else svg. A PDF embeds its fonts.",
         ),
     ] = None,
@@ -56,7 +57,8 @@ def command(
     set: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="OPTION=VALUE",
+            "--set",
+            metavar="OPTION=VALUE",
             help="An option of the figure, e.g. metric=token_norm or norms=norm1,norm2; may be given again.",
         ),
     ] = None,
@@ -102,10 +104,15 @@ def command(
         say(f"{path} was replaced")
     if json:
         inches = figure.get_size_inches()
-        print_json({
-            "run": str(run), "figure": name, "files": [str(path) for path in paths],
-            "width_mm": round(float(inches[0]) * 25.4, 2), "height_mm": round(float(inches[1]) * 25.4, 2),
-        })
+        print_json(
+            {
+                "run": str(run),
+                "figure": name,
+                "files": [str(path) for path in paths],
+                "width_mm": round(float(inches[0]) * 25.4, 2),
+                "height_mm": round(float(inches[1]) * 25.4, 2),
+            }
+        )
     else:
         for path in paths:
             typer.echo(f"figure: {path}")
@@ -160,8 +167,9 @@ def targets(out: Path, name: str, format: str | None) -> list[Path]:
     if format is not None:
         formats = list(dict.fromkeys(part.strip().lower().lstrip(".") for part in format.split(",") if part.strip()))
         if not formats or set(formats) - set(known):
-            raise typer.BadParameter(f"expected {', '.join(known)} with commas between them, got {format!r}",
-                                     param_hint="--format")
+            raise typer.BadParameter(
+                f"expected {', '.join(known)} with commas between them, got {format!r}", param_hint="--format"
+            )
     ending = out.suffix[1:].lower()
     if out.is_dir() or not ending:
         return [out / f"{name}.{form}" for form in formats or ["svg"]]

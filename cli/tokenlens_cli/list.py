@@ -129,9 +129,7 @@ def _figures() -> list[dict[str, Any]]:
     from tokenlens.figures import KINDS, figures, figures_of
 
     return [
-        {"name": name, "description": figures.describe(name), "of": kind}
-        for kind in KINDS
-        for name in figures_of(kind)
+        {"name": name, "description": figures.describe(name), "of": kind} for kind in KINDS for name in figures_of(kind)
     ]
 
 

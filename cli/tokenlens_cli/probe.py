@@ -33,7 +33,8 @@ def command(
     task: Annotated[
         str,
         typer.Option(
-            metavar="knn|linear|segmentation|…", autocompletion=_complete_tasks,
+            metavar="knn|linear|segmentation|…",
+            autocompletion=_complete_tasks,
             help="What is done with the features (`tokenlens list probes`).",
         ),
     ],
@@ -113,10 +114,23 @@ def command(
     check_writable(folder, overwrite)
     with progress_of(f"{task} on features of {model}") as progress:
         result = probe(
-            model, task, data, source=source, blocks=wanted, checkpoint=checkpoint, pretrained=pretrained,
-            img_size=img_size, batch_size=batch_size, workers=workers, device=device, amp=amp, seed=seed, limit=limit,
-            cache=cache, progress=progress,
-        )  # fmt: skip
+            model,
+            task,
+            data,
+            source=source,
+            blocks=wanted,
+            checkpoint=checkpoint,
+            pretrained=pretrained,
+            img_size=img_size,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            amp=amp,
+            seed=seed,
+            limit=limit,
+            cache=cache,
+            progress=progress,
+        )
     tell_what_was_skipped(result)
     result.save(folder, overwrite=overwrite)
     if json:
@@ -169,8 +183,17 @@ def text(result: ProbeResult, folder: Path) -> list[str]:
 def as_json(result: ProbeResult, folder: Path) -> dict[str, Any]:
     """The same for programs."""
     return {
-        "model": result.model, "task": result.task, "untrained": result.untrained, "value": result.value,
-        "ci_low": result.ci_low, "ci_high": result.ci_high, "n": result.n, "unit": result.unit,
-        "protocol": result.protocol, "table": result.table.to_dict("records"),
-        "skipped": result.provenance["skipped"], "seconds": result.provenance["seconds"], "run": str(folder),
-    }  # fmt: skip
+        "model": result.model,
+        "task": result.task,
+        "untrained": result.untrained,
+        "value": result.value,
+        "ci_low": result.ci_low,
+        "ci_high": result.ci_high,
+        "n": result.n,
+        "unit": result.unit,
+        "protocol": result.protocol,
+        "table": result.table.to_dict("records"),
+        "skipped": result.provenance["skipped"],
+        "seconds": result.provenance["seconds"],
+        "run": str(folder),
+    }

@@ -95,17 +95,19 @@ def command(
         save(specialize(module, wanted), *target)
         say(f"read it as local-dir:{target[0]}")
     if json:
-        print_json({
-            "model": model,
-            "preset": preset,
-            "specialization": wanted.to_dict(),
-            "prefix": list(plan.groups),
-            "blocks": plan.blocks,
-            "replaced": [replacement.path for replacement in plan.replacements],
-            "costs": [asdict(cost) for cost in found],
-            "notes": list(plan.notes),
-            "file": None if target is None else str(target[0] / target[1]),
-        })
+        print_json(
+            {
+                "model": model,
+                "preset": preset,
+                "specialization": wanted.to_dict(),
+                "prefix": list(plan.groups),
+                "blocks": plan.blocks,
+                "replaced": [replacement.path for replacement in plan.replacements],
+                "costs": [asdict(cost) for cost in found],
+                "notes": list(plan.notes),
+                "file": None if target is None else str(target[0] / target[1]),
+            }
+        )
         return
     for line in table(plan, found):
         typer.echo(line)
@@ -134,11 +136,17 @@ def table(plan: Plan, found: list[Cost]) -> list[str]:
     """Lines of text: a row for each component, and the whole model last."""
     rows = [("component", "blocks", "modules", "parameters", "added", "GFLOPs", "added")]
     for cost in found:
-        rows.append((
-            cost.component, _blocks(plan, cost.component), str(cost.modules), f"{cost.parameters:,}",
-            _share(cost.added_parameters, cost.parameters), f"{cost.flops / 1e9:.3f}",
-            _share(cost.added_flops, cost.flops),
-        ))  # fmt: skip
+        rows.append(
+            (
+                cost.component,
+                _blocks(plan, cost.component),
+                str(cost.modules),
+                f"{cost.parameters:,}",
+                _share(cost.added_parameters, cost.parameters),
+                f"{cost.flops / 1e9:.3f}",
+                _share(cost.added_flops, cost.flops),
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -53,7 +53,8 @@ def command(
     set: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE",
+            "--set",
+            metavar="NAME=VALUE",
             help="A value of the recipe, e.g. epochs=3, model_options.depth=4 or objective_options.mixup=0; may be "
             "given again.",
         ),
@@ -107,10 +108,21 @@ def command(
     with progress_of(recipe) as progress:
         try:
             run = train(
-                recipe, data, out, specialize=specialize, seed=seed, settings=tuple(set or ()), device=device,
-                devices=devices, nodes=nodes, resume=resume, overwrite=overwrite, max_minutes=max_minutes,
-                progress=progress, checkpoint=checkpoint,
-            )  # fmt: skip
+                recipe,
+                data,
+                out,
+                specialize=specialize,
+                seed=seed,
+                settings=tuple(set or ()),
+                device=device,
+                devices=devices,
+                nodes=nodes,
+                resume=resume,
+                overwrite=overwrite,
+                max_minutes=max_minutes,
+                progress=progress,
+                checkpoint=checkpoint,
+            )
         except KeyboardInterrupt as interrupt:
             if leads():
                 say(str(interrupt) or "interrupted; the same command goes on from the last checkpoint, if there is one")
@@ -133,17 +145,24 @@ def progress_of(what: str) -> Iterator[Report]:
     from rich.markup import escape
 
     columns = (
-        rich.TextColumn(escape(what)), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("steps"),
+        rich.TextColumn(escape(what)),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("steps"),
         rich.TextColumn("loss {task.fields[loss]:.4g}, {task.fields[speed]:.3g} images/s,"),
-        rich.TimeElapsedColumn(), rich.TextColumn("and about {task.fields[left]} left"),
-    )  # fmt: skip
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("and about {task.fields[left]} left"),
+    )
     with rich.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
         task: Any = None
 
         def report(done: int, steps: int, numbers: Mapping[str, float]) -> None:
             nonlocal task
-            fields: dict[str, Any] = {"loss": numbers["loss"], "speed": numbers["images_per_second"],
-                                      "left": _left(numbers)}  # fmt: skip
+            fields: dict[str, Any] = {
+                "loss": numbers["loss"],
+                "speed": numbers["images_per_second"],
+                "left": _left(numbers),
+            }
             if task is None:
                 task = bar.add_task("", total=steps, completed=done, **fields)
             bar.update(task, completed=done, **fields)
@@ -201,13 +220,24 @@ def print_result(run: TrainedRun, *, json: bool) -> None:
         say(f"{run.state} at step {run.step} of {told['steps']}; the same command goes on from there")
     if json:
         figure = run.path / "figures" / "emergence.svg"
-        print_json({
-            "recipe": told["name"], "model": run.recipe.model, "specialization": run.recipe.specialization,
-            "seed": run.recipe.seed, "state": run.state, "step": run.step, "steps": told["steps"], "loss": loss,
-            "seconds": told["seconds"], "images_per_second": told["images_per_second"],
-            "data_wait_share": told["data_wait_share"], "skipped": told["skipped"], "run": str(run.path),
-            "figure": str(figure) if figure.exists() else None,
-        })  # fmt: skip
+        print_json(
+            {
+                "recipe": told["name"],
+                "model": run.recipe.model,
+                "specialization": run.recipe.specialization,
+                "seed": run.recipe.seed,
+                "state": run.state,
+                "step": run.step,
+                "steps": told["steps"],
+                "loss": loss,
+                "seconds": told["seconds"],
+                "images_per_second": told["images_per_second"],
+                "data_wait_share": told["data_wait_share"],
+                "skipped": told["skipped"],
+                "run": str(run.path),
+                "figure": str(figure) if figure.exists() else None,
+            }
+        )
         return
     preset = run.recipe.specialization
     specialized = "" if preset is None else f", specialized ({preset if isinstance(preset, str) else 'own'})"

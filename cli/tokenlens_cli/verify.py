@@ -30,7 +30,8 @@ def command(
     recipe: Annotated[
         str,
         typer.Option(
-            metavar="tiny|tiny_continued|gpu|paper", autocompletion=_complete_regimes,
+            metavar="tiny|tiny_continued|gpu|paper",
+            autocompletion=_complete_regimes,
             help="At what scale: what is trained, on how much, and how it is probed.",
         ),
     ] = "tiny",
@@ -76,7 +77,9 @@ def command(
     runs: Annotated[
         list[Path] | None,
         typer.Option(
-            "--from", "--runs", metavar="RUN",
+            "--from",
+            "--runs",
+            metavar="RUN",
             help="Judge run folders that exist, and train nothing: trainings, their analyses and probes, other folders "
             "of verify; may be given again.",
         ),
@@ -92,9 +95,7 @@ def command(
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="Stop after so long, with exit code 0; the same command goes on from there."
-        ),
+        typer.Option(min=0, help="Stop after so long, with exit code 0; the same command goes on from there."),
     ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute; auto is cuda, then mps, then cpu.")
@@ -120,22 +121,34 @@ def command(
         _print_result(found, json=json)
         return
     where = find_data(
-        data, labelled=labelled, masks=masks, images=images, teacher=teacher,
+        data,
+        labelled=labelled,
+        masks=masks,
+        images=images,
+        teacher=teacher,
         teacher_file=regime_of(recipe).teacher_file,
-    )  # fmt: skip
+    )
     chosen: dict[str, Any] = {
-        "seeds": seeds, "variants": None if variants is None else [name.strip() for name in variants.split(",")],
-        "out": out, "start": start,
-    }  # fmt: skip
+        "seeds": seeds,
+        "variants": None if variants is None else [name.strip() for name in variants.split(",")],
+        "out": out,
+        "start": start,
+    }
     if plan:
         begun = start or regime_of(recipe).start
         _print_plan(verification.plan(recipe, where, **chosen), begun, json=json)
         return
     try:
         found = verification.verify(
-            recipe, where, **chosen, max_minutes=max_minutes, task=task, device=device, report=not no_report,
+            recipe,
+            where,
+            **chosen,
+            max_minutes=max_minutes,
+            task=task,
+            device=device,
+            report=not no_report,
             progress=_lines(),
-        )  # fmt: skip
+        )
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted; the same command goes on with what is not done")
         raise typer.Exit(INTERRUPTED) from None
@@ -199,12 +212,18 @@ def _print_result(found: Verification, *, json: bool) -> None:
     for folder, reason in found.left_out:
         say(f"not used: {folder}: {reason}")
     if json:
-        print_json({
-            "findings": [asdict(finding) for finding in found.findings], "finished": found.finished,
-            "tasks": len(found.plan), "left": open_tasks, "run": str(found.path),
-            "report": str(page) if page.exists() else None, "stages": found.stage_sentences,
-            "continued": found.continued.to_dict("records"),
-        })  # fmt: skip
+        print_json(
+            {
+                "findings": [asdict(finding) for finding in found.findings],
+                "finished": found.finished,
+                "tasks": len(found.plan),
+                "left": open_tasks,
+                "run": str(found.path),
+                "report": str(page) if page.exists() else None,
+                "stages": found.stage_sentences,
+                "continued": found.continued.to_dict("records"),
+            }
+        )
         return
     for finding in found.findings:
         typer.echo(_line(finding))

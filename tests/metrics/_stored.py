@@ -175,7 +175,8 @@ def stored_norm(module: Any, x: Tensor) -> StoredNorm:
     kind = "layer" if isinstance(prefix, nn.LayerNorm) else "rms"
     parameters = [
         None if getattr(side, name, None) is None else numpy64(getattr(side, name))
-        for name in ("weight", "bias") for side in (prefix, patch)
+        for name in ("weight", "bias")
+        for side in (prefix, patch)
     ]
     return StoredNorm(kind, numpy64(x), *parameters)
 

@@ -46,9 +46,12 @@ def _own(stored: Stored, norm: StoredNorm, after: np.ndarray) -> dict[str, np.nd
     apart = cosine(cls * norm.weight_prefix, patch * norm.weight_patch)
     real = cosine(stored.of("cls", after), stored.of("patch", after))
     return {
-        "gamma_shared": cosine(cls, patch) - weighted, "gamma_own": weighted - apart,
-        "beta_shared": weighted - both, "beta_own": apart - real - (weighted - both), "total_own": both - real,
-    }  # fmt: skip
+        "gamma_shared": cosine(cls, patch) - weighted,
+        "gamma_own": weighted - apart,
+        "beta_shared": weighted - both,
+        "beta_own": apart - real - (weighted - both),
+        "total_own": both - real,
+    }
 
 
 def _two_sets(norm: StoredNorm) -> bool:
@@ -75,10 +78,14 @@ def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
             if pair == "cls-patch" and any(map(_two_sets, stored.norms.values())):
                 own = _own(stored, norm, after)
                 # In a block whose norm has one set nothing is added, exactly.
-                falls |= own if _two_sets(norm) else {
-                    part: 0 * value if part.endswith("_own") else falls[part.partition("_")[0]]
-                    for part, value in own.items()
-                }
+                falls |= (
+                    own
+                    if _two_sets(norm)
+                    else {
+                        part: 0 * value if part.endswith("_own") else falls[part.partition("_")[0]]
+                        for part, value in own.items()
+                    }
+                )
             numbers |= {(name, block, site, pair, None): value for name, value in falls.items()}
     return numbers
 

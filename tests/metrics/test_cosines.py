@@ -89,9 +89,7 @@ def test_between_images_is_the_mean_over_pairs(images, seed):
         (cls, cls_cls_cosine(cls), "cls_cls_cosine"),
         (mean, patch_mean_cosine(x[:, LAYOUT.patch_slice]), "patch_mean_cosine"),
     ):
-        pairs = [
-            torch.cosine_similarity(vectors[i], vectors[j], dim=0).item() for i in range(images) for j in range(i)
-        ]
+        pairs = [torch.cosine_similarity(vectors[i], vectors[j], dim=0).item() for i in range(images) for j in range(i)]
         assert function.item() == pytest.approx(np.mean(pairs), abs=1e-12)
         (value,) = of_tokens(metric, LAYOUT, x).values()
         assert value == pytest.approx(np.mean(pairs), abs=1e-12)

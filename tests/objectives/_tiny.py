@@ -47,8 +47,19 @@ def backbone(
     classes: int, kind: str = "plain", specialization: str | None = None, seed: int = 0, **options: Any
 ) -> nn.Module:
     """A ViT of 48 channels and 16 patches, no weight of which is a plain 0 or 1, in train mode."""
-    options = {"img_size": SIZE, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "dynamic_img_size": True,
-               "num_classes": classes} | BACKBONES[kind] | options  # fmt: skip
+    options = (
+        {
+            "img_size": SIZE,
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "dynamic_img_size": True,
+            "num_classes": classes,
+        }
+        | BACKBONES[kind]
+        | options
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(**options)
@@ -59,9 +70,13 @@ def backbone(
 
 
 def built(
-    name: str, options: Mapping[str, Any], kind: str = "plain", specialization: str | None = None, seed: int = 0,
+    name: str,
+    options: Mapping[str, Any],
+    kind: str = "plain",
+    specialization: str | None = None,
+    seed: int = 0,
     **setting: Any,
-) -> Objective:  # fmt: skip
+) -> Objective:
     """The objective around a tiny backbone."""
     chosen = options_of(name, options)
     cls: type[Objective] = objectives.get(name)
@@ -69,8 +84,16 @@ def built(
     def make(classes: int) -> nn.Module:
         return backbone(classes, kind, specialization, seed)
 
-    known = {"image_size": SIZE, "classes": CLASSES, "batch_size": IMAGES, "steps": STEPS, "seed": seed,
-             "make_backbone": make, "images": IMAGES, "images_sha256": "0" * 64} | setting  # fmt: skip
+    known = {
+        "image_size": SIZE,
+        "classes": CLASSES,
+        "batch_size": IMAGES,
+        "steps": STEPS,
+        "seed": seed,
+        "make_backbone": make,
+        "images": IMAGES,
+        "images_sha256": "0" * 64,
+    } | setting
     return cls(make(cls.classes(chosen, CLASSES)), chosen, Setting(**known)).train()
 
 

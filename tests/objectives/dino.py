@@ -12,5 +12,12 @@ MOVES = ("teacher.", "teacher_heads.")
 
 
 def options(folder: Path) -> dict[str, Any]:
-    return {"local_crops": 1, "local_size": 16, "prototypes": 16, "hidden": 24, "bottleneck": 8, "last_layer_held": 0.5,
-            "momentum": 0.9}  # fmt: skip
+    return {
+        "local_crops": 1,
+        "local_size": 16,
+        "prototypes": 16,
+        "hidden": 24,
+        "bottleneck": 8,
+        "last_layer_held": 0.5,
+        "momentum": 0.9,
+    }

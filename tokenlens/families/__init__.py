@@ -200,6 +200,17 @@ def grid_of(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[i
 
 
 __all__ = [
-    "BlockComponents", "BlockTaps", "Family", "NormParameters", "Tap", "as_pair", "families", "find_family", "grid_of",
-    "image_size_of", "is_a", "linear_paths", "norm_parameters",
+    "BlockComponents",
+    "BlockTaps",
+    "Family",
+    "NormParameters",
+    "Tap",
+    "as_pair",
+    "families",
+    "find_family",
+    "grid_of",
+    "image_size_of",
+    "is_a",
+    "linear_paths",
+    "norm_parameters",
 ]

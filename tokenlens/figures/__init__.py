@@ -61,7 +61,12 @@ group's, and colour-blind readers tell neighbours apart by lightness, everyone b
 
 MODEL_MARKERS = ("o", "D", "^", "s", "v", "P")
 MODEL_DASHES: tuple[Any, ...] = (
-    "-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.3, 1.2, 1.3)), (0, (2.4, 1.2)), (0, (8, 2))
+    "-",
+    (0, (4, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (5, 1.3, 1.2, 1.3)),
+    (0, (2.4, 1.2)),
+    (0, (8, 2)),
 )
 """Markers and dashes go with the models' colours."""
 
@@ -152,9 +157,7 @@ NARROW_STYLE: Mapping[str, Any] = {
 FORMATS = ("svg", "png", "pdf")
 
 ANALYSIS, COMPARISON, TRAINING, VERIFICATION = "analysis", "comparison", "training", "verification"
-KINDS = {
-    ANALYSIS: "an Analysis", COMPARISON: "a Comparison", TRAINING: "a TrainedRun", VERIFICATION: "a Verification"
-}
+KINDS = {ANALYSIS: "an Analysis", COMPARISON: "a Comparison", TRAINING: "a TrainedRun", VERIFICATION: "a Verification"}
 """What figures are drawn of, and the object that stands for it."""
 
 

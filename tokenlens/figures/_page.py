@@ -243,7 +243,7 @@ class Canvas:
         count = -(-len(handles) // -(-len(handles) // count))  # as many in each column, with as many rows
         rows = -(-len(handles) // count)
         lines = [str(handle.get_label()).count("\n") + 1 for handle in handles]
-        self._make_room(max(sum(lines[i * rows:(i + 1) * rows]) for i in range(count)) - 1)
+        self._make_room(max(sum(lines[i * rows : (i + 1) * rows]) for i in range(count)) - 1)
         self.figure.legend(handles=list(handles), loc="outside lower left", ncols=count)
 
 

@@ -144,8 +144,13 @@ def depth_panels(
         for column, beside in enumerate(across):
             panel = page.axes[row, column]
             inside = frame[frame[by_column] == beside]
-            depth_axis(panel, inside["block"], final=beside == "final_norm", label=row == len(down) - 1,
-                       room=26 / (1 + len(across)) if len(across) > 3 else 12.5)
+            depth_axis(
+                panel,
+                inside["block"],
+                final=beside == "final_norm",
+                label=row == len(down) - 1,
+                room=26 / (1 + len(across)) if len(across) > 3 else 12.5,
+            )
             panel.grid(axis="y")
             panel.tick_params(axis="y", which="both", left=column == 0)
             if row == 0:

@@ -33,7 +33,19 @@ OF_WEIGHTS = ("weight_distance",)
 """Metrics that no image is behind."""
 
 BEFORE_AFTER = (
-    "model", "metric", "group", "norm", "place", "state", "block", "site", "value", "sd", "n", "ci_low", "ci_high",
+    "model",
+    "metric",
+    "group",
+    "norm",
+    "place",
+    "state",
+    "block",
+    "site",
+    "value",
+    "sd",
+    "n",
+    "ci_low",
+    "ci_high",
     "unit",
 )
 """Columns of a frame that ``draw_before_after`` draws."""
@@ -151,9 +163,7 @@ def count_of(analysis: Analysis, metric: str) -> int:
     return int(counts.max()) if len(counts) else 0
 
 
-def before_after(
-    analysis: Analysis, metrics: Sequence[str], norms: str | Sequence[str] | None = None
-) -> pd.DataFrame:
+def before_after(analysis: Analysis, metrics: Sequence[str], norms: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Metrics of token sites on both sides of each norm, in the columns that ``draw_before_after`` draws.
 
     ``norms`` are those wanted, by default all that the model has. Before norm1 is ``resid_pre``, before norm2

@@ -19,9 +19,16 @@ PROBED = {DENSE: "mean IoU", CLASSES: "accuracy"}
 """What probes measure, by the name in the numbers, and a panel's title for it."""
 
 _LOOKS = {
-    "standard": (0, 0), "twin": (0, 1), "paper": (1, 0), "everything": (1, 1), "norms": (2, 0),
-    "qkv_first_third": (4, 0), "qkv_all": (4, 1), "mlp": (3, 0), "proj": (5, 0),
-}  # fmt: skip
+    "standard": (0, 0),
+    "twin": (0, 1),
+    "paper": (1, 0),
+    "everything": (1, 1),
+    "norms": (2, 0),
+    "qkv_first_third": (4, 0),
+    "qkv_all": (4, 1),
+    "mlp": (3, 0),
+    "proj": (5, 0),
+}
 """Each variant's colour, which relatives share, and which of them it is (by dashes and markers), in order."""
 
 
@@ -89,13 +96,31 @@ def dots_and_means(panel: Axes, rows: pd.DataFrame, variants: list[str], place: 
         at = place + (number - (len(variants) - 1) / 2) * step
         mine, look = rows[rows["variant"] == variant], variant_look(variant)
         dots = mine[mine["seed"].notna()][column].to_numpy(dtype=float)
-        panel.plot(dots, np.full(len(dots), at + 0.22 * step), linestyle="", marker="o", markersize=3, alpha=0.75,
-                   color=look["color"], markeredgewidth=0, zorder=3)  # fmt: skip
+        panel.plot(
+            dots,
+            np.full(len(dots), at + 0.22 * step),
+            linestyle="",
+            marker="o",
+            markersize=3,
+            alpha=0.75,
+            color=look["color"],
+            markeredgewidth=0,
+            zorder=3,
+        )
         for mean in mine[mine["seed"].isna()].to_dict("records"):
             low, high, below = mean["ci_low"], mean["ci_high"], at - 0.12 * step
             panel.hlines(below, low, high, color=look["color"], linewidth=1.4, zorder=4)
-            panel.plot([mean[column]], [below], linestyle="", marker=look["marker"], markersize=5,
-                       color=look["color"], markeredgecolor=PAPER, markeredgewidth=0.6, zorder=5)  # fmt: skip
+            panel.plot(
+                [mean[column]],
+                [below],
+                linestyle="",
+                marker=look["marker"],
+                markersize=5,
+                color=look["color"],
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                zorder=5,
+            )
 
 
 def probe_name(cell: str) -> str:

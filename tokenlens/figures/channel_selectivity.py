@@ -57,9 +57,11 @@ def frame(analysis: Analysis, norms: str | Sequence[str] = ("norm1", "norm2")) -
             frames.append(
                 pd.DataFrame(
                     {
-                        "norm": norm, "side": side,
+                        "norm": norm,
+                        "side": side,
                         "block": np.repeat(np.arange(blocks), channels) + (norm == "final_norm") * analysis.blocks,
-                        "channel": np.tile(np.arange(channels), blocks), "selectivity": s_LD.ravel(),
+                        "channel": np.tile(np.arange(channels), blocks),
+                        "selectivity": s_LD.ravel(),
                     }
                 )
             )

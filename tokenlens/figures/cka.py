@@ -42,8 +42,13 @@ def frame(analysis: Analysis) -> pd.DataFrame:
         frames.append(
             pd.DataFrame(
                 {
-                    "model": title_of(analysis), "pair": pair, "block_1": first, "block_2": second,
-                    "value": value.ravel(), "ci_low": low.ravel(), "ci_high": high.ravel(),
+                    "model": title_of(analysis),
+                    "pair": pair,
+                    "block_1": first,
+                    "block_2": second,
+                    "value": value.ravel(),
+                    "ci_low": low.ravel(),
+                    "ci_high": high.ravel(),
                 }
             )
         )

@@ -51,8 +51,12 @@ def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
             "block": index[0] if block is None else block,
             "head": pd.array([pd.NA] * index.shape[1] if block is None else index[0], dtype="Int64"),
             "map": np.repeat([f"{'block' if block is None else 'head'} {i}" for i in range(count)], rows * columns),
-            "row": index[1], "column": index[2], "value": maps_Nhw.ravel(),
-            "heads": heads, "n": count_of(analysis, "cls_attention_map"), "unit": "× uniform",
+            "row": index[1],
+            "column": index[2],
+            "value": maps_Nhw.ravel(),
+            "heads": heads,
+            "n": count_of(analysis, "cls_attention_map"),
+            "unit": "× uniform",
         }
     )
 

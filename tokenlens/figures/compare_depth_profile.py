@@ -84,8 +84,12 @@ def frame(
     columns = [*keys, "value", "n", "ci_low", "ci_high", "unit", "left_out"]
     if rows["head"].notna().any():
         rows = rows.groupby(keys, sort=False, as_index=False).agg(
-            value=("value", "mean"), n=("n", "max"), ci_low=("value", "min"), ci_high=("value", "max"),
-            unit=("unit", "first"), left_out=("left_out", "first"),
+            value=("value", "mean"),
+            n=("n", "max"),
+            ci_low=("value", "min"),
+            ci_high=("value", "max"),
+            unit=("unit", "first"),
+            left_out=("left_out", "first"),
         )
         rows["band"] = "heads"
     else:

@@ -37,9 +37,7 @@ MOST = {"double": 18, "single": 14}
 """How many lines are readable."""
 
 
-def frame(
-    comparison: Comparison, count: int | None = None, metrics: str | Sequence[str] | None = None
-) -> pd.DataFrame:
+def frame(comparison: Comparison, count: int | None = None, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
     """The quantities that differ most, and how far each model is from the baseline in each of them.
 
     Args:
@@ -74,8 +72,26 @@ def frame(
     chosen["place"] = np.arange(len(chosen))
     found = rows.merge(chosen[[*where, "place"]], on=where)
     columns = [
-        "place", "label", "model_number", "baseline", *where, "effect", "effect_low", "effect_high", "value",
-        "baseline_value", "difference", "ci_low", "ci_high", "p", "q", "n", "n_baseline", "test", "unit", "significant",
+        "place",
+        "label",
+        "model_number",
+        "baseline",
+        *where,
+        "effect",
+        "effect_low",
+        "effect_high",
+        "value",
+        "baseline_value",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "p",
+        "q",
+        "n",
+        "n_baseline",
+        "test",
+        "unit",
+        "significant",
     ]
     return found.sort_values(["place", "model_number"])[columns].reset_index(drop=True)
 
@@ -112,8 +128,15 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     for place in places:
         inside = frame[frame["place"] == place]
         row = inside.loc[inside["effect"].abs().idxmax()]
-        panel.text(1.02, place, _difference(row), transform=panel.get_yaxis_transform(), va="center",
-                   fontsize="small", color=INK if row["significant"] else FAINT)
+        panel.text(
+            1.02,
+            place,
+            _difference(row),
+            transform=panel.get_yaxis_transform(),
+            va="center",
+            fontsize="small",
+            color=INK if row["significant"] else FAINT,
+        )
     full = names_of(frame)
     page.legend(full.handles(), columns=2)
     count = int(frame["significant"].sum())

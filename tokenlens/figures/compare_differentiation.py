@@ -70,15 +70,41 @@ def frame(
     rows["baseline_number"] = rows["baseline"].map(numbers)
     intervals = table[["label", "site", "block", "ci_low", "ci_high"]]
     rows = rows.merge(intervals, on=["label", "site", "block"], how="left")
-    base = intervals.rename(columns={"label": "baseline", "block": "baseline_block", "ci_low": "baseline_low",
-                                     "ci_high": "baseline_high"})
+    base = intervals.rename(
+        columns={"label": "baseline", "block": "baseline_block", "ci_low": "baseline_low", "ci_high": "baseline_high"}
+    )
     rows = rows.merge(base, on=["baseline", "site", "baseline_block"], how="left")
     rows["left_out"] = table["left_out"].iloc[0]
     columns = [
-        "label", "model_number", "baseline", "baseline_number", "metric", "part", "site", "group", "block",
-        "baseline_block", "depth", "value", "ci_low", "ci_high", "baseline_value", "baseline_low", "baseline_high",
-        "difference", "difference_low", "difference_high", "effect", "p", "q", "n", "n_baseline", "test", "unit",
-        "significant", "left_out",
+        "label",
+        "model_number",
+        "baseline",
+        "baseline_number",
+        "metric",
+        "part",
+        "site",
+        "group",
+        "block",
+        "baseline_block",
+        "depth",
+        "value",
+        "ci_low",
+        "ci_high",
+        "baseline_value",
+        "baseline_low",
+        "baseline_high",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "effect",
+        "p",
+        "q",
+        "n",
+        "n_baseline",
+        "test",
+        "unit",
+        "significant",
+        "left_out",
     ]
     return rows.sort_values(["model_number", "site", "block"])[columns].reset_index(drop=True)
 
@@ -142,5 +168,14 @@ def slopes(panel: Axes, rows: pd.DataFrame) -> None:
         panel.plot(x, y, color=colour, linewidth=width, zorder=2)
     if significant.any():
         top = np.full(int(significant.sum()), 0.985)
-        panel.plot(block[significant], top, transform=panel.get_xaxis_transform(), linestyle="none", marker="o",
-                   markersize=1.6, color=colour_of(number), clip_on=False, zorder=5)
+        panel.plot(
+            block[significant],
+            top,
+            transform=panel.get_xaxis_transform(),
+            linestyle="none",
+            marker="o",
+            markersize=1.6,
+            color=colour_of(number),
+            clip_on=False,
+            zorder=5,
+        )

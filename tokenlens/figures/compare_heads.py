@@ -115,9 +115,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             text = wrapped(title if beside else names.short(number), characters(height))
             cell.panel.set_ylabel(f"{text}\nblock")
     for quantity, image in images.items():
-        where: dict[str, Any] = {"aspect": 18, "fraction": 0.04} if beside else {
-            "location": "bottom", "aspect": 12, "fraction": 0.03
-        }
+        where: dict[str, Any] = (
+            {"aspect": 18, "fraction": 0.04} if beside else {"location": "bottom", "aspect": 12, "fraction": 0.03}
+        )
         colour_bar(page.figure, image, panels[quantity], "", **where)
     page.legend(names.handles(lines=False), columns=2)
     comparison_note(page, frame, "mean over images; shares of attention, entropy divided by log P")
@@ -133,8 +133,16 @@ def _scale(quantity: str, values: pd.Series) -> tuple[float, float]:
 
 def _nothing(cell: Cell) -> None:
     """Say in a panel that the model has no such tokens."""
-    cell.panel.text(0.5, 0.5, "not in\nthis model", transform=cell.panel.transAxes, ha="center", va="center",
-                    color=FAINT, fontsize="small")
+    cell.panel.text(
+        0.5,
+        0.5,
+        "not in\nthis model",
+        transform=cell.panel.transAxes,
+        ha="center",
+        va="center",
+        color=FAINT,
+        fontsize="small",
+    )
     cell.panel.set_xticks([])
     cell.panel.set_yticks([])
     for side in cell.panel.spines.values():

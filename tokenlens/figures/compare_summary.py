@@ -157,7 +157,7 @@ def _page(profiles: int, *, stages: bool, groups: int) -> tuple[Canvas, dict[str
     last = [f"similarity{index}" for index in range(groups)]
     if paper().narrow:
         half = [*top, *(["stages"] if stages else [])]
-        rows = [half[i:i + 2] for i in range(0, len(half), 2)] + [["means"]] + ([last] if last else [])
+        rows = [half[i : i + 2] for i in range(0, len(half), 2)] + [["means"]] + ([last] if last else [])
         heights = [30.0] * (len(rows) - 1) + [40.0 if last else 26.0]
     else:
         rows = [top, ["means", *(["stages"] if stages else []), *last]]
@@ -221,8 +221,15 @@ def _stages(panel: Axes, rows: pd.DataFrame) -> None:
         inside = rows[rows["site"] == norm]
         stack(panel, inside.assign(place=inside["model_number"].map(place)), place="place")
         ticks |= {place[number]: letter_of(int(number)) for number in numbers}
-        panel.text(first + (len(numbers) - 1) / 2, 0.99, norm, transform=panel.get_xaxis_transform(), ha="center",
-                   va="top", fontsize="small")
+        panel.text(
+            first + (len(numbers) - 1) / 2,
+            0.99,
+            norm,
+            transform=panel.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize="small",
+        )
     panel.set_xticks(list(ticks), list(ticks.values()))
     low, high = panel.get_ylim()
     panel.set_ylim(low, high + 0.14 * (high - low))
@@ -233,5 +240,13 @@ def _stages(panel: Axes, rows: pd.DataFrame) -> None:
     handles = stage_handles(rows)
     for handle in handles:
         handle.set_label(re.split(r" \(|:", str(handle.get_label()))[0].split(" ")[-1])  # "weight γ" is γ
-    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=len(handles), handlelength=0.9,
-                 handletextpad=0.4, columnspacing=0.8, borderpad=0)
+    panel.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.09),
+        ncols=len(handles),
+        handlelength=0.9,
+        handletextpad=0.4,
+        columnspacing=0.8,
+        borderpad=0,
+    )

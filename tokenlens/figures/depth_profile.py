@@ -35,8 +35,17 @@ CAPTION = (
 METRICS = ("norm_differentiation", "cls_patch_cosine", "patch_patch_cosine")
 
 SITE_COLOURS = {
-    "resid_pre": "#1b1b1f", "norm1": "#332288", "q": "#AA4499", "k": "#882255", "v": "#CC6677", "attn_out": "#117733",
-    "resid_mid": "#6b6b76", "norm2": "#88CCEE", "mlp_out": "#999933", "resid_post": "#a8a8b0", "pattern": "#332288",
+    "resid_pre": "#1b1b1f",
+    "norm1": "#332288",
+    "q": "#AA4499",
+    "k": "#882255",
+    "v": "#CC6677",
+    "attn_out": "#117733",
+    "resid_mid": "#6b6b76",
+    "norm2": "#88CCEE",
+    "mlp_out": "#999933",
+    "resid_post": "#a8a8b0",
+    "pattern": "#332288",
 }
 """Colours of sites (Tol's muted set and greys): none of a token group's."""
 
@@ -75,8 +84,13 @@ def frame(
     keys = ["model", "metric", "part", "group", "site", "block"]
     if rows["head"].notna().any():
         by = rows.groupby(keys, sort=False)
-        averaged = by.agg(value=("value", "mean"), ci_low=("value", "min"), ci_high=("value", "max"), n=("n", "max"),
-                          unit=("unit", "first")).reset_index()
+        averaged = by.agg(
+            value=("value", "mean"),
+            ci_low=("value", "min"),
+            ci_high=("value", "max"),
+            n=("n", "max"),
+            unit=("unit", "first"),
+        ).reset_index()
         averaged["band"] = "heads"
         return averaged
     rows = rows[[*keys, "value", "ci_low", "ci_high", "n", "unit"]].copy()

@@ -37,11 +37,23 @@ QUANTITIES = {
     "fall": {"metric": "norm_differentiation", "part": "total", "site": "norm1", "group": ("cls-patch",)},
     "cosine": {"metric": "cls_patch_cosine", "part": "", "site": "resid_post", "group": ("cls-patch",)},
     "norm": {"metric": "token_norm", "part": "mean", "site": "resid_post", "group": ("cls", "patch")},
-}  # fmt: skip
+}
 """The rows of the diagnostics that each panel draws; of the norms those of the last block."""
 
 COLUMNS = (
-    "model", "quantity", "metric", "part", "site", "group", "block", "step", "value", "sd", "n", "ci_low", "ci_high",
+    "model",
+    "quantity",
+    "metric",
+    "part",
+    "site",
+    "group",
+    "block",
+    "step",
+    "value",
+    "sd",
+    "n",
+    "ci_low",
+    "ci_high",
     "unit",
 )
 MOST_COLUMNS = 240
@@ -66,7 +78,9 @@ def frame(run: TrainedRun) -> pd.DataFrame:
     frames = []
     for quantity, wanted in QUANTITIES.items():
         rows = told[
-            (told["metric"] == wanted["metric"]) & (told["part"] == wanted["part"]) & (told["site"] == wanted["site"])
+            (told["metric"] == wanted["metric"])
+            & (told["part"] == wanted["part"])
+            & (told["site"] == wanted["site"])
             & told["group"].isin(wanted["group"])
         ].copy()
         if quantity == "norm":
@@ -163,9 +177,12 @@ def _cosine(page: Canvas, panel: Axes, rows: pd.DataFrame) -> str:
         mine = rows[rows["block"] == block]
         colour = COLOURS["cls-patch"] if number is None else shades(number(block))
         panel.plot(
-            mine["at"], mine["value"], color=colour, marker="." if len(mine) == 1 else "",
+            mine["at"],
+            mine["value"],
+            color=colour,
+            marker="." if len(mine) == 1 else "",
             linewidth=1.2 if len(blocks) < 13 else 0.7,
-        )  # fmt: skip
+        )
     zero_line(panel)
     panel.grid(axis="y")
     panel.set_ylabel("cosine")

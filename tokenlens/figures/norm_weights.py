@@ -38,7 +38,8 @@ SIDES = ("cls", "patch")
 
 
 def frame(
-    analysis: Analysis, norms: str | Sequence[str] = ("norm1", "norm2", "final_norm"),
+    analysis: Analysis,
+    norms: str | Sequence[str] = ("norm1", "norm2", "final_norm"),
     parameters: str | Sequence[str] = tuple(SYMBOLS),
 ) -> pd.DataFrame:
     """Both sides' γ and β, and their difference, for each norm, block and channel.
@@ -65,10 +66,13 @@ def frame(
             frames.append(
                 pd.DataFrame(
                     {
-                        "norm": norm, "parameter": parameter,
+                        "norm": norm,
+                        "parameter": parameter,
                         "block": np.repeat(np.arange(blocks), channels) + (norm == "final_norm") * analysis.blocks,
-                        "channel": np.tile(np.arange(channels), blocks), "cls": cls_LD.ravel(),
-                        "patch": patch_LD.ravel(), "difference": (cls_LD - patch_LD).ravel(),
+                        "channel": np.tile(np.arange(channels), blocks),
+                        "cls": cls_LD.ravel(),
+                        "patch": patch_LD.ravel(),
+                        "difference": (cls_LD - patch_LD).ravel(),
                     }
                 )
             )
@@ -104,8 +108,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         limit = limits[parameter]
         image = heat_map(differences, _narrowed(difference), -limit, limit, diverging=True, levels=21)
         if not difference.any():
-            differences.text(0.5, 0.5, "both sets are equal", transform=differences.transAxes, ha="center", va="center",
-                             color=FAINT)  # fmt: skip
+            differences.text(
+                0.5, 0.5, "both sets are equal", transform=differences.transAxes, ha="center", va="center", color=FAINT
+            )
         else:
             images[parameter] = image
         _block_axis(sides, differences, len(difference), norm)

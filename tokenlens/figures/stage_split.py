@@ -38,8 +38,10 @@ OWN = {"gamma": ("gamma_shared", "gamma_own"), "beta": ("beta_shared", "beta_own
 """The two parts of a stage of a specialized norm, which add up to it."""
 
 OWN_STAGES = {
-    "gamma_shared": "weight γ (specialized: the patches')", "gamma_own": "CLS's own γ instead",
-    "beta_shared": "bias β (specialized: the patches')", "beta_own": "CLS's own β instead",
+    "gamma_shared": "weight γ (specialized: the patches')",
+    "gamma_own": "CLS's own γ instead",
+    "beta_shared": "bias β (specialized: the patches')",
+    "beta_own": "CLS's own β instead",
 }
 PARTS = (*STAGES, *OWN_STAGES, "total")
 """The parts of norm_differentiation that are drawn."""
@@ -118,7 +120,11 @@ def _sets_note(frame: pd.DataFrame) -> str:
 
 
 _TOTAL: dict[str, Any] = {
-    "linestyle": "none", "marker": "D", "markersize": 3, "markerfacecolor": PAPER, "markeredgecolor": INK
+    "linestyle": "none",
+    "marker": "D",
+    "markersize": 3,
+    "markerfacecolor": PAPER,
+    "markeredgecolor": INK,
 }
 
 

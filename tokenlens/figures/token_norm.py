@@ -28,9 +28,7 @@ METRICS = ("token_norm",)
 PARTS = {"mean": "norm ‖x‖", "max_over_median": "longest patch / median", "high_norm_share": "high-norm patches [%]"}
 
 
-def frame(
-    analysis: Analysis, site: str = "resid_post", parts: str | Sequence[str] = tuple(PARTS)
-) -> pd.DataFrame:
+def frame(analysis: Analysis, site: str = "resid_post", parts: str | Sequence[str] = tuple(PARTS)) -> pd.DataFrame:
     """Norms per part, block and group at one site of the residual stream.
 
     Args:

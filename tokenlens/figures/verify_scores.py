@@ -57,8 +57,15 @@ def frame(verification: Verification) -> pd.DataFrame:
     for key, models in each.groupby(keys, sort=False):
         values = dict(zip(models["seed"], models["value"].astype(float), strict=True))
         over = effect_of(values, dict.fromkeys(values, 0.0))
-        rows.append({**dict(zip(keys, key, strict=True)), "value": over.difference, "ci_low": over.low,
-                     "ci_high": over.high, "seeds": over.seeds})  # fmt: skip
+        rows.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "value": over.difference,
+                "ci_low": over.low,
+                "ci_high": over.high,
+                "seeds": over.seeds,
+            }
+        )
     begun = verification.continued.copy()
     if len(begun):
         begun["cell"] = probed_cell(begun)
@@ -104,8 +111,15 @@ def _panel(panel: Axes, rows: pd.DataFrame, variants: list[str]) -> None:
     for place, cell in enumerate(cells):
         inside = rows[rows["cell"] == cell]
         for begun in inside[inside["variant"] == START].itertuples(index=False):
-            panel.fill_between([begun.ci_low, begun.ci_high], place - 0.42, place + 0.42, color=FAINT, alpha=0.12,
-                               linewidth=0, zorder=1)  # fmt: skip
+            panel.fill_between(
+                [begun.ci_low, begun.ci_high],
+                place - 0.42,
+                place + 0.42,
+                color=FAINT,
+                alpha=0.12,
+                linewidth=0,
+                zorder=1,
+            )
             panel.vlines(begun.value, place - 0.42, place + 0.42, color=FAINT, linewidth=1.2, zorder=2)
         dots_and_means(panel, inside, variants, place, "value")
     panel.set_yticks(range(len(cells)), [probe_name(cell) for cell in cells])

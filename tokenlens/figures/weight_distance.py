@@ -88,8 +88,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             if row == 0:
                 page.title(panel, PARTS[part], 0.36)
             if same:
-                panel.text(0.5, 0.5, "both sets are equal", transform=panel.transAxes, ha="center", va="center",
-                           color=FAINT)  # fmt: skip
+                panel.text(
+                    0.5, 0.5, "both sets are equal", transform=panel.transAxes, ha="center", va="center", color=FAINT
+                )
         title = COMPONENTS.get(component, component)
         page.axes[row, 0].set_ylabel(wrapped(title, characters(24)))
         _legend(page.axes[row, 1], looks, page.own)

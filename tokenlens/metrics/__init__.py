@@ -224,9 +224,17 @@ class PerImageMetric(Metric):
         sd = self.moments.sd
         return [
             row(
-                part, block, site, group, head,
-                value=self.moments.mean[i] if self.moments.n[i] else np.nan, sd=sd[i], n=int(self.moments.n[i]),
-                ci_low=low[i], ci_high=high[i], unit=self.unit_of(part),
+                part,
+                block,
+                site,
+                group,
+                head,
+                value=self.moments.mean[i] if self.moments.n[i] else np.nan,
+                sd=sd[i],
+                n=int(self.moments.n[i]),
+                ci_low=low[i],
+                ci_high=high[i],
+                unit=self.unit_of(part),
             )
             for i, (part, block, site, group, head) in enumerate(self.keys)
         ]
@@ -383,21 +391,32 @@ class JackknifeMetric(Metric):
             whole = {name: total.sum(axis=0) for name, total in by_group.items()}
             with np.errstate(invalid="ignore", divide="ignore"):
                 value = self.value(whole, self.n, constants)
-                without = [
-                    self.value(
-                        {name: whole[name] - by_group[name][g] for name in whole},
-                        self.n - int(self.counts_G[g]),
-                        constants,
-                    )
-                    for g in present
-                ] if len(present) > 2 else []
+                without = (
+                    [
+                        self.value(
+                            {name: whole[name] - by_group[name][g] for name in whole},
+                            self.n - int(self.counts_G[g]),
+                            constants,
+                        )
+                        for g in present
+                    ]
+                    if len(present) > 2
+                    else []
+                )
                 for (part, group), numbers in value.items():
                     left_out = np.array([other[part, group] for other in without])
                     counts = self.counts_G[present] if without else np.zeros(0, dtype=np.int64)
                     low, high = jackknife_interval(numbers, left_out, counts)
                     rows += [
                         row(
-                            part, block, str(site), group, value=numbers[i], n=self.n, ci_low=low[i], ci_high=high[i],
+                            part,
+                            block,
+                            str(site),
+                            group,
+                            value=numbers[i],
+                            n=self.n,
+                            ci_low=low[i],
+                            ci_high=high[i],
                             unit=self.unit_of(part),
                         )
                         for i, (block, site) in zip(places, keys, strict=True)

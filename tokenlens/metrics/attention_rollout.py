@@ -70,9 +70,7 @@ class AttentionRollout(AttentionMetric):
         """From the CLS row of the rollout."""
         row, layout = summary.cls_rollout, summary.layout
         assert row is not None
-        values = {
-            ("mass", f"cls-{group}"): row[..., list(layout.positions(group))].sum(-1) for group in layout.groups
-        }
+        values = {("mass", f"cls-{group}"): row[..., list(layout.positions(group))].sum(-1) for group in layout.groups}
         entropy = attention_entropy(row[..., layout.patch_slice])
         return values | {("normalized_entropy", "cls-patch"): entropy / math.log(layout.patches)}
 

@@ -171,8 +171,15 @@ class CKA(Metric):
         result = {name: np.diag(self._block(matrix, "cls-patch")) for name, matrix in self._cka().items()}
         return [
             row(
-                "", block, "resid_post", "cls-patch", value=result["value"][i], n=len(self._indices),
-                ci_low=result["low"][i], ci_high=result["high"][i], unit=self.unit,
+                "",
+                block,
+                "resid_post",
+                "cls-patch",
+                value=result["value"][i],
+                n=len(self._indices),
+                ci_low=result["low"][i],
+                ci_high=result["high"][i],
+                unit=self.unit,
             )
             for i, block in enumerate(self._blocks)
         ]

@@ -77,9 +77,7 @@ class DimensionSelectivity(JackknifeMetric):
         """|γ| for the patches' side."""
         return {} if summary.weight_patch is None else {"gamma": summary.weight_patch.squeeze(1).abs()}
 
-    def value(
-        self, sums: dict[str, Array], n: int, constants: dict[str, Array]
-    ) -> dict[tuple[str, str], Array]:
+    def value(self, sums: dict[str, Array], n: int, constants: dict[str, Array]) -> dict[tuple[str, str], Array]:
         """Summaries of s over channels."""
         values = {}
         for side in ("input", "output"):

@@ -127,8 +127,10 @@ class NormDifferentiation(NormMetric):
             return
         for cells in stacks:
             tensors = {
-                "cls_gamma": cells.summary.weight_prefix, "patch_gamma": cells.summary.weight_patch,
-                "cls_beta": cells.summary.bias_prefix, "patch_beta": cells.summary.bias_patch,
+                "cls_gamma": cells.summary.weight_prefix,
+                "patch_gamma": cells.summary.weight_patch,
+                "cls_beta": cells.summary.bias_prefix,
+                "patch_beta": cells.summary.bias_patch,
             }
             for key, row in zip(cells.keys, cells.rows, strict=True):
                 self._sets[key] = {

@@ -48,9 +48,11 @@ def block_masks(
         for place, row in enumerate(rows):
             random.seed(int(seeds[row]))
             masks_Rhw[place] = random_block_mask_image(
-                (height, width), int(patches[row]), min_num_masks_per_block=SMALLEST_BLOCK,
+                (height, width),
+                int(patches[row]),
+                min_num_masks_per_block=SMALLEST_BLOCK,
                 max_num_masks_per_block=max(SMALLEST_BLOCK, height * width // 2),
-            )  # fmt: skip
+            )
     return masks_Rhw
 
 

@@ -76,8 +76,11 @@ class SelfDistillationOptions:
             self._must_be_range(name, 1.0)
         self._must_be_range("blur", float("inf"))
         self._must("student_temperature", self.student_temperature > 0, "above 0")
-        self._must("teacher_temperature_start", 0 < self.teacher_temperature_start <= self.teacher_temperature,
-                   f"above 0 and at most teacher_temperature={self.teacher_temperature}")  # fmt: skip
+        self._must(
+            "teacher_temperature_start",
+            0 < self.teacher_temperature_start <= self.teacher_temperature,
+            f"above 0 and at most teacher_temperature={self.teacher_temperature}",
+        )
         for name in ("teacher_temperature_warmup", "momentum"):
             self._must(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self._must("last_layer_held", self.last_layer_held >= 0, "at least 0")
@@ -167,9 +170,10 @@ class SelfDistillation(Objective):
         timm_model: Any = model
         layout = self.family.layout(model, as_pair(images_NCHW.shape[-2:]))
         masking = (
-            nullcontext() if masks_NP is None or mask_token_D is None
+            nullcontext()
+            if masks_NP is None or mask_token_D is None
             else masked_patches(timm_model.patch_embed, masks_NP, mask_token_D)
-        )  # fmt: skip
+        )
         with masking:
             tokens_NTD = timm_model.forward_features(images_NCHW)
         layout.check(tokens_NTD.shape[1])
@@ -179,9 +183,11 @@ class SelfDistillation(Objective):
         """Of this step."""
         options = self.options
         return linear_warmup_schedule(
-            progress.step, round(options.teacher_temperature_warmup * progress.steps),
-            options.teacher_temperature_start, options.teacher_temperature,
-        )  # fmt: skip
+            progress.step,
+            round(options.teacher_temperature_warmup * progress.steps),
+            options.teacher_temperature_start,
+            options.teacher_temperature,
+        )
 
     def after_backward(self, progress: Progress) -> None:
         """Hold the prototypes still in the first epochs: without a gradient the optimizer leaves them as they are."""

@@ -38,9 +38,7 @@ class DINO(SelfDistillation):
     def __init__(self, backbone: nn.Module, options: DINOOptions, setting: Setting) -> None:
         super().__init__(backbone, options, setting)
         width = int(backbone.num_features)  # type: ignore[arg-type]
-        self.add_heads(
-            lambda: DINOProjectionHead(width, options.hidden, options.bottleneck, options.prototypes), "cls"
-        )
+        self.add_heads(lambda: DINOProjectionHead(width, options.hidden, options.bottleneck, options.prototypes), "cls")
         self.dino_loss = DINOLoss(options.prototypes, student_temp=options.student_temperature, center_momentum=0.9)
 
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:

@@ -121,9 +121,7 @@ class DINOv2(SelfDistillation):
             said_NK, said_MK = (
                 (in_float32(said) / options.student_temperature).log_softmax(-1) for said in (said_NK, said_MK)
             )
-            dino = cls_loss(
-                torch.stack(taught_NK.chunk(GLOBAL_CROPS)), torch.stack(said_NK.chunk(len(batch.views)))
-            )
+            dino = cls_loss(torch.stack(taught_NK.chunk(GLOBAL_CROPS)), torch.stack(said_NK.chunk(len(batch.views))))
             ibot = patch_loss(taught_MK, said_MK, weight_M, len(masks_NP))
             koleo = sum((self._koleo(in_float32(crop)) for crop in cls_ND.chunk(GLOBAL_CROPS)), cls_ND.new_zeros(()))
             loss = dino + options.ibot * ibot + options.koleo * koleo
@@ -135,9 +133,13 @@ class DINOv2(SelfDistillation):
         positions = batch.positions.tolist()
         rows = [crop * batch.size + position for crop in range(GLOBAL_CROPS) for position in positions]
         masks_Nhw = block_masks(
-            rows, GLOBAL_CROPS * batch.size, grid, self.options.masked_crops, self.options.mask_ratio,
+            rows,
+            GLOBAL_CROPS * batch.size,
+            grid,
+            self.options.masked_crops,
+            self.options.mask_ratio,
             (progress.seed, progress.step),
-        )  # fmt: skip
+        )
         return masks_Nhw.flatten(1)
 
     def _koleo(self, cls_BD: Tensor) -> Tensor:

@@ -143,9 +143,7 @@ class Distill(Objective):
             self.patch_head = _head(options.head, width, teacher.width) if options.patch_weight > 0 else None
 
     @classmethod
-    def views(
-        cls, options: DistillOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> Views:
+    def views(cls, options: DistillOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
         """The student's view and the teacher's, or one where size and normalisation are the same."""
         student = _Prepared(image_size, tuple(mean), tuple(std))
         teacher_size = options.teacher_image_size

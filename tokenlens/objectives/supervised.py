@@ -133,11 +133,13 @@ class Supervised(Objective):
             separate=True,
         )
         if options.crop == "simple":  # timm has none with a margin of reflected pixels
-            crop = transforms.Compose([
-                transforms.Resize(image_size, transforms.InterpolationMode.BICUBIC),
-                transforms.RandomCrop(image_size, padding=4, padding_mode="reflect"),
-                transforms.RandomHorizontalFlip(options.flip),
-            ])  # fmt: skip
+            crop = transforms.Compose(
+                [
+                    transforms.Resize(image_size, transforms.InterpolationMode.BICUBIC),
+                    transforms.RandomCrop(image_size, padding=4, padding_mode="reflect"),
+                    transforms.RandomHorizontalFlip(options.flip),
+                ]
+            )
         return SingleView(transforms.Compose([crop, colors, ready]))
 
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:

@@ -9,6 +9,18 @@ from tokenlens.probes._probe import SOURCES, probe, probes
 from tokenlens.probes._result import ProbeResult, table_of
 
 __all__ = [
-    "RANKS", "RAW_PIXELS", "SOURCES", "Grids", "ImageProbe", "Judgement", "Predictions", "Probe", "ProbeResult",
-    "Vectors", "package", "probe", "probes", "table_of",
+    "RANKS",
+    "RAW_PIXELS",
+    "SOURCES",
+    "Grids",
+    "ImageProbe",
+    "Judgement",
+    "Predictions",
+    "Probe",
+    "ProbeResult",
+    "Vectors",
+    "package",
+    "probe",
+    "probes",
+    "table_of",
 ]

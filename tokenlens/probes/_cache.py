@@ -126,9 +126,14 @@ def features_of(
             assert isinstance(array, np.memmap)
             array.flush()
         index = {
-            "format": FORMAT, "arrays": names, "skipped": skipped, "unreadable": np.flatnonzero(~readable).tolist(),
-            "looked_at": looked_at, "identity": backbone.identity, "data": images.description,
-        }  # fmt: skip
+            "format": FORMAT,
+            "arrays": names,
+            "skipped": skipped,
+            "unreadable": np.flatnonzero(~readable).tolist(),
+            "looked_at": looked_at,
+            "identity": backbone.identity,
+            "data": images.description,
+        }
         text = json.dumps(index, indent=1, ensure_ascii=False)
         (unfinished / _INDEX).write_text(text, encoding="utf-8", errors="backslashreplace")
     return Features(_mapped(folder, names), places, readable, skipped, seconds, folder)
@@ -179,7 +184,11 @@ def _compute(
     looked_at: dict[str, str] = {}
     # A DataLoader draws its workers' seed from the global random state, unless it is given a generator.
     loader: DataLoader[Collated] = DataLoader(
-        prepared, batch_size, num_workers=workers, collate_fn=collate, generator=torch.Generator()  # type: ignore[arg-type]
+        prepared,
+        batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # type: ignore[arg-type]
     )
     done = 0
     for batch, left_out in loader:
@@ -223,9 +232,13 @@ def _check_finite(part: torch.Tensor, batch: Batch, model: str) -> None:
 
 def _key(backbone: Backbone, kind: Kind, images: Images, places: np.ndarray, where: str) -> str:
     everything = {
-        "format": FORMAT, "kind": kind, "backbone": backbone.identity, "data": images.description, "where": where,
+        "format": FORMAT,
+        "kind": kind,
+        "backbone": backbone.identity,
+        "data": images.description,
+        "where": where,
         "places": hashlib.sha256(places.astype("<i8").tobytes()).hexdigest(),
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:40]
 
 

@@ -23,6 +23,7 @@ from tokenlens.probes._result import table_of
 RANKS = 5
 """Classes that a classifier names for an image, the likeliest first."""
 
+
 @dataclass(frozen=True)
 class Vectors:
     """One feature vector for each image of a split.
@@ -139,8 +140,14 @@ class ImageProbe(Probe):
         low, high = interval(np.stack([best_M, five_M], 1).astype(float), lambda sums: sums / len(test))
         values = (float(best_M.mean()), float(five_M.mean()))
         rows = [
-            {"quantity": quantity, "value": value, "ci_low": low[i], "ci_high": high[i], "n": len(test),
-             "unit": "share"}
+            {
+                "quantity": quantity,
+                "value": value,
+                "ci_low": low[i],
+                "ci_high": high[i],
+                "n": len(test),
+                "unit": "share",
+            }
             for i, (quantity, value) in enumerate(zip(("top-1 accuracy", "top-5 accuracy"), values, strict=True))
             if i == 0 or len(test.classes) > RANKS
         ]
@@ -149,10 +156,15 @@ class ImageProbe(Probe):
             for what, share, n in found.choices
         ]
         classes = np.asarray(test.classes, dtype=object)
-        per_image = pd.DataFrame({
-            "image": list(names), "label": classes[test.labels_N], "prediction": classes[found.ranked_MR[:, 0]],
-            "correct": best_M.astype(int), "correct_top5": five_M.astype(int),
-        }).astype({"image": "str", "label": "str", "prediction": "str"})  # fmt: skip
+        per_image = pd.DataFrame(
+            {
+                "image": list(names),
+                "label": classes[test.labels_N],
+                "prediction": classes[found.ranked_MR[:, 0]],
+                "correct": best_M.astype(int),
+                "correct_top5": five_M.astype(int),
+            }
+        ).astype({"image": "str", "label": "str", "prediction": "str"})
         table = table_of(rows)
         return Judgement(values[0], float(low[0]), float(high[0]), per_image, table, found.protocol)
 

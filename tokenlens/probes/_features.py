@@ -92,11 +92,17 @@ class FrozenModel:
         config, resize = _resizing(loaded.data_config, kind)
         self.transform = replace(loaded, data_config=config).transform()
         self.identity: dict[str, Any] = {
-            "model": loaded.name, "family": family.name or type(family).__qualname__,
-            "weights": loaded.weights["sha256"], "image_size": list(loaded.image_size),
-            "transform": {key: str(value) for key, value in config.items()}, "blocks": self.blocks, "amp": amp,
-            "device": loaded.device.type, "torch": torch.__version__, "timm": timm.__version__,
-        }  # fmt: skip
+            "model": loaded.name,
+            "family": family.name or type(family).__qualname__,
+            "weights": loaded.weights["sha256"],
+            "image_size": list(loaded.image_size),
+            "transform": {key: str(value) for key, value in config.items()},
+            "blocks": self.blocks,
+            "amp": amp,
+            "device": loaded.device.type,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
         if isinstance(loaded.weights.get("source"), str) and loaded.weights["source"] == "module as handed over":
             # Weights do not tell how a module of one's own computes (its number of heads, say); what it computes does.
             self.identity["computes"] = self._fingerprint()
@@ -195,21 +201,28 @@ class RawPixels:
             raise ValueError(f"{RAW_PIXELS} takes a square img_size that is a multiple of {RAW_GRID}, got {img_size}")
         self.kind = kind
         self.cell = self.image_size[0] // RAW_GRID
-        config, resize = _resizing({
-            "input_size": (3, *self.image_size), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-            "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
-        }, kind)  # fmt: skip
+        config, resize = _resizing(
+            {
+                "input_size": (3, *self.image_size),
+                "mean": IMAGENET_DEFAULT_MEAN,
+                "std": IMAGENET_DEFAULT_STD,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "crop_mode": "center",
+            },
+            kind,
+        )
         self.transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
         self.identity: dict[str, Any] = {
-            "model": RAW_PIXELS, "transform": {key: str(value) for key, value in config.items()}
+            "model": RAW_PIXELS,
+            "transform": {key: str(value) for key, value in config.items()},
         }
         what = (
-            f"the {self.cell}×{self.cell}×3 pixels of each of {RAW_GRID}×{RAW_GRID} cells" if kind == "patches" else
-            f"pixels averaged to {RAW_GRID}×{RAW_GRID}×3"
+            f"the {self.cell}×{self.cell}×3 pixels of each of {RAW_GRID}×{RAW_GRID} cells"
+            if kind == "patches"
+            else f"pixels averaged to {RAW_GRID}×{RAW_GRID}×3"
         )
-        self.protocol: dict[str, Any] = {
-            "model": f"{RAW_PIXELS} (no model)", "frozen features": what, "images": resize
-        }
+        self.protocol: dict[str, Any] = {"model": f"{RAW_PIXELS} (no model)", "frozen features": what, "images": resize}
 
     def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """No model; see ``Backbone``."""

@@ -111,7 +111,8 @@ def fit(
     ]
     decay = schedule.weight_decay
     optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, momentum=0.9, weight_decay=decay) if schedule.optimizer == "SGD"
+        torch.optim.SGD(groups, momentum=0.9, weight_decay=decay)
+        if schedule.optimizer == "SGD"
         else torch.optim.AdamW(groups, weight_decay=decay)
     )
     size, steps = min(schedule.batch_size, len(places)), schedule.steps(len(places))

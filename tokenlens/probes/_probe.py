@@ -86,9 +86,18 @@ def probe(
     splits = _opened(wanted.kind, data)
     where = os.path.abspath(data) if isinstance(data, str | os.PathLike) and Path(data).exists() else ""
     backbone, target = _backbone(
-        model, wanted.kind, source, blocks, checkpoint=checkpoint, pretrained=pretrained, img_size=img_size,
-        device=device, amp=amp, seed=seed, family=family,
-    )  # fmt: skip
+        model,
+        wanted.kind,
+        source,
+        blocks,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        img_size=img_size,
+        device=device,
+        amp=amp,
+        seed=seed,
+        family=family,
+    )
     chosen = _source(backbone, wanted.kind, source)
     places = [_subset(len(images), limit) for images in splits]
     total, done = sum(map(len, places)), 0
@@ -100,10 +109,20 @@ def probe(
                 progress(before + count, total)
 
         read = images.read if wanted.kind == "image" else lambda place, images=images: images.read(place)[0]
-        features.append(features_of(
-            backbone, wanted.kind, images, read, these, batch_size=batch_size, workers=workers, cache=cache,
-            where=where, progress=tell,
-        ))  # fmt: skip
+        features.append(
+            features_of(
+                backbone,
+                wanted.kind,
+                images,
+                read,
+                these,
+                batch_size=batch_size,
+                workers=workers,
+                cache=cache,
+                where=where,
+                progress=tell,
+            )
+        )
         done += len(these)
     train, test = (
         _samples(wanted.kind, images, found, backbone, chosen, target)
@@ -114,7 +133,11 @@ def probe(
     judgement = wanted.judge(train, test, names, seed)
     now = time.perf_counter()
     return ProbeResult(
-        value=judgement.value, ci_low=judgement.ci_low, ci_high=judgement.ci_high, n=len(test), unit=wanted.unit,
+        value=judgement.value,
+        ci_low=judgement.ci_low,
+        ci_high=judgement.ci_high,
+        n=len(test),
+        unit=wanted.unit,
         protocol={
             "probe": probes.describe(task),
             **backbone.protocol,
@@ -128,29 +151,34 @@ def probe(
             "interval": TEXT_OF_INTERVAL,
             "seed": seed,
         },
-        per_image=judgement.per_image, table=judgement.table, model=backbone.name, task=task,
+        per_image=judgement.per_image,
+        table=judgement.table,
+        model=backbone.name,
+        task=task,
         untrained=backbone.untrained,
         provenance={
             "identity": backbone.identity,
             "data": [images.description for images in splits],
-            "skipped": [{"split": split, **one} for split, found in zip(("train", "test"), features, strict=True)
-                        for one in found.skipped],
+            "skipped": [
+                {"split": split, **one}
+                for split, found in zip(("train", "test"), features, strict=True)
+                for one in found.skipped
+            ],
             "batch_size": batch_size,
             "limit": limit,
             "seed": seed,
             **made_by("probe"),
             "seconds": {
-                "features": round(sum(found.seconds for found in features), 3), "probe": round(now - begun, 3),
+                "features": round(sum(found.seconds for found in features), 3),
+                "probe": round(now - begun, 3),
                 "all": round(now - started, 3),
             },
             "features_kept_in": [None if found.folder is None else str(found.folder) for found in features],
         },
-    )  # fmt: skip
+    )
 
 
-def _check(
-    wanted: Probe, task: str, source: str | None, limit: int | None, batch_size: int, workers: int
-) -> None:
+def _check(wanted: Probe, task: str, source: str | None, limit: int | None, batch_size: int, workers: int) -> None:
     if wanted.kind == "patches" and source not in (None, "patches"):
         raise ValueError(f"the probe {task} always takes the patch tokens; leave source={source!r} out")
     if wanted.kind == "image" and source not in (None, *SOURCES):

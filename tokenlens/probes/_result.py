@@ -91,11 +91,19 @@ class ProbeResult:
             OSError: if the disk is full or not writable; nothing is left behind then.
         """
         settings = {
-            "schema_version": SCHEMA_VERSION, "kind": "probe", "model": self.model, "task": self.task,
-            "untrained": self.untrained, "value": self.value, "ci_low": _number(self.ci_low),
-            "ci_high": _number(self.ci_high), "n": self.n, "unit": self.unit, "protocol": self.protocol,
+            "schema_version": SCHEMA_VERSION,
+            "kind": "probe",
+            "model": self.model,
+            "task": self.task,
+            "untrained": self.untrained,
+            "value": self.value,
+            "ci_low": _number(self.ci_low),
+            "ci_high": _number(self.ci_high),
+            "n": self.n,
+            "unit": self.unit,
+            "protocol": self.protocol,
             "provenance": self.provenance,
-        }  # fmt: skip
+        }
         with writing(Path(path), overwrite) as folder:
             text = json.dumps(settings, indent=1, ensure_ascii=False, allow_nan=False)
             # A path that is not Unicode holds lone surrogates; the replacement is JSON's own way to write them.
@@ -128,9 +136,10 @@ class ProbeResult:
         for name in ("ci_low", "ci_high"):
             settings[name] = math.nan if settings[name] is None else settings[name]
         return ProbeResult(
-            **settings, per_image=_read(path / "per_image.csv", _TEXTS),
+            **settings,
+            per_image=_read(path / "per_image.csv", _TEXTS),
             table=_read(path / "table.csv", ("quantity", "of", "unit")),
-        )  # fmt: skip
+        )
 
     def __repr__(self) -> str:
         return f"ProbeResult({self.headline})"

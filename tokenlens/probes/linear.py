@@ -13,9 +13,12 @@ from tokenlens.probes import RANKS, ImageProbe, Predictions, Vectors
 from tokenlens.probes._heads import Heads, Schedule, edge_note, fit, held_out
 
 SCHEDULE = Schedule(
-    optimizer="SGD", learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), batch_size=128,
-    epochs=50, most_steps=12500,
-)  # fmt: skip
+    optimizer="SGD",
+    learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    batch_size=128,
+    epochs=50,
+    most_steps=12500,
+)
 """12500 is the number of steps of DINOv2's linear evaluation."""
 
 

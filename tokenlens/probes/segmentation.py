@@ -24,9 +24,13 @@ from tokenlens.probes._heads import Heads, Schedule, edge_note, fit, held_out
 IGNORED = 255
 
 SCHEDULE = Schedule(
-    optimizer="AdamW", learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), batch_size=16, epochs=30, most_steps=40000,
+    optimizer="AdamW",
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    batch_size=16,
+    epochs=30,
+    most_steps=40000,
     weight_decay=1e-4,
-)  # fmt: skip
+)
 """Weight decay and the most steps are those of DINOv2's linear segmentation."""
 
 PIXELS = 1024
@@ -63,13 +67,21 @@ class Segmentation(Probe):
         head = fit(loss_of, np.arange(len(train)), channels, classes, SCHEDULE, seed, train.device, (rates[best],))
         found = classified(head, test, np.arange(len(test)))
         choices = [
-            {"quantity": "mean IoU on held-out training images", "of": f"learning rate {rate:g}", "value": share,
-             "n": int(held.sum()), "unit": "share"}
+            {
+                "quantity": "mean IoU on held-out training images",
+                "of": f"learning rate {rate:g}",
+                "value": share,
+                "n": int(held.sum()),
+                "unit": "share",
+            }
             for rate, share in zip(rates, shares, strict=True)
-        ]  # fmt: skip
+        ]
         judgement = judged(found, test.classes, names)
         return Judgement(
-            judgement.value, judgement.ci_low, judgement.ci_high, judgement.per_image,
+            judgement.value,
+            judgement.ci_low,
+            judgement.ci_high,
+            judgement.per_image,
             pd.concat([judgement.table, table_of(choices)], ignore_index=True),
             {
                 "head": "BatchNorm (no weights of its own), 1×1 convolution, bilinear upsampling, cross-entropy",
@@ -208,13 +220,20 @@ def judged(found: Found, classes: tuple[str, ...], names: Sequence[str]) -> Judg
     occurs = labelled_NC.sum(0) > 0
     n = len(names)
     rows: list[dict[str, Any]] = [
-        {"quantity": quantity, "of": of, "value": values[i], "ci_low": low[i], "ci_high": high[i], "n": n,
-         "unit": "share"}
+        {
+            "quantity": quantity,
+            "of": of,
+            "value": values[i],
+            "ci_low": low[i],
+            "ci_high": high[i],
+            "n": n,
+            "unit": "share",
+        }
         for i, (quantity, of) in enumerate(
             [("mean IoU", ""), ("pixel accuracy", "")] + [("IoU", name) for name in classes]
         )
         if i < 2 or occurs[i - 2]
-    ]  # fmt: skip
+    ]
     pixels_N = labelled_NC.sum(1)
     with np.errstate(invalid="ignore"):
         accuracy_N = hit_NC.sum(1) / pixels_N
@@ -225,8 +244,11 @@ def judged(found: Found, classes: tuple[str, ...], names: Sequence[str]) -> Judg
     (height, width), most = found.sizes.most_common(1)[0]
     others = "" if most == n else f" (most often {width}×{height})"
     return Judgement(
-        value, float(low[0]), float(high[0]),
-        pd.DataFrame(columns).astype({"image": "str"}), table_of(rows),
+        value,
+        float(low[0]),
+        float(high[0]),
+        pd.DataFrame(columns).astype({"image": "str"}),
+        table_of(rows),
         {
             "mean IoU at": f"the masks' own size, {width}×{height}" if most == n else f"each mask's own size{others}",
             "mean IoU over": f"{int(occurs.sum())} classes, of the whole set's confusion matrix; "
@@ -234,7 +256,7 @@ def judged(found: Found, classes: tuple[str, ...], names: Sequence[str]) -> Judg
             "no class": f"{100 * found.ignored_N.sum() / (found.ignored_N.sum() + pixels_N.sum()):.1f} % of the test "
             f"masks' pixels ({IGNORED}) do not count",
         },
-    )  # fmt: skip
+    )
 
 
 def numbers(sums_NS: np.ndarray) -> np.ndarray:
@@ -249,4 +271,3 @@ def numbers(sums_NS: np.ndarray) -> np.ndarray:
         there_N = (labelled_NC > 0).sum(1)
         mean_N = np.nansum(iou_NC, axis=1) / np.where(there_N > 0, there_N, np.nan)
     return np.concatenate([mean_N[:, None], accuracy_N[:, None], iou_NC], axis=1)
-

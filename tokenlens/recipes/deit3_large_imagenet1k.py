@@ -20,6 +20,4 @@ from dataclasses import replace
 
 from tokenlens.recipes.deit3_base_imagenet1k import RECIPE as BASE
 
-RECIPE = replace(
-    BASE, model="deit3_large_patch16_224", model_options={**BASE.model_options, "drop_path_rate": 0.45}
-)
+RECIPE = replace(BASE, model="deit3_large_patch16_224", model_options={**BASE.model_options, "drop_path_rate": 0.45})

@@ -22,8 +22,14 @@ RECIPE = Recipe(
     model="deit3_small_patch16_224",
     model_options={"drop_path_rate": 0.05, "init_values": 1e-4},
     objective_options={
-        "loss": "bce", "bce_threshold": 0.0, "smoothing": 0.0, "mixup": 0.8, "cutmix": 1.0, "three_augment": True,
-        "color_jitter": 0.3, "crop": "resized",
+        "loss": "bce",
+        "bce_threshold": 0.0,
+        "smoothing": 0.0,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "three_augment": True,
+        "color_jitter": 0.3,
+        "crop": "resized",
     },
     image_size=224,
     batch_size=2048,
@@ -39,4 +45,4 @@ RECIPE = Recipe(
     log_every=50,
     checkpoint_minutes=20,
     diagnose_every=2500,
-)  # fmt: skip
+)

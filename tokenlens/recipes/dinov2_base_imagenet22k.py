@@ -21,6 +21,4 @@ from dataclasses import replace
 
 from tokenlens.recipes.dinov2_large_imagenet22k import RECIPE as LARGE
 
-RECIPE = replace(
-    LARGE, model="vit_base_patch14_dinov2", model_options={**LARGE.model_options, "drop_path_rate": 0.1}
-)
+RECIPE = replace(LARGE, model="vit_base_patch14_dinov2", model_options={**LARGE.model_options, "drop_path_rate": 0.1})

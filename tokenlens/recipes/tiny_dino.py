@@ -19,11 +19,24 @@ RECIPE = Recipe(
     objective="dino",
     model="vit_tiny_patch16_224",
     model_options={
-        "patch_size": 8, "depth": 6, "embed_dim": 96, "num_heads": 3, "init_values": 0.1, "dynamic_img_size": True,
+        "patch_size": 8,
+        "depth": 6,
+        "embed_dim": 96,
+        "num_heads": 3,
+        "init_values": 0.1,
+        "dynamic_img_size": True,
     },
     objective_options={
-        "local_crops": 4, "local_size": 32, "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4), "blur": (0.1, 0.6),
-        "prototypes": 1024, "hidden": 512, "bottleneck": 256, "momentum": 0.985, "teacher_temperature": 0.04,
+        "local_crops": 4,
+        "local_size": 32,
+        "global_scale": (0.4, 1.0),
+        "local_scale": (0.1, 0.4),
+        "blur": (0.1, 0.6),
+        "prototypes": 1024,
+        "hidden": 512,
+        "bottleneck": 256,
+        "momentum": 0.985,
+        "teacher_temperature": 0.04,
         "last_layer_held": 0.5,
     },
     image_size=64,
@@ -36,4 +49,4 @@ RECIPE = Recipe(
     clip_grad=3.0,
     log_every=20,
     diagnose_every=50,
-)  # fmt: skip
+)

@@ -22,7 +22,9 @@ RECIPE = Recipe(
     model="vit_tiny_patch16_224",
     model_options={"patch_size": 8, "depth": 9, "embed_dim": 128, "num_heads": 4, "init_values": 0.1},
     objective_options={
-        "teacher": "vit_small_patch14_dinov2", "teacher_image_size": 112, "views": "flip",
+        "teacher": "vit_small_patch14_dinov2",
+        "teacher_image_size": 112,
+        "views": "flip",
         "cache": "~/.cache/tokenlens/features",
     },
     image_size=64,
@@ -34,4 +36,4 @@ RECIPE = Recipe(
     clip_grad=1.0,
     log_every=20,
     diagnose_every=50,
-)  # fmt: skip
+)

@@ -20,7 +20,12 @@ RECIPE = Recipe(
     model="vit_tiny_patch16_224",
     model_options={"patch_size": 8, "depth": 6, "embed_dim": 96, "num_heads": 3, "init_values": 0.1},
     objective_options={
-        "loss": "ce", "smoothing": 0.1, "mixup": 0.0, "cutmix": 0.0, "three_augment": False, "crop_scale": (0.25, 1.0),
+        "loss": "ce",
+        "smoothing": 0.1,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "three_augment": False,
+        "crop_scale": (0.25, 1.0),
     },
     image_size=64,
     batch_size=128,
@@ -31,4 +36,4 @@ RECIPE = Recipe(
     clip_grad=1.0,
     log_every=20,
     diagnose_every=50,
-)  # fmt: skip
+)

@@ -29,7 +29,9 @@ REGIME = Regime(
         RegimeProbe("linear", 224, "both"),
     ),
     pace=Pace(
-        "48 A100 for the trainings, one for the rest (scaled from the authors' ViT-L, not measured)", train=12_000,
-        analyze=5, probes={"segmentation": 60, "knn": 120, "linear": 180},
+        "48 A100 for the trainings, one for the rest (scaled from the authors' ViT-L, not measured)",
+        train=12_000,
+        analyze=5,
+        probes={"segmentation": 60, "knn": 120, "linear": 180},
     ),
-)  # fmt: skip
+)

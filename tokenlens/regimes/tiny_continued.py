@@ -29,7 +29,12 @@ from tokenlens.regimes import Pace, Regime, RegimeProbe
 
 REGIME = Regime(
     recipe=replace(
-        TINY_DISTILL, epochs=3, warmup=0.2, log_every=5, diagnose_every=10, checkpoint_minutes=2,
+        TINY_DISTILL,
+        epochs=3,
+        warmup=0.2,
+        log_every=5,
+        diagnose_every=10,
+        checkpoint_minutes=2,
     ),
     recipe_name="tiny_distill",
     start="tokenlens_tiny",
@@ -42,4 +47,4 @@ REGIME = Regime(
         RegimeProbe("knn", 64, "cls", limit=8000),
     ),
     pace=Pace("one core of a virtual CPU", train=64, first=8, analyze=0.7, probes={"segmentation": 2, "knn": 1}),
-)  # fmt: skip
+)

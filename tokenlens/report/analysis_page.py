@@ -73,8 +73,12 @@ def _headlines(analysis: Analysis) -> Table | None:
         return Cell(", ".join(where))
 
     columns = {
-        "quantity": text_of("quantity"), "value": lambda row: Cell(fixed(row.value)), "95 % interval": bounds,
-        "unit": text_of("unit"), "where": place, "n": lambda row: Cell(str(row.n)),
+        "quantity": text_of("quantity"),
+        "value": lambda row: Cell(fixed(row.value)),
+        "95 % interval": bounds,
+        "unit": text_of("unit"),
+        "where": place,
+        "n": lambda row: Cell(str(row.n)),
     }
     numeric = ("value", "95 % interval", "n")
     return None if frame.empty else table_of(frame, "headlines", analysis.model, columns, numeric)

@@ -59,9 +59,11 @@ def content(comparison: Comparison) -> dict[str, Any]:
         ),
         "provenance": provenance_rows(comparison.provenance),
         "commands": commands(comparison.provenance, "comparison"),
-        "origins": [(label, each.provenance.get("command", ""), provenance_rows(each.provenance))
-                    for label, each in analyses.items()],
-    }  # fmt: skip
+        "origins": [
+            (label, each.provenance.get("command", ""), provenance_rows(each.provenance))
+            for label, each in analyses.items()
+        ],
+    }
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -84,14 +86,21 @@ def _models(comparison: Comparison, of: str) -> Table:
         weights = provenance.get("weights", {})
         rows.append(
             {
-                "label": label, "role": "baseline" if label == comparison.baseline else "", "model": analysis.model,
+                "label": label,
+                "role": "baseline" if label == comparison.baseline else "",
+                "model": analysis.model,
                 "specialized": "specialized" if two_sets(analysis) else "",
-                "untrained": analysis.untrained, "blocks": analysis.blocks, "heads": analysis.heads,
-                "grid": "{} × {}".format(*analysis.layout.grid), "prefix": ", ".join(analysis.layout.prefix),
-                "images": analysis.images, "image_size": "×".join(map(str, provenance.get("image_size") or [])),
-                "weights": str(weights.get("source", "")), "sha256": str(weights.get("sha256") or ""),
+                "untrained": analysis.untrained,
+                "blocks": analysis.blocks,
+                "heads": analysis.heads,
+                "grid": "{} × {}".format(*analysis.layout.grid),
+                "prefix": ", ".join(analysis.layout.prefix),
+                "images": analysis.images,
+                "image_size": "×".join(map(str, provenance.get("image_size") or [])),
+                "weights": str(weights.get("source", "")),
+                "sha256": str(weights.get("sha256") or ""),
             }
-        )  # fmt: skip
+        )
     columns: dict[str, Written] = {
         "label": lambda row: Cell(row.label, row.role),
         "model": lambda row: Cell(row.model, row.specialized),
@@ -125,9 +134,12 @@ def _largest(rows: pd.DataFrame) -> list[list[str]]:
 
 def _difference_cell(heading: str) -> Written:
     sorts: dict[str, Callable[[Any], float]] = {
-        "value": lambda row: row.value, "baseline": lambda row: row.baseline_value,
-        "difference": lambda row: row.difference, "95 % interval": lambda row: row.ci_high - row.ci_low,
-        "d": lambda row: row.effect, "q": lambda row: row.q,
+        "value": lambda row: row.value,
+        "baseline": lambda row: row.baseline_value,
+        "difference": lambda row: row.difference,
+        "95 % interval": lambda row: row.ci_high - row.ci_low,
+        "d": lambda row: row.effect,
+        "q": lambda row: row.q,
     }
 
     def written(row: Any) -> Cell:

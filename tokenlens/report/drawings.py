@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from tokenlens.verification_result import Verification
 
 _PAGE_COLOURS = {
-    INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)", GRID: "var(--rule)",
-    STAGE_COLOURS["gamma"]: "var(--gamma)", MODEL_COLOURS[1]: "var(--second)", MODEL_COLOURS[5]: "var(--sixth)",
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    PAPER: "var(--paper)",
+    GRID: "var(--rule)",
+    STAGE_COLOURS["gamma"]: "var(--gamma)",
+    MODEL_COLOURS[1]: "var(--second)",
+    MODEL_COLOURS[5]: "var(--sixth)",
 }
 """Colours of figures that are others on a dark page."""
 
@@ -88,7 +93,7 @@ def page_colour(colour: str) -> str:
 
 def _inline(svg: str) -> Markup:
     """An SVG of ours as part of the page: no header, as wide as its place, in the page's colours."""
-    svg = svg[svg.index("<svg"):]
+    svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
     head = re.sub(r' (?:width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
     for colour, variable in _PAGE_COLOURS.items():

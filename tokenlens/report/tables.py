@@ -76,8 +76,19 @@ def number_of(column: str, digits: int = 4) -> Written:
 
 
 SUMMARY = (
-    "metric", "part", "site", "group", "mean", "lowest", "lowest_block", "lowest_head", "highest", "highest_block",
-    "highest_head", "n", "unit",
+    "metric",
+    "part",
+    "site",
+    "group",
+    "mean",
+    "lowest",
+    "lowest_block",
+    "lowest_head",
+    "highest",
+    "highest_block",
+    "highest_head",
+    "n",
+    "unit",
 )
 
 

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from tokenlens.comparison import Comparison
 
 METRIC = "weight_distance"
-_COMPONENTS = {"norm": "norm", "layer_scale": "LayerScale", "qkv": "q, k, v projection", "proj": "output projection",
-               "mlp": "linear map"}  # fmt: skip
+_COMPONENTS = {
+    "norm": "norm",
+    "layer_scale": "LayerScale",
+    "qkv": "q, k, v projection",
+    "proj": "output projection",
+    "mlp": "linear map",
+}
 """What there is of each component, in the order of a block."""
 
 
@@ -58,12 +63,17 @@ def two_sets_table(analysis: Analysis) -> Table | None:
         furthest, lowest = inside["value"].idxmax(), inside["cosine"].fillna(2.0).idxmin()
         rows.append(
             {
-                "component": component, "parameter": parameter, "blocks": _blocks(inside["block"]),
-                "elements": int(inside["n"].iloc[0]), "mean": inside["value"].mean(),
-                "largest": inside.loc[furthest, "value"], "largest_block": inside.loc[furthest, "block"],
-                "lowest_cosine": inside.loc[lowest, "cosine"], "lowest_cosine_block": inside.loc[lowest, "block"],
+                "component": component,
+                "parameter": parameter,
+                "blocks": _blocks(inside["block"]),
+                "elements": int(inside["n"].iloc[0]),
+                "mean": inside["value"].mean(),
+                "largest": inside.loc[furthest, "value"],
+                "largest_block": inside.loc[furthest, "block"],
+                "lowest_cosine": inside.loc[lowest, "cosine"],
+                "lowest_cosine_block": inside.loc[lowest, "block"],
             }
-        )  # fmt: skip
+        )
     if not rows:
         return None
 
@@ -76,9 +86,13 @@ def two_sets_table(analysis: Analysis) -> Table | None:
         return written
 
     columns = {
-        "component": text_of("component"), "parameter": text_of("parameter"), "blocks": text_of("blocks"),
-        "elements": lambda row: Cell(f"{row.elements:,}"), "mean distance": number_of("mean", 3),
-        "largest distance": extreme("largest"), "lowest cosine": extreme("lowest_cosine"),
+        "component": text_of("component"),
+        "parameter": text_of("parameter"),
+        "blocks": text_of("blocks"),
+        "elements": lambda row: Cell(f"{row.elements:,}"),
+        "mean distance": number_of("mean", 3),
+        "largest distance": extreme("largest"),
+        "lowest cosine": extreme("lowest_cosine"),
     }
     numeric = ("elements", "mean distance", "largest distance", "lowest cosine")
     return table_of(pd.DataFrame(rows), "two-sets-table", analysis.model, columns, numeric)

@@ -47,10 +47,15 @@ def write_page(verification: Verification, folder: Path) -> Path:
     )
     environment.filters["unbroken"] = unbroken
     page = environment.get_template("verify.html").render(
-        **told, figures=drawn, left_out=left_out, definitions=defined, defined={one["name"] for one in defined},
-        script=Markup(script), styles=Markup(styles),
+        **told,
+        figures=drawn,
+        left_out=left_out,
+        definitions=defined,
+        defined={one["name"] for one in defined},
+        script=Markup(script),
+        styles=Markup(styles),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )  # fmt: skip
+    )
     path = folder / PAGE
     half_written = path.with_name(f".{PAGE}.unfinished")
     try:
@@ -76,7 +81,9 @@ def content(verification: Verification) -> dict[str, Any]:
         "notes": settings if len(settings) > 1 else [],
         "skipped": [],
         "not_applicable": [],
-        "unfinished": None if left.empty else {
+        "unfinished": None
+        if left.empty
+        else {
             "text": f"{len(left)} of {counted(len(plan), 'task')} are not done; the same command goes on",
             "minutes": round(float(left["minutes"].sum())),
         },
@@ -101,7 +108,7 @@ def content(verification: Verification) -> dict[str, Any]:
         "provenance": _provenance(verification.settings),
         "recipe": _recipe(verification.settings),
         "probes": _probes(verification.settings),
-    }  # fmt: skip
+    }
 
 
 def _facts(verification: Verification, variants: list[str]) -> list[tuple[str, str]]:
@@ -112,8 +119,10 @@ def _facts(verification: Verification, variants: list[str]) -> list[tuple[str, s
         ("Trained models", str(sum(count))),
         ("Variants", ", ".join(variants) or "none"),
         ("Seeds of each", "–".join(map(str, dict.fromkeys([min(count), max(count)]))) if count else "none"),
-        ("Probes of each", str(numbers[numbers["measure"] != "loss"].groupby(["task", "source",
-        "resolution"]).ngroups)),
+        (
+            "Probes of each",
+            str(numbers[numbers["measure"] != "loss"].groupby(["task", "source", "resolution"]).ngroups),
+        ),
     ]
     return [*facts, ("Settings", str(numbers["setting"].nunique()))]
 
@@ -131,21 +140,28 @@ def _row(finding: Finding) -> dict[str, Any]:
 
     bounds = "" if finding.interval is None else f"{number(finding.interval[0])} to {number(finding.interval[1])}"
     return {
-        "finding": finding, "effect": f"{number(finding.effect)} {unit}" if number(finding.effect) else "",
-        "interval": bounds, "seeds": "" if finding.seeds is None else str(finding.seeds),
+        "finding": finding,
+        "effect": f"{number(finding.effect)} {unit}" if number(finding.effect) else "",
+        "interval": bounds,
+        "seeds": "" if finding.seeds is None else str(finding.seeds),
         "detectable": f"{fixed(finding.detectable, decimals)} {unit}" if finding.detectable is not None else "",
-    }  # fmt: skip
+    }
 
 
 def _effects(effects: pd.DataFrame, of: str) -> Table:
     """Differences over seeds, as they stand in the page."""
     interval = interval_of("ci_low", "ci_high")
     columns: dict[str, Written] = {
-        "variant": lambda row: Cell(row.variant, f"against {row.against}"), "measure": text_of("measure"),
-        "of": text_of("cell"), "difference": number_of("difference", 3), "95 % interval": interval,
-        "sd over seeds": number_of("sd", 2), "q": number_of("q", 2), "seeds": number_of("seeds"),
+        "variant": lambda row: Cell(row.variant, f"against {row.against}"),
+        "measure": text_of("measure"),
+        "of": text_of("cell"),
+        "difference": number_of("difference", 3),
+        "95 % interval": interval,
+        "sd over seeds": number_of("sd", 2),
+        "q": number_of("q", 2),
+        "seeds": number_of("seeds"),
         "smallest detectable": number_of("detectable", 2),
-    }  # fmt: skip
+    }
     if effects["setting"].nunique() > 1:
         columns = {"setting": text_of("setting"), **columns}
     numeric = ("difference", "95 % interval", "sd over seeds", "q", "seeds", "smallest detectable")
@@ -170,9 +186,12 @@ def _models(verification: Verification, of: str) -> Table:
         "variant": text_of("variant"),
         "measure": text_of("measure"),
         "of": lambda row: Cell(f"{row.task} {row.source} {row.resolution} px"),
-        "mean": number_of("mean"), "sd over seeds": number_of("std", 2), "lowest": number_of("min"),
-        "highest": number_of("max"), "models": number_of("count"),
-    }  # fmt: skip
+        "mean": number_of("mean"),
+        "sd over seeds": number_of("std", 2),
+        "lowest": number_of("min"),
+        "highest": number_of("max"),
+        "models": number_of("count"),
+    }
     frame = of_seeds.reset_index()
     if frame["setting"].nunique() > 1:
         columns = {"setting": text_of("setting"), **columns}
@@ -185,10 +204,15 @@ def _stages(stages: pd.DataFrame, of: str) -> Table | None:
         return None
     columns: dict[str, Written] = {
         "variant": lambda row: Cell(row.variant, f"against {row.against}" if row.against else ""),
-        "norm": text_of("norm"), "blocks": text_of("blocks"), "part": text_of("part"),
-        "value": number_of("value", 3), "95 % interval": interval_of("ci_low", "ci_high"),
-        "sd over seeds": number_of("sd", 2), "q": number_of("q", 2), "seeds": number_of("seeds"),
-    }  # fmt: skip
+        "norm": text_of("norm"),
+        "blocks": text_of("blocks"),
+        "part": text_of("part"),
+        "value": number_of("value", 3),
+        "95 % interval": interval_of("ci_low", "ci_high"),
+        "sd over seeds": number_of("sd", 2),
+        "q": number_of("q", 2),
+        "seeds": number_of("seeds"),
+    }
     if stages["setting"].nunique() > 1:
         columns = {"setting": text_of("setting"), **columns}
     numeric = ("value", "95 % interval", "sd over seeds", "q", "seeds")
@@ -206,12 +230,16 @@ def _continued(continued: pd.DataFrame, of: str) -> Table | None:
     if continued.empty:
         return None
     columns: dict[str, Written] = {
-        "variant": text_of("variant"), "measure": text_of("measure"),
+        "variant": text_of("variant"),
+        "measure": text_of("measure"),
         "of": lambda row: Cell(f"{row.task} {row.source} {row.resolution} px"),
-        "start": number_of("start", 3), "over images": interval_of("start_low", "start_high"),
-        "mean after": number_of("mean", 3), "difference": number_of("difference", 2),
-        "95 % interval": interval_of("ci_low", "ci_high"), "seeds": number_of("seeds"),
-    }  # fmt: skip
+        "start": number_of("start", 3),
+        "over images": interval_of("start_low", "start_high"),
+        "mean after": number_of("mean", 3),
+        "difference": number_of("difference", 2),
+        "95 % interval": interval_of("ci_low", "ci_high"),
+        "seeds": number_of("seeds"),
+    }
     if continued["setting"].nunique() > 1:
         columns = {"setting": text_of("setting"), **columns}
     numeric = ("start", "over images", "mean after", "difference", "95 % interval", "seeds")
@@ -225,10 +253,12 @@ def _costs(costs: pd.DataFrame, of: str) -> Table:
     frame["flops %"] = 100 * frame["added_flops"] / frame["flops"]
     frame = frame.rename(columns={"parameters %": "more_parameters", "flops %": "more_flops"})
     columns: dict[str, Written] = {
-        "model": text_of("model"), "specialization": text_of("preset"),
-        "parameters added": number_of("added_parameters", 9), "of the model's, %": number_of("more_parameters", 3),
+        "model": text_of("model"),
+        "specialization": text_of("preset"),
+        "parameters added": number_of("added_parameters", 9),
+        "of the model's, %": number_of("more_parameters", 3),
         "FLOPs, %": number_of("more_flops", 2),
-    }  # fmt: skip
+    }
     return table_of(frame, "costs", of, columns, ("parameters added", "of the model's, %", "FLOPs, %"))
 
 
@@ -241,8 +271,21 @@ def _commands(verification: Verification) -> list[tuple[str, str]]:
 
 
 def _provenance(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    named = ("name", "start", "seeds", "variants", "data", "train_images", "masks", "analyzed", "given", "versions",
-             "commit", "started", "ended")  # fmt: skip
+    named = (
+        "name",
+        "start",
+        "seeds",
+        "variants",
+        "data",
+        "train_images",
+        "masks",
+        "analyzed",
+        "given",
+        "versions",
+        "commit",
+        "started",
+        "ended",
+    )
     return provenance_rows({name: settings[name] for name in named if settings.get(name)})
 
 

@@ -16,7 +16,25 @@ from tokenlens.specialization._state_dict import has_two_sets, in_two_sets
 from tokenlens.specialization._timm_config import GENERIC
 
 __all__ = [
-    "GENERIC", "PRESETS", "Component", "Cost", "Merged", "Plan", "Positions", "Replacement", "Specialization",
-    "SpecializedModule", "as_specialization", "components", "costs", "has_two_sets", "in_two_sets", "merge", "plan",
-    "plan_of", "prefix_side", "save", "specialize",
+    "GENERIC",
+    "PRESETS",
+    "Component",
+    "Cost",
+    "Merged",
+    "Plan",
+    "Positions",
+    "Replacement",
+    "Specialization",
+    "SpecializedModule",
+    "as_specialization",
+    "components",
+    "costs",
+    "has_two_sets",
+    "in_two_sets",
+    "merge",
+    "plan",
+    "plan_of",
+    "prefix_side",
+    "save",
+    "specialize",
 ]

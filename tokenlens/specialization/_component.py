@@ -57,6 +57,7 @@ class SpecializedModule(nn.Module):
     def extra_repr(self) -> str:
         return f"prefix tokens at {', '.join(map(str, self.positions))}"
 
+
 class Component(ABC):
     """One kind of module that can hold two sets of weights. A file of ``tokenlens/specialization/`` defines one.
 
@@ -82,15 +83,15 @@ class Component(ABC):
             LookupError: for a module that it does not know.
         """
 
+
 def autocast_to(dtype: torch.dtype, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """As autocast casts the arguments of an operation: floating point, but not float64, differentiably.
 
     Done before a custom function is entered, because what autocast casts inside it would be kept in its cache without
     a way back to the weight, and a second use of the weight would get no gradient.
     """
-    return [
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
-    ]
+    return [x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
+
 
 def autocasting(x: Tensor) -> bool:
     """Whether autocast would cast this tensor."""

@@ -54,9 +54,14 @@ def _sum_over_patches(g_BTD: Tensor, positions: Positions) -> Tensor:
 
 
 def _normed(
-    x_BTD: Tensor, weight_prefix_D: Tensor, bias_prefix_D: Tensor | None, weight_patch_D: Tensor,
-    bias_patch_D: Tensor | None, eps: float, positions: Positions,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x_BTD: Tensor,
+    weight_prefix_D: Tensor,
+    bias_prefix_D: Tensor | None,
+    weight_patch_D: Tensor,
+    bias_patch_D: Tensor | None,
+    eps: float,
+    positions: Positions,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(x − μ)/σ · weight + bias, each token by its set; and every token's mean and 1/σ, (B, T, 1)."""
     shape = x_BTD.shape[-1:]
     y_BTD, mean_BT1, rstd_BT1 = torch.native_layer_norm(x_BTD, shape, weight_patch_D, bias_patch_D, eps)
@@ -70,16 +75,20 @@ class LayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, weight_prefix_D: Tensor, bias_prefix_D: Tensor | None, weight_patch_D: Tensor,
-        bias_patch_D: Tensor | None, eps: float, positions: Positions,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x_BTD: Tensor,
+        weight_prefix_D: Tensor,
+        bias_prefix_D: Tensor | None,
+        weight_patch_D: Tensor,
+        bias_patch_D: Tensor | None,
+        eps: float,
+        positions: Positions,
+    ) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         y_BTD, mean_BT1, rstd_BT1 = _normed(
             x_BTD, weight_prefix_D, bias_prefix_D, weight_patch_D, bias_patch_D, eps, positions
         )
-        ctx.save_for_backward(
-            x_BTD, mean_BT1, rstd_BT1, weight_prefix_D, bias_prefix_D, weight_patch_D, bias_patch_D
-        )
+        ctx.save_for_backward(x_BTD, mean_BT1, rstd_BT1, weight_prefix_D, bias_prefix_D, weight_patch_D, bias_patch_D)
         ctx.positions, ctx.eps = positions, eps
         return y_BTD
 
@@ -103,9 +112,15 @@ class LayerNormFunction(torch.autograd.Function):
         # The kernel reads mean and 1/σ as if they were contiguous, whether they are or not.
         mean_BR1, rstd_BR1 = (rows(each_BT1, positions).contiguous() for each_BT1 in (mean_BT1, rstd_BT1))
         dx_BRD, dwc_D, dbc_D = backward(
-            rows(g_BTD, positions), rows(x_BTD, positions), shape, mean_BR1, rstd_BR1, weight_prefix_D, bias_prefix_D,
+            rows(g_BTD, positions),
+            rows(x_BTD, positions),
+            shape,
+            mean_BR1,
+            rstd_BR1,
+            weight_prefix_D,
+            bias_prefix_D,
             [wants_x, wants_wc, wants_bc],
-        )  # fmt: skip
+        )
         if wants_x:
             overwrite(dx_BTD, positions, dx_BRD)
         return dx_BTD, dwc_D, dbc_D, dwp_D, dbp_D, None, None
@@ -137,9 +152,7 @@ class ScaleFunction(torch.autograd.Function):
     """x · γ, channel by channel."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_BTD: Tensor, gamma_prefix_D: Tensor, gamma_patch_D: Tensor, positions: Positions
-    ) -> Tensor:
+    def forward(ctx: Any, x_BTD: Tensor, gamma_prefix_D: Tensor, gamma_patch_D: Tensor, positions: Positions) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         y_BTD = _scaled(x_BTD, gamma_prefix_D, gamma_patch_D, positions)
         ctx.save_for_backward(x_BTD, gamma_prefix_D, gamma_patch_D)
@@ -165,9 +178,13 @@ class ScaleFunction(torch.autograd.Function):
 
 
 def _mapped(
-    x_BTD: Tensor, weight_prefix_OD: Tensor, bias_prefix_O: Tensor | None, weight_patch_OD: Tensor,
-    bias_patch_O: Tensor | None, positions: Positions,
-) -> Tensor:  # fmt: skip
+    x_BTD: Tensor,
+    weight_prefix_OD: Tensor,
+    bias_prefix_O: Tensor | None,
+    weight_patch_OD: Tensor,
+    bias_patch_O: Tensor | None,
+    positions: Positions,
+) -> Tensor:
     """x Wᵀ + b, (B, T, D) → (B, T, O), each token by its set."""
     y_BTO = functional.linear(x_BTD, weight_patch_OD, bias_patch_O)
     # The prefix rows are corrected by the difference of the two sets, not computed anew: a product of few rows rounds
@@ -182,9 +199,14 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, weight_prefix_OD: Tensor, bias_prefix_O: Tensor | None, weight_patch_OD: Tensor,
-        bias_patch_O: Tensor | None, positions: Positions,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x_BTD: Tensor,
+        weight_prefix_OD: Tensor,
+        bias_prefix_O: Tensor | None,
+        weight_patch_OD: Tensor,
+        bias_patch_O: Tensor | None,
+        positions: Positions,
+    ) -> Tensor:
         """(B, T, D) → (B, T, O)."""
         y_BTO = _mapped(x_BTD, weight_prefix_OD, bias_prefix_O, weight_patch_OD, bias_patch_O, positions)
         ctx.save_for_backward(x_BTD, weight_prefix_OD, weight_patch_OD)

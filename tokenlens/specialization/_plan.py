@@ -112,9 +112,7 @@ def plan(model: nn.Module, specialization: Wanted = "paper", *, family: Family |
     return Plan(wanted, positions, groups, blocks, tuple(replacements), tuple(notes))
 
 
-def _find(
-    model: nn.Module, family: Family, name: str, wanted: Specialization
-) -> tuple[list[Replacement], list[str]]:
+def _find(model: nn.Module, family: Family, name: str, wanted: Specialization) -> tuple[list[Replacement], list[str]]:
     blocks = family.blocks(model)
     numbers = blocks_of(getattr(wanted, name), len(blocks))
     component: Component = components.get(name)()

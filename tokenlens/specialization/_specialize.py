@@ -12,9 +12,7 @@ from tokenlens.specialization._state_dict import accept_standard_names
 from tokenlens.specialization._timm_config import describe_for_timm
 
 
-def specialize(
-    model: nn.Module, specialization: Wanted = "paper", *, family: Family | None = None
-) -> nn.Module:
+def specialize(model: nn.Module, specialization: Wanted = "paper", *, family: Family | None = None) -> nn.Module:
     """Give modules of a Vision Transformer a second set of weights: one for the prefix tokens, one for the patches.
 
     The model is changed and returned. Both sets start as the standard weights, so it computes what it did before, bit

@@ -61,9 +61,12 @@ def specialized_vit(
         raise ValueError("specialized_vit needs architecture=…, the name of a standard model of timm")
     two_sets = saved is not None or has_two_sets((pretrained_cfg_overlay or {}).get("state_dict") or {})
     model = timm.create_model(
-        architecture, pretrained=pretrained and not two_sets, pretrained_cfg=config,
-        pretrained_cfg_overlay=pretrained_cfg_overlay, **kwargs,
-    )  # fmt: skip
+        architecture,
+        pretrained=pretrained and not two_sets,
+        pretrained_cfg=config,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        **kwargs,
+    )
     specialize(model, "paper" if specialization is None else specialization)
     if pretrained and two_sets:
         _load(model)
@@ -76,9 +79,12 @@ def _load(model: Any) -> None:
     modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)
     adapt = next((found for module in modules if (found := getattr(module, "checkpoint_filter_fn", None))), None)
     load_pretrained(
-        model, pretrained_cfg=config, num_classes=model.num_classes, in_chans=getattr(model, "in_chans", 3),
+        model,
+        pretrained_cfg=config,
+        num_classes=model.num_classes,
+        in_chans=getattr(model, "in_chans", 3),
         filter_fn=adapt,
-    )  # fmt: skip
+    )
 
 
 def _register(architecture: str) -> None:

@@ -50,9 +50,10 @@ class Explorer(anywidget.AnyWidget):
         self._shown_image: int | None = None
         start = self.exploration.start()
         super().__init__(
-            selection=_plain(start), choices=self._choices(),
+            selection=_plain(start),
+            choices=self._choices(),
             colours={"sequential": _table(SEQUENTIAL), "diverging": _table(DIVERGING), "mark": COLOURS["cls"]},
-        )  # fmt: skip
+        )
         self._show()
 
     def select(self, **changes: Any) -> Explorer:
@@ -75,14 +76,16 @@ class Explorer(anywidget.AnyWidget):
     def _choices(self) -> dict[str, Any]:
         exploration = self.exploration
         return {
-            "images": exploration.images, "blocks": exploration.blocks, "sites": exploration.sites,
+            "images": exploration.images,
+            "blocks": exploration.blocks,
+            "sites": exploration.sites,
             "heads": exploration.heads,
             "prefix": [{"name": name, "title": token_title(name)} for name in exploration.prefix],
             "models": [
                 {"title": model_title(recording), "grid": list(recording.layout.grid)}
                 for recording in exploration.recordings
             ],
-        }  # fmt: skip
+        }
 
     def _show(self) -> None:
         chosen = self.exploration.choose(self.exploration.start(), **self.selection)
