@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
-from tokenlens.compiled_sums import how_summed
+from tokenlens.reduction.compiled import how_summed
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")

@@ -70,7 +70,7 @@ def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> li
 
 def in_browser(widget: Any, browser: Any) -> Any:
     """What makes a page with the widget fetch the present state and draw it."""
-    from tests.browser_widget import open_widget
+    from tests.support.browser_widget import open_widget
 
     page = browser.new_page(viewport={"width": 1100, "height": 600})
     open_widget(page, widget)

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.masked_images import open_masks
-from tokenlens.models import load_model
-from tokenlens.probes import Grids, ProbeResult, segmentation
-from tokenlens.probes._cache import features_of
-from tokenlens.probes._features import FrozenModel
-from tokenlens.probes._heads import Heads, fit
+from tokenlens.images.labelled.masks import open_masks
+from tokenlens.models.loading import load_model
+from tokenlens.probes import FrozenModel, Heads, ProbeResult, features_of, fit, segmentation
+from tokenlens.probes.base import Grids
 
 sys.path.insert(0, str(Path(__file__).parent))
 from analyze import RESULTS, hardware, markdown

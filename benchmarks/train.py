@@ -34,16 +34,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tokenlens.backbone import make_backbone
-from tokenlens.labelled import LabelledImages, open_labelled
-from tokenlens.models import load_model
-from tokenlens.objectives import Progress, Setting, TrainingBatch, objectives, options_of
-from tokenlens.optimization import optimizer_of, set_schedule
-from tokenlens.recipe import Recipe
-from tokenlens.recipes import recipe_of
-from tokenlens.training import train
-from tokenlens.training_data import training_batches
-from tokenlens.training_loop import Tally, TrainingLoop
+from tokenlens.images.labelled.classes import LabelledImages, open_labelled
+from tokenlens.models.loading import load_model
+from tokenlens.training.backbone import make_backbone
+from tokenlens.training.batches import training_batches
+from tokenlens.training.loop import Tally, TrainingLoop
+from tokenlens.training.objectives.base import Progress, Setting, TrainingBatch, objectives, options_of
+from tokenlens.training.optimizer import optimizer_of, set_schedule
+from tokenlens.training.recipe import Recipe, recipe_of
+from tokenlens.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from analyze import RESULTS, hardware, markdown, ratio_and_interval

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenlens.objectives import options_of
 from tokenlens.probes import ProbeResult
-from tokenlens.training_run import TrainedRun
+from tokenlens.training.objectives.base import options_of
+from tokenlens.training.run import TrainedRun
 
 TEACHERS = {"vit_small_patch14_dinov2": "DINOv2 ViT-S/14 (Oquab et al. 2023), weights under Apache-2.0"}
 """By timm name: what a card says of a teacher. A teacher that is not here has a licence to be looked up first."""

@@ -3,7 +3,7 @@
     python shipping/make.py RUN NAME --probes PROBE PROBE …
 
 RUN is a finished run of ``tokenlens train``, each PROBE a run of ``tokenlens probe`` on it, on the same model untrained
-(``--no-pretrained``), on ``raw_pixels`` or on another model. Writes tokenlens/shipped/NAME: ``model.safetensors`` in
+(``--no-pretrained``), on ``raw_pixels`` or on another model. Writes tokenlens/models/shipped/NAME: ``model.safetensors`` in
 float16, ``config.json`` in timm's format and ``MODEL_CARD.md``; what was there before is replaced at the end.
 """
 
@@ -22,12 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenlens import sample
-from tokenlens.checkpoint import file_sha256, weights_sha256
-from tokenlens.models import LoadedModel, load_model
+from tokenlens.images import sample
+from tokenlens.models.checkpoints import weights_sha256
+from tokenlens.models.loading import LoadedModel, load_model
+from tokenlens.models.shipped import CARD
 from tokenlens.probes import ProbeResult
-from tokenlens.shipped import CARD
-from tokenlens.training_run import TrainedRun
+from tokenlens.storage.hashing import file_sha256
+from tokenlens.training.run import TrainedRun
 
 sys.path.insert(0, str(Path(__file__).parent))
 from card import Facts, card, described

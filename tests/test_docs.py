@@ -10,12 +10,10 @@ import pytest
 from tokenlens_cli.app import command_names
 
 import tokenlens
-from tokenlens.metrics import metrics
-from tokenlens.recording import Site
-from tokenlens.tokens import GROUPS
-
-from .command_line import REPOSITORY, finished, process
-from .markdown import anchors, blocks, links, places
+from tests.support.command_line import REPOSITORY, finished, process
+from tests.support.markdown import anchors, blocks, links, places
+from tokenlens.metrics.base import metrics
+from tokenlens.tokens import GROUPS, Site
 
 DOCS = REPOSITORY / "docs"
 OTHERS = ("README.md", "CHANGELOG.md", "notebooks/README.md", "reports/README.md")
@@ -104,9 +102,9 @@ ADDED = """
 import json
 from pathlib import Path
 
-from tokenlens.run_folder import load_analysis
+from tokenlens.storage.run_folder import load_analysis
 
-from .command_line import tiny_analyze, tokenlens
+from tests.support.command_line import tiny_analyze, tokenlens
 
 NAME = "patch_norm_variation"
 
@@ -117,7 +115,7 @@ def test_it_is_in_the_list():
 
 def test_it_is_in_the_table_and_the_command_works(tmp_path):
     assert tiny_analyze(tmp_path / "run", "--no-report").exit_code == 0
-    rows = load_analysis(tmp_path / "run").select(NAME)
+    rows = Analysis.load(tmp_path / "run").select(NAME)
     assert set(rows["site"]) == {"resid_pre", "resid_mid", "resid_post"}
     assert set(rows["unit"]) == {"sd / mean"}
     assert (rows["ci_low"] < rows["value"]).all()
@@ -139,7 +137,7 @@ def test_a_metric_and_a_command_are_one_file_each(copy):
         "-p",
         "no:cacheprovider",
         "tests/test_added.py",
-        "tests/test_metric_laws.py",
+        "tests/metrics/test_laws.py",
         "tokenlens/metrics/patch_norm_variation.py",
         "-k",
         f"{laws} or PatchNormVariation or patch_norm_variation.py",

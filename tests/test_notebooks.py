@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .command_line import REPOSITORY, finished, process
+from tests.support.command_line import REPOSITORY, finished, process
 
 pytest.importorskip("nbclient", reason="running notebooks needs nbclient, which the extra [dev] installs")
 

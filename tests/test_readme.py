@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenlens.run_folder import load_analysis
-
-from .command_line import REPOSITORY, tokenlens
-from .markdown import blocks, commands
+from tests.support.command_line import REPOSITORY, tokenlens
+from tests.support.markdown import blocks, commands
+from tokenlens.analysis.analysis import Analysis
 
 README = REPOSITORY / "README.md"
 INSTALLED = ".venv/bin/"
@@ -64,7 +63,7 @@ def test_the_main_job_needs_no_download(tmp_path, monkeypatch):
     page = Path(result.stdout.splitlines()[-1].removeprefix("report: "))
     assert "untrained" not in result.stdout
     assert "<svg" in page.read_text(encoding="utf-8")
-    assert load_analysis(page.parent).images == 8
+    assert Analysis.load(page.parent).images == 8
 
 
 def test_every_other_command_is_understood(monkeypatch):
@@ -98,7 +97,7 @@ def test_the_python_tour_runs(tmp_path, monkeypatch, capsys):
     assert "ci_low" in capsys.readouterr().out
     for picture in ("depth_profile.svg", "attention.svg"):
         assert (tmp_path / picture).read_text(encoding="utf-8").count("<svg") == 1
-    assert load_analysis(tmp_path / "reports" / "first_look").images > 8
+    assert Analysis.load(tmp_path / "reports" / "first_look").images > 8
 
 
 def test_its_figure_is_small_and_asks_for_nothing():

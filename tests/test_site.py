@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from .command_line import REPOSITORY, finished, process
-from .report_page import Page, asked_for, opened
+from tests.support.command_line import REPOSITORY, finished, process
+from tests.support.report_page import Page, asked_for, opened
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed; the extra [docs] does it")
 
@@ -83,7 +83,7 @@ def test_what_lies_outside_the_pages_has_its_place(site):
 
 def test_the_reference_has_signature_arguments_and_doctests(site):
     text = (site / "api.html").read_text(encoding="utf-8")
-    for place in ("tokenlens.analyze", "tokenlens.Analysis.select", "tokenlens.plot.attention_overlay"):
+    for place in ("tokenlens.analyze", "tokenlens.Analysis.select", "tokenlens.figures.photographs.attention_overlay"):
         assert f'id="{place}"' in text, place
     assert "keep_images" in text
     assert "<blockquote>" not in text, "a doctest that was taken for a quotation"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .command_line import MODEL, REPOSITORY, TINY
+from tests.support.command_line import MODEL, REPOSITORY, TINY
 
 pytest.importorskip("hatchling", reason="building a wheel needs hatchling, which the extra [dev] installs")
 

@@ -11,38 +11,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenlens import plot
-    from tokenlens.analysis import Analysis, analyze, record
-    from tokenlens.comparison import Comparison, compare
-    from tokenlens.families import BlockTaps, Family, Tap
-    from tokenlens.probes import ProbeResult, probe
-    from tokenlens.recipes import train
-    from tokenlens.recording import Recording, Site
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.analysis.analyze import analyze
+    from tokenlens.analysis.record import record
+    from tokenlens.comparison.compare import compare
+    from tokenlens.comparison.comparison import Comparison
+    from tokenlens.explorer.explore import explore
+    from tokenlens.families.base import BlockTaps, Family, Tap
+    from tokenlens.figures import photographs as plot
+    from tokenlens.probes import ProbeResult
+    from tokenlens.probes import _probe as probe
+    from tokenlens.recording.recording import Recording
     from tokenlens.specialization import Specialization, merge, specialize
-    from tokenlens.tokens import TokenLayout
-    from tokenlens.verification import Verification, verify
-    from tokenlens.widgets import explore
+    from tokenlens.tokens import Site, TokenLayout
+    from tokenlens.training.train import train
+    from tokenlens.verification.verify import Verification, verify
 
-_PLACES = {
+_PACKAGES = {
     "Analysis": "analysis",
     "BlockTaps": "families",
     "Comparison": "comparison",
     "Family": "families",
     "ProbeResult": "probes",
     "Recording": "recording",
-    "Site": "recording",
+    "Site": "tokens",
     "Specialization": "specialization",
     "Tap": "families",
     "TokenLayout": "tokens",
     "Verification": "verification",
     "analyze": "analysis",
     "compare": "comparison",
-    "explore": "widgets",
+    "explore": "explorer",
     "merge": "specialization",
     "probe": "probes",
     "record": "analysis",
     "specialize": "specialization",
-    "train": "recipes",
+    "train": "training",
     "verify": "verification",
 }
 
@@ -79,14 +83,11 @@ def __getattr__(name: str) -> Any:
 
         return version("tokenlens-vit")
     if name == "plot":
-        return importlib.import_module("tokenlens.plot")
-    if name not in _PLACES:
+        return importlib.import_module("tokenlens.figures.photographs")
+    if name not in _PACKAGES:
         raise AttributeError(f"module 'tokenlens' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tokenlens.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"tokenlens.{_PACKAGES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-importlib.import_module("tokenlens.timm_names").register()

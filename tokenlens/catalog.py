@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+SHARED = ("base", "page", "style")
+"""Files of a catalogue's folder that belong to all of its things."""
+
 
 def nearest(name: str, known: Iterable[str], n: int = 5) -> list[str]:
     """The known names that look most like ``name``, best first."""
@@ -29,7 +32,8 @@ class Catalog:
         base: where a thing is a class, the name of the base class that the package itself defines; the file then
             holds exactly one subclass of it. Without it the thing is the module.
 
-    Files whose name starts with an underscore are not things. Listing names imports nothing.
+    Folders, files whose name starts with an underscore, and those of ``SHARED`` are not things. Listing names imports
+    nothing.
     """
 
     def __init__(self, package: str, kind: str, base: str | None = None) -> None:
@@ -43,7 +47,11 @@ class Catalog:
         if spec is None or spec.submodule_search_locations is None:
             return []
         found = pkgutil.iter_modules(spec.submodule_search_locations)
-        return sorted(module.name for module in found if not module.name.startswith("_"))
+        return sorted(
+            module.name
+            for module in found
+            if not (module.ispkg or module.name.startswith("_") or module.name in SHARED)
+        )
 
     def module(self, name: str) -> ModuleType:
         """Import the file of one name; LookupError with the nearest names if there is none."""
@@ -59,7 +67,7 @@ class Catalog:
         module = self.module(name)
         if self.base is None:
             return module
-        base = getattr(importlib.import_module(self.package), self.base)
+        base = getattr(importlib.import_module(f"{self.package}.base"), self.base)
         own = [
             value
             for value in vars(module).values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 
 import torch
@@ -118,3 +119,32 @@ def take(x: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
     if not indices or indices[-1] - indices[0] + 1 == len(indices):
         return x.narrow(dim, indices[0] if indices else 0, len(indices))
     return x.index_select(dim, torch.tensor(indices, device=x.device))
+
+
+class Site(StrEnum):
+    """A place in a block where tokens are observed; ``final_norm`` belongs to the model."""
+
+    RESID_PRE = "resid_pre"
+    NORM1 = "norm1"
+    Q = "q"
+    K = "k"
+    V = "v"
+    ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
+    NORM2 = "norm2"
+    MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
+    FINAL_NORM = "final_norm"
+
+
+HEAD_SITES = (Site.Q, Site.K, Site.V)
+
+
+NORM_SITES = (Site.NORM1, Site.NORM2, Site.FINAL_NORM)
+
+
+TOKEN_SITES = tuple(site for site in Site if site not in HEAD_SITES)
+"""Sites whose tensor is (B, T, D)."""
+
+
+Key = tuple[int | None, str]

@@ -14,8 +14,8 @@ from tokenlens_cli._output import print_json, progress_of, say
 from tokenlens_cli._processes import joined
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import Comparison
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.comparison.comparison import Comparison
 
 LONGEST_NAME = 100
 """Characters of a folder's name; file systems take 255 bytes, temporary folders beside it add a few."""
@@ -100,8 +100,8 @@ def command(
     folder = out if out is not None else default_folder(model)
     wanted = chosen_metrics(metrics)
     with joined(device) as rank:
-        from tokenlens.analysis import analyze
-        from tokenlens.run_folder import check_writable
+        from tokenlens.analysis.analyze import analyze
+        from tokenlens.storage.run_folder import check_writable
 
         if rank.leads:
             check_writable(folder, overwrite)
@@ -158,20 +158,16 @@ def chosen_metrics(text: str | None) -> list[str] | str | None:
 
 def save(run: Analysis | Comparison, folder: Path, *, overwrite: bool, report: bool) -> None:
     """Write the run folder, with figures and page; numbers that cannot be drawn are saved all the same."""
-    from tokenlens.run_folder import save_run
-
-    if not report:
-        save_run(run, folder, overwrite=overwrite)
-        return
-    from tokenlens.report import write_report
-
-    say("drawing the figures")
+    if report:
+        say("drawing the figures")
     try:
-        save_run(run, folder, overwrite=overwrite, report=write_report)
+        run.save(folder, overwrite=overwrite, report=report)
     except OSError:
         raise
     except Exception as error:
-        save_run(run, folder, overwrite=overwrite)
+        if not report:
+            raise
+        run.save(folder, overwrite=overwrite, report=False)
         raise ValueError(
             f"the report could not be drawn ({type(error).__name__}: {error}); the numbers are in {folder}, and "
             f"`tokenlens report {folder}` tries again"
@@ -195,7 +191,7 @@ def _tell_what_is_missing(analysis: Analysis) -> None:
 
 
 def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool) -> None:
-    from tokenlens.findings import judge
+    from tokenlens.analysis.findings import judge
 
     findings = judge(analysis)
     page = folder / "report.html" if report else None

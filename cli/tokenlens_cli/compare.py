@@ -12,7 +12,7 @@ from tokenlens_cli._processes import joined
 from tokenlens_cli.analyze import chosen_metrics, default_folder, save
 
 if TYPE_CHECKING:
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 TOLD = 3
 """How many of the largest differences of each model are printed."""
@@ -94,8 +94,8 @@ def command(
     }
     given = {name: value for name, value in options.items() if value is not None}
     with joined(device or "auto") as rank:
-        from tokenlens.comparison import compare
-        from tokenlens.run_folder import check_writable
+        from tokenlens.comparison.compare import compare
+        from tokenlens.storage.run_folder import check_writable
 
         if rank.leads:
             if folder.resolve() in {Path(subject).resolve() for subject in subjects}:
@@ -114,7 +114,7 @@ def command(
 
 
 def _compared(subjects: list[str], settings: dict[str, Any], given: dict[str, Any]) -> Comparison:
-    from tokenlens.comparison import compare, is_run
+    from tokenlens.comparison.compare import compare, is_run
 
     models = [subject for subject in subjects if not is_run(subject)]
     if not models:

@@ -76,18 +76,10 @@ def command(
     for path in paths:
         check_outside_runs(path)
 
-    from tokenlens.comparison import load_run
-    from tokenlens.figures import draw, save_figure
-    from tokenlens.model_names import training_of
-    from tokenlens.training_run import TrainedRun
-    from tokenlens.verification_result import Verification
-    from tokenlens.verification_runs import VERIFICATION
+    from tokenlens.figures.base import draw, save_figure
+    from tokenlens.storage.result import Result
 
-    subject: Any
-    if (Path(run) / VERIFICATION).is_file():
-        subject = Verification.load(run)
-    else:
-        subject = load_run(run) if training_of(run) is None else TrainedRun.load(run)
+    subject = Result.load(run)
     sizes: dict[str, Any] = {"width": millimetres(width), "height": height, "style": style, "blocks": blocks}
     if reserved := sorted(options.keys() & {*sizes, "ax", "subject", "name"}):
         raise typer.BadParameter(f"{', '.join(reserved)} cannot be set so; see --help", param_hint="--set")
@@ -182,7 +174,7 @@ def targets(out: Path, name: str, format: str | None) -> list[Path]:
 
 def check_outside_runs(path: Path) -> None:
     """FileExistsError for a file inside a run folder, whose manifest vouches for what is in it."""
-    from tokenlens.run_folder import MANIFEST
+    from tokenlens.storage.run_folder import MANIFEST
 
     for folder in path.resolve().parents:
         if (folder / MANIFEST).is_file():

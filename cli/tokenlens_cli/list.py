@@ -80,7 +80,7 @@ def _text(item: dict[str, Any]) -> str:
 def _models() -> list[dict[str, Any]]:
     import timm
 
-    from tokenlens import shipped
+    from tokenlens.models import shipped
 
     tags: dict[str, list[str]] = {}
     for name in timm.list_pretrained():
@@ -97,7 +97,7 @@ def _timm_modules() -> Iterable[str]:
     """timm's modules that define or build on a class that one of the families owns."""
     import timm
 
-    from tokenlens.families import families
+    from tokenlens.families.base import families
 
     owned = {getattr(families.get(name), "timm_class", None) for name in families.names()}
     for module in timm.models.list_modules():
@@ -108,7 +108,7 @@ def _timm_modules() -> Iterable[str]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from tokenlens.metrics import metrics
+    from tokenlens.metrics.base import metrics
 
     return [
         {
@@ -126,7 +126,7 @@ def _metrics() -> list[dict[str, Any]]:
 
 
 def _figures() -> list[dict[str, Any]]:
-    from tokenlens.figures import KINDS, figures, figures_of
+    from tokenlens.figures.base import KINDS, figures, figures_of
 
     return [
         {"name": name, "description": figures.describe(name), "of": kind} for kind in KINDS for name in figures_of(kind)
@@ -134,7 +134,7 @@ def _figures() -> list[dict[str, Any]]:
 
 
 def _families() -> list[dict[str, Any]]:
-    from tokenlens.families import families
+    from tokenlens.families.base import families
 
     return [{"name": name, "description": families.describe(name)} for name in families.names()]
 
@@ -155,7 +155,7 @@ def _components() -> list[dict[str, Any]]:
 def _objectives() -> list[dict[str, Any]]:
     from dataclasses import fields
 
-    from tokenlens.objectives import objectives
+    from tokenlens.training.objectives.base import objectives
 
     return [
         {
@@ -169,7 +169,7 @@ def _objectives() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from tokenlens.recipes import recipe_of, recipes
+    from tokenlens.training.recipe import recipe_of, recipes
 
     return [
         {

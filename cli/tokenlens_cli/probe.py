@@ -109,7 +109,7 @@ def command(
     folder = out if out is not None else default_folder(f"{model}_{task}")
     wanted = chosen_blocks(blocks)
     from tokenlens.probes import probe
-    from tokenlens.run_folder import check_writable
+    from tokenlens.storage.run_folder import check_writable
 
     check_writable(folder, overwrite)
     with progress_of(f"{task} on features of {model}") as progress:

@@ -18,33 +18,13 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Draw the figures and the page of a run again, from its saved numbers; needs neither model nor images."""
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import load_run
-    from tokenlens.model_names import training_of
-    from tokenlens.report import write_report
-    from tokenlens.run_folder import save_run
-    from tokenlens.verification_result import Verification
-    from tokenlens.verification_runs import VERIFICATION
+    from tokenlens.storage.result import Result
 
-    if training_of(run) is not None:
-        raise ValueError(
-            f"{run} is the run folder of a training, which has no report: `tokenlens analyze {run}` makes one of the "
-            f"trained model, `tokenlens figure {run} emergence` draws how it came about"
-        )
-    page = run / "report.html"
-    if (run / VERIFICATION).is_file():
-        say("drawing the figures")
-        Verification.load(run).save()
-        if json:
-            print_json({"run": str(run), "report": str(page)})
-        else:
-            typer.echo(f"report: {page}")
-        return
-    found = load_run(run)
+    result = Result.load(run)
     say("drawing the figures")
-    save_run(found, run, overwrite=True, report=write_report)
+    result.save(run, overwrite=True)
+    page = run / "report.html"
     if json:
-        of = {"model": found.model} if isinstance(found, Analysis) else {"labels": found.labels}
-        print_json({**of, "run": str(run), "report": str(page)})
+        print_json({"kind": result.kind, "run": str(run), "report": str(page)})
     else:
         typer.echo(f"report: {page}")

@@ -78,7 +78,7 @@ def command(
         raise typer.BadParameter("say where to write the model, or --dry-run to see what it costs", param_hint="--out")
     from dataclasses import replace
 
-    from tokenlens.models import load_model, sketch_model
+    from tokenlens.models.loading import load_model, sketch_model
     from tokenlens.specialization import as_specialization, costs, save, specialize
 
     wanted = replace(as_specialization(preset), registers=registers.value)

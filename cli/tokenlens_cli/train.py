@@ -18,7 +18,7 @@ from tokenlens_cli._output import SECONDS_BETWEEN_LINES, print_json, say
 from tokenlens_cli._processes import leads, meet
 
 if TYPE_CHECKING:
-    from tokenlens.training_run import TrainedRun
+    from tokenlens.training.run import TrainedRun
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with steps done, steps in all, and ``loss``, ``images_per_second`` and ``eta_seconds``."""
@@ -27,7 +27,7 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 def _complete_recipes(incomplete: str) -> list[str]:
     from tokenlens.catalog import Catalog
 
-    return [name for name in Catalog("tokenlens.recipes", "recipe").names() if name.startswith(incomplete)]
+    return [name for name in Catalog("tokenlens.training.recipes", "recipe").names() if name.startswith(incomplete)]
 
 
 def command(
@@ -103,7 +103,7 @@ def command(
     if devices > 1:
         # For the processes that will be started: of one that has failed the others would log at length that it is gone.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from tokenlens.recipes import train
+    from tokenlens.training.train import train
 
     with progress_of(recipe) as progress:
         try:

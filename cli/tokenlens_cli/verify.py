@@ -16,14 +16,14 @@ from tokenlens_cli._output import SECONDS_BETWEEN_LINES, print_json, say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tokenlens.findings import Finding
-    from tokenlens.verification import Verification
+    from tokenlens.analysis.findings import Finding
+    from tokenlens.verification.verify import Verification
 
 
 def _complete_regimes(incomplete: str) -> list[str]:
     from tokenlens.catalog import Catalog
 
-    return [name for name in Catalog("tokenlens.regimes", "regime").names() if name.startswith(incomplete)]
+    return [name for name in Catalog("tokenlens.verification.scales", "regime").names() if name.startswith(incomplete)]
 
 
 def command(
@@ -108,9 +108,9 @@ def command(
     Each finding is supported, not supported or inconclusive, with effect, interval, number of seeds and the scale it
     was seen at. Everything is kept in run folders; the same command goes on where another one ended.
     """
-    from tokenlens import verification
-    from tokenlens.regimes import regime_of
-    from tokenlens.verification_data import find_data
+    from tokenlens.verification import verify as verification
+    from tokenlens.verification.data import find_data
+    from tokenlens.verification.scales.base import regime_of
 
     if runs:
         if plan or task is not None:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.attention import AttentionCall
-from tokenlens.metrics import Metric, RawTokenMetric, Subject
-from tokenlens.metrics import metrics as catalog
-from tokenlens.recording import Site
-from tokenlens.summarizer import Summarizer
-from tokenlens.tokens import TokenLayout
+from tokenlens.metrics.base import Metric, RawTokenMetric, Subject
+from tokenlens.metrics.base import metrics as catalog
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.reduction.reducer import Summarizer
+from tokenlens.tokens import Site, TokenLayout
 
 EVERYTHING = frozenset(str(site) for site in Site)
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 import tokenlens
-
-from ..tiny_models import build
-from ._stored import Stored, from_recording, store
+from tests.metrics._stored import Stored, from_recording, store
+from tests.support.tiny_models import build
 
 IMAGES = 8
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from ._stored import Number, Stored
+from tests.metrics._stored import Number, Stored
 
 LEVEL = "image"
 NEEDS = ("cls",)

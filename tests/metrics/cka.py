@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._stored import Number, Stored
+from tests.metrics._stored import Number, Stored
 
 LEVEL = "set"
 NEEDS = ("cls",)

@@ -1,6 +1,6 @@
 """Mean over patches of cos(CLS, patch), from every single cosine."""
 
-from ._stored import Number, Stored, cosines
+from tests.metrics._stored import Number, Stored, cosines
 
 LEVEL = "image"
 NEEDS = ("cls",)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ._stored import Number, Stored, StoredNorm, cosines, mean_off_diagonal
+from tests.metrics._stored import Number, Stored, StoredNorm, cosines, mean_off_diagonal
 
 LEVEL = "image"
 

@@ -1,6 +1,6 @@
 """Mean over pairs of different images of the cosine of their mean patch tokens."""
 
-from ._stored import Number, Stored, cosines, mean_off_diagonal
+from tests.metrics._stored import Number, Stored, cosines, mean_off_diagonal
 
 LEVEL = "set"
 

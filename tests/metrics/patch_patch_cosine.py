@@ -1,6 +1,6 @@
 """Mean over i ≠ j of cos(patch_i, patch_j), from the whole P×P matrix."""
 
-from ._stored import Number, Stored, cosines, mean_off_diagonal
+from tests.metrics._stored import Number, Stored, cosines, mean_off_diagonal
 
 LEVEL = "image"
 

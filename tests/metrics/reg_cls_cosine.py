@@ -1,6 +1,6 @@
 """Mean over registers of cos(register, CLS)."""
 
-from ._stored import Number, Stored, cosines
+from tests.metrics._stored import Number, Stored, cosines
 
 LEVEL = "image"
 NEEDS = ("cls", "reg")

@@ -1,6 +1,6 @@
 """Mean over registers and patches of cos(register, patch)."""
 
-from ._stored import Number, Stored, cosines
+from tests.metrics._stored import Number, Stored, cosines
 
 LEVEL = "image"
 NEEDS = ("reg",)

@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.metrics._alone import feed, of_attention, of_tokens, of_update
 from tokenlens.metrics.attention_entropy import attention_entropy
 from tokenlens.metrics.attention_mass import attention_mass
 from tokenlens.metrics.cls_attention_map import attention_peak
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO, high_norm_share, median
 from tokenlens.metrics.update_ratio import update_ratio
 from tokenlens.tokens import TokenLayout
-
-from ._alone import feed, of_attention, of_tokens, of_update
 
 FEW = settings(max_examples=25, deadline=None)
 LAYOUT = TokenLayout(grid=(3, 4), prefix=("cls", "dist", "reg", "reg"))
@@ -60,7 +59,7 @@ def test_attention_to_one_patch():
 
 
 def feed_map(q: Tensor, k: Tensor):
-    from tokenlens.attention import AttentionCall
+    from tokenlens.recording.attention import AttentionCall
 
     call = AttentionCall(q, k, k, scale=1.0)
     return feed("cls_attention_map", LAYOUT, len(q), lambda s: s.attention(0, call)).arrays()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.metrics._alone import of_norm, of_tokens
 from tokenlens.metrics.cls_cls_cosine import cls_cls_cosine
 from tokenlens.metrics.cls_patch_cosine import cls_patch_cosine
 from tokenlens.metrics.norm_differentiation import norm_stages, stage_differences
@@ -20,8 +21,6 @@ from tokenlens.metrics.patch_patch_cosine import patch_patch_cosine
 from tokenlens.metrics.reg_cls_cosine import reg_cls_cosine
 from tokenlens.metrics.reg_patch_cosine import reg_patch_cosine
 from tokenlens.tokens import TokenLayout
-
-from ._alone import of_norm, of_tokens
 
 LAYOUT = TokenLayout(grid=(2, 3), prefix=("cls", "reg", "reg"))
 FEW = settings(max_examples=25, deadline=None)

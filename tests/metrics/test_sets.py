@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from tokenlens.metrics import Subject
+from tests.metrics._alone import feed, numbers, of_norm, of_tokens
+from tokenlens.metrics.base import Subject
 from tokenlens.metrics.cka import CKA, debiased_cka, debiased_hsic
 from tokenlens.metrics.dimension_selectivity import dimension_selectivity, rank_correlation, top_overlap
 from tokenlens.metrics.effective_rank import effective_rank
 from tokenlens.metrics.weight_distance import WeightDistance, weight_distance
 from tokenlens.tokens import TokenLayout
-
-from ._alone import feed, numbers, of_norm, of_tokens
 
 FEW = settings(max_examples=25, deadline=None)
 LAYOUT = TokenLayout(grid=(2, 3))

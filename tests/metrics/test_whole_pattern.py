@@ -16,18 +16,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenlens
-from tokenlens.analysis import NonFiniteActivation
-from tokenlens.attention import AttentionCall
-from tokenlens.metrics import NamedArray
+from tests.metrics._alone import feed, of_attention
+from tests.metrics._cases import images as images_of
+from tests.metrics._cases import model as model_of
+from tests.support.tiny_models import KINDS, MODELS, images
+from tokenlens.analysis.analyze import NonFiniteActivation
 from tokenlens.metrics.attention_rollout import attention_rollout
+from tokenlens.metrics.base import NamedArray
 from tokenlens.metrics.mean_attention_distance import mean_attention_distance
-from tokenlens.summarizer import Summarizer
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.reduction.reducer import Summarizer
 from tokenlens.tokens import TokenLayout
-
-from ..tiny_models import KINDS, MODELS, images
-from ._alone import feed, of_attention
-from ._cases import images as images_of
-from ._cases import model as model_of
 
 FEW = settings(max_examples=25, deadline=None)
 LAYOUT = TokenLayout(grid=(3, 4), prefix=("cls", "dist", "reg", "reg"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._stored import RESIDUALS, Number, Stored
+from tests.metrics._stored import RESIDUALS, Number, Stored
 
 LEVEL = "image"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._stored import Number, Stored, numpy64
+from tests.metrics._stored import Number, Stored, numpy64
 
 LEVEL = "weights"
 NEEDS = ("twins",)

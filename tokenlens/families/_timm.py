@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, as_pair, grid_of, is_a, linear_paths
-from tokenlens.recording import Site
-from tokenlens.tokens import TokenLayout
+from tokenlens.families.base import BlockComponents, BlockTaps, Family, Tap, as_pair, grid_of, is_a, linear_paths
+from tokenlens.tokens import Site, TokenLayout
 
 _PRE_NORM = (
     "timm.models.vision_transformer.Block",

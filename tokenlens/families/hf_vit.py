@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.families import BlockComponents, BlockTaps, Family, Tap, as_pair, linear_paths
-from tokenlens.recording import Site
-from tokenlens.tokens import TokenLayout
+from tokenlens.families.base import BlockComponents, BlockTaps, Family, Tap, as_pair, linear_paths
+from tokenlens.tokens import Site, TokenLayout
 
 # Kinds of block, by the names of their norms and of the modules that their branches end in. Dropout and drop_path are
 # called twice in a block, so they are no taps; in eval mode they do nothing.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenlens.families import as_pair, grid_of
 from tokenlens.families._timm import TimmFamily
+from tokenlens.families.base import as_pair, grid_of
 
 
 class TimmNaFlexVit(TimmFamily):

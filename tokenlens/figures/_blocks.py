@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import NothingToDraw
+from tokenlens.figures.base import NothingToDraw
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import Comparison
-    from tokenlens.training_run import TrainedRun
-    from tokenlens.verification_result import Verification
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.comparison.comparison import Comparison
+    from tokenlens.training.run import TrainedRun
+    from tokenlens.verification.result import Verification
 
 
 def chosen_blocks(blocks: Any, count: int) -> list[int]:

@@ -13,15 +13,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from tokenlens.figures import MODEL_COLOURS, MODEL_DASHES, MODEL_MARKERS, NothingToDraw
-from tokenlens.figures._page import BOLD, Canvas, canvas, characters, images_text, paper, wrapped
 from tokenlens.figures._panels import depth_axis
 from tokenlens.figures._rows import listed, pair_title, without_images
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import BOLD, Canvas, canvas, characters, images_text, paper, wrapped
+from tokenlens.figures.style import MODEL_COLOURS, MODEL_DASHES, MODEL_MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 MOST_LINES = 3
 """Names that need more lines than this over a panel are replaced by letters, which the legend explains."""

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tokenlens.figures import COLOURS, DIVERGING, INK, MARKERS, PAPER, SEQUENTIAL
-from tokenlens.figures._page import Canvas, canvas, paper
 from tokenlens.figures._rows import NORMS, in_order, norm_title, pair_title
+from tokenlens.figures.page import Canvas, canvas, paper
+from tokenlens.figures.style import COLOURS, DIVERGING, INK, MARKERS, PAPER, SEQUENTIAL
 
 INTERVALS = "bands and bars: 95 % interval of the mean over images"
 JACKKNIFE = "bands and bars: 95 % interval (jackknife over images)"

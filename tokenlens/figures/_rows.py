@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tokenlens.figures import NothingToDraw
-from tokenlens.findings import norms_come_first
-from tokenlens.metrics import metrics
+from tokenlens.analysis.findings import norms_come_first
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.metrics.base import metrics
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 NORMS = {"norm1": "norm1 ({} attention)", "norm2": "norm2 ({} MLP)", "final_norm": "final"}
 """Titles of the panels of the norms; what is open is where the model has them."""

@@ -14,7 +14,7 @@ from matplotlib import style
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from tokenlens.figures import STYLE
+from tokenlens.figures.style import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

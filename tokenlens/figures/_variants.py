@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from tokenlens.figures import MODEL_COLOURS, PAPER
 from tokenlens.figures._models import model_look
 from tokenlens.figures._panels import handle
-from tokenlens.paired_numbers import CLASSES, DENSE
+from tokenlens.figures.style import MODEL_COLOURS, PAPER
+from tokenlens.verification.numbers import CLASSES, DENSE
 
 PROBED = {DENSE: "mean IoU", CLASSES: "accuracy"}
 """What probes measure, by the name in the numbers, and a panel's title for it."""

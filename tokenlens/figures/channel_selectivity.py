@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tokenlens.figures import NothingToDraw
-from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
 from tokenlens.figures._panels import colour_bar, heat_map, whole_ticks
 from tokenlens.figures._rows import array_of, count_of, listed, norm_title, place_of, title_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "Channels of CLS and channels of patches"
 ORDER = 40

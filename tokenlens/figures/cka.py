@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tokenlens.figures import COLOURS, MARKERS, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import colour_bar, depth_axis, depth_line, heat_map, whole_ticks
 from tokenlens.figures._rows import array_of, count_of, title_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "Which blocks say the same about the images"
 ORDER = 120

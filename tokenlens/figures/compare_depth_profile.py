@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import NothingToDraw
 from tokenlens.figures._models import (
     check_axis,
     comparison_note,
@@ -18,14 +17,15 @@ from tokenlens.figures._models import (
     rows_of_models,
     shared,
 )
-from tokenlens.figures._page import paper, styled
 from tokenlens.figures._panels import INTERVALS, log_axis, zero_line
 from tokenlens.figures._rows import GROUPS, in_order, pair_title
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import paper, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "Cosine of CLS and patches over the depth, model by model"

@@ -9,17 +9,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from tokenlens.figures import FAINT, GRID, INK, PAPER, NothingToDraw
 from tokenlens.figures._models import colour_of, comparison_note, model_look, names_of, numbers_of
-from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
 from tokenlens.figures._panels import plain_number
 from tokenlens.figures._rows import listed, quantity_title
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
+from tokenlens.figures.style import FAINT, GRID, INK, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "What differs most"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tokenlens.figures import FAINT, PAPER, NothingToDraw
 from tokenlens.figures._models import (
     colour_of,
     comparison_note,
@@ -19,15 +18,17 @@ from tokenlens.figures._models import (
     rows_of_models,
     small_marker,
 )
-from tokenlens.figures._page import paper, styled
 from tokenlens.figures._panels import depth_axis, zero_line
 from tokenlens.figures._rows import pair_title
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import paper, styled
+from tokenlens.figures.style import FAINT, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "How far each norm pulls CLS from the patches, against the baseline"

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tokenlens.figures import FAINT, NothingToDraw, head_matrix
+from tokenlens.figures import head_matrix
 from tokenlens.figures._models import Cell, comparison_note, grid, names_of, numbers_of, shared
-from tokenlens.figures._page import characters, paper, styled, wrapped
 from tokenlens.figures._panels import colour_bar, heat_map, whole_ticks
 from tokenlens.figures._rows import listed
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import characters, paper, styled, wrapped
+from tokenlens.figures.style import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "What each head attends to, model by model"

@@ -8,17 +8,18 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from tokenlens.figures import GRID, SEQUENTIAL, NothingToDraw
 from tokenlens.figures._models import Names, comparison_note, ink_on, letter_of, names_of, numbers_of
-from tokenlens.figures._page import canvas, characters, paper, points, styled
 from tokenlens.figures._panels import colour_bar, heat_map
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, characters, paper, points, styled
+from tokenlens.figures.style import GRID, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "How alike the models' features are"

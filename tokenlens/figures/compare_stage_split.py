@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tokenlens.figures._models import comparison_note, grid, names_of, rows_of_models, shared
-from tokenlens.figures._page import paper, styled
 from tokenlens.figures._panels import depth_axis, zero_line
 from tokenlens.figures._rows import pair_title
+from tokenlens.figures.page import paper, styled
 from tokenlens.figures.stage_split import PARTS, stack, stage_handles, weights_used
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "What each stage of the norm contributes, model by model"

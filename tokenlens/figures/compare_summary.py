@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from tokenlens.figures import FAINT, INK, PAPER, NothingToDraw, compare_depth_profile, compare_similarity
+from tokenlens.figures import compare_depth_profile, compare_similarity
 from tokenlens.figures._models import (
     colour_of,
     comparison_note,
@@ -22,16 +22,18 @@ from tokenlens.figures._models import (
     rows_of_models,
     shared,
 )
-from tokenlens.figures._page import Canvas, paper, sheet_of, styled
 from tokenlens.figures._panels import zero_line
 from tokenlens.figures._rows import in_order, pair_title
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import Canvas, paper, sheet_of, styled
 from tokenlens.figures.stage_split import STAGES, stack, stage_handles
+from tokenlens.figures.style import FAINT, INK, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import Comparison
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.comparison.comparison import Comparison
 
 OF = "comparison"
 TITLE = "The comparison at a glance"

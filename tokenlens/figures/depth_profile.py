@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import COLOURS, INK, MARKERS, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import (
     INTERVALS,
     depth_line,
@@ -19,11 +17,14 @@ from tokenlens.figures._panels import (
     zero_line,
 )
 from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, place_of, rows_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import COLOURS, INK, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "Cosine of CLS and patches, before and after each norm"
 ORDER = 10

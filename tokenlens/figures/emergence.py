@@ -13,15 +13,16 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from tokenlens.figures import COLOURS, MARKERS, SEQUENTIAL, TRAINING, NothingToDraw
-from tokenlens.figures._page import Canvas, canvas, paper, styled
 from tokenlens.figures._panels import INTERVALS, colour_bar, heat_map, line_look, plain_number, whole_ticks, zero_line
 from tokenlens.figures._rows import pair_title
+from tokenlens.figures.base import TRAINING, NothingToDraw
+from tokenlens.figures.page import Canvas, canvas, paper, styled
+from tokenlens.figures.style import COLOURS, MARKERS, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.training_run import TrainedRun
+    from tokenlens.training.run import TrainedRun
 
 TITLE = "When and where CLS and patches part"
 ORDER = 300

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import colour_bar, heat_map, remove_unused, whole_ticks
 from tokenlens.figures._rows import GROUPS, listed, missing, rows_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "What each head attends to"
 ORDER = 60

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import NothingToDraw
-from tokenlens.figures._page import styled
 from tokenlens.figures._panels import JACKKNIFE, draw_before_after
 from tokenlens.figures._rows import before_after, missing
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "How alike the images are to each other"
 ORDER = 100

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import COLOURS, MARKERS
-from tokenlens.figures._page import canvas, styled
 from tokenlens.figures._panels import INTERVALS, depth_line, depth_panels, handle, log_axis, norm_columns, zero_line
 from tokenlens.figures._rows import in_order, norm_title, pair_title, place_of, rows_of
+from tokenlens.figures.page import canvas, styled
+from tokenlens.figures.style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "What each norm measures, per token group"
 ORDER = 30

@@ -10,17 +10,18 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tokenlens.figures import COLOURS, FAINT, MARKERS, NothingToDraw
-from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
 from tokenlens.figures._panels import colour_bar, handle, heat_map, line_look, whole_ticks
 from tokenlens.figures._rows import GROUPS, array_of, listed, place_of, rows_of, title_of
+from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.channel_selectivity import MOST_COLUMNS
+from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
+from tokenlens.figures.style import COLOURS, FAINT, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "γ and β of CLS and of the patches"
 ORDER = 24

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import INK, NothingToDraw
-from tokenlens.figures._page import canvas, styled
 from tokenlens.figures._panels import JACKKNIFE, depth_line, depth_panels, handle, norm_columns, zero_line
 from tokenlens.figures._rows import listed, norm_title, place_of, rows_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, styled
+from tokenlens.figures.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "Selectivity of the channels over the blocks"
 ORDER = 50

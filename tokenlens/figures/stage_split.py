@@ -10,16 +10,16 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from tokenlens.figures import INK, PAPER, STAGE_COLOURS
-from tokenlens.figures._page import canvas, styled
 from tokenlens.figures._panels import depth_panels, norm_columns, zero_line
 from tokenlens.figures._rows import in_order, norm_title, pair_title, place_of, rows_of
+from tokenlens.figures.page import canvas, styled
+from tokenlens.figures.style import INK, PAPER, STAGE_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "What each stage of the norm contributes"
 ORDER = 20

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import COLOURS, MARKERS
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import INTERVALS, depth_axis, depth_line, handle, log_axis
 from tokenlens.figures._rows import GROUPS, in_order, rows_of
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "Length of the tokens"
 ORDER = 90

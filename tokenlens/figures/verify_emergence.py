@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import VERIFICATION, NothingToDraw
-from tokenlens.figures._page import canvas, images_text, styled
 from tokenlens.figures._panels import zero_line
 from tokenlens.figures._variants import seed_lines, seeds_text, variant_lines, variants_in_order
+from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.page import canvas, images_text, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.verification import Verification
+    from tokenlens.verification.verify import Verification
 
 TITLE = "How far the norm before attention pulls CLS and patches apart, on the way"
 ORDER = 420

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tokenlens.figures import FAINT, INK, VERIFICATION, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._variants import (
     PROBED,
     dots_and_means,
@@ -18,13 +16,16 @@ from tokenlens.figures._variants import (
     variant_handles,
     variants_in_order,
 )
-from tokenlens.paired_findings import CLAIM, LOST
-from tokenlens.paired_numbers import CLASSES, DENSE
+from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import FAINT, INK
+from tokenlens.verification.findings import CLAIM, LOST
+from tokenlens.verification.numbers import CLASSES, DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.verification import Verification
+    from tokenlens.verification.verify import Verification
 
 TITLE = "Specialized less standard, seed by seed"
 ORDER = 400

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tokenlens.figures import FAINT, VERIFICATION, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import handle
 from tokenlens.figures._variants import (
     PROBED,
@@ -20,13 +18,16 @@ from tokenlens.figures._variants import (
     variant_handles,
     variants_in_order,
 )
-from tokenlens.seed_effects import effect_of
-from tokenlens.variants import START
+from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import FAINT
+from tokenlens.statistics.seed_effects import effect_of
+from tokenlens.verification.variants import START
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.verification import Verification
+    from tokenlens.verification.verify import Verification
 
 TITLE = "What the models score"
 ORDER = 405

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tokenlens.figures import INK, VERIFICATION, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._variants import dots_and_means, seeds_text, variant_handles, variants_in_order
-from tokenlens.stage_effects import ALL
+from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
+from tokenlens.figures.style import INK
+from tokenlens.verification.stage_effects import ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.verification import Verification
+    from tokenlens.verification.verify import Verification
 
 TITLE = "What specialization changes in each stage of the norms"
 ORDER = 440

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tokenlens.figures import VERIFICATION, NothingToDraw
-from tokenlens.figures._page import canvas, paper, styled
 from tokenlens.figures._panels import depth_axis, zero_line
 from tokenlens.figures._variants import variants_in_order
+from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.page import canvas, paper, styled
 from tokenlens.figures.stage_split import PARTS, stack, stage_handles
-from tokenlens.variants import START
+from tokenlens.verification.variants import START
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenlens.verification import Verification
+    from tokenlens.verification.verify import Verification
 
 TITLE = "What each stage of the norms contributes, variant by variant"
 ORDER = 430

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.ticker import ScalarFormatter
 
-from tokenlens.figures import FAINT, INK, MODEL_COLOURS, MODEL_MARKERS, NothingToDraw
-from tokenlens.figures._page import canvas, characters, paper, styled, wrapped
 from tokenlens.figures._panels import depth_axis, handle, line_look
 from tokenlens.figures._rows import listed, rows_of
+from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
+from tokenlens.figures.style import FAINT, INK, MODEL_COLOURS, MODEL_MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 TITLE = "How far the two sets of weights are apart"
 ORDER = 22

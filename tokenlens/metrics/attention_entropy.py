@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from tokenlens.metrics import AttentionMetric, Subject, Values
-from tokenlens.summaries import AttentionSummary
+from tokenlens.metrics.base import AttentionMetric, Subject, Values
+from tokenlens.reduction.summaries import AttentionSummary
 
 
 def attention_entropy(row_BHP: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics import AttentionMetric, Subject, Values
-from tokenlens.summaries import AttentionSummary
+from tokenlens.metrics.base import AttentionMetric, Subject, Values
+from tokenlens.reduction.summaries import AttentionSummary
 from tokenlens.tokens import TokenLayout, take
 
 

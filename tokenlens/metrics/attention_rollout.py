@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-from tokenlens.attention import as_float
-from tokenlens.cells import BatchSummary
-from tokenlens.metrics import AttentionMetric, NamedArray, PerImageMetric, Subject, Values
 from tokenlens.metrics.attention_entropy import attention_entropy
-from tokenlens.moments import Moments
-from tokenlens.summaries import PatternSummary
-from tokenlens.whole_pattern import rollout_rows
+from tokenlens.metrics.base import AttentionMetric, NamedArray, PerImageMetric, Subject, Values
+from tokenlens.recording.attention import as_float
+from tokenlens.reduction.batch import BatchSummary
+from tokenlens.reduction.pattern import rollout_rows
+from tokenlens.reduction.summaries import PatternSummary
+from tokenlens.statistics.moments import Moments
 
 
 def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics import FEATURE_SITES, JackknifeMetric
-from tokenlens.summaries import TokenSummary, precise
+from tokenlens.metrics.base import FEATURE_SITES, JackknifeMetric
+from tokenlens.reduction.summaries import TokenSummary, precise
 
 Array = NDArray[np.float64]
 

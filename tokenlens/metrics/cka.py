@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenlens.cells import BatchSummary
-from tokenlens.metrics import Metric, NamedArray, Row, row
-from tokenlens.moments import JACKKNIFE_GROUPS, jackknife_interval
-from tokenlens.recording import Site
-from tokenlens.summaries import TokenSummary
+from tokenlens.metrics.base import Metric, NamedArray, Row, row
+from tokenlens.reduction.batch import BatchSummary
+from tokenlens.reduction.summaries import TokenSummary
+from tokenlens.statistics.moments import JACKKNIFE_GROUPS, jackknife_interval
+from tokenlens.tokens import Site
 
 Array = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenlens.cells import BatchSummary
-from tokenlens.metrics import AttentionMetric, NamedArray, PerImageMetric, Subject, Values, by_block
-from tokenlens.summaries import AttentionSummary
+from tokenlens.metrics.base import AttentionMetric, NamedArray, PerImageMetric, Subject, Values, by_block
+from tokenlens.reduction.batch import BatchSummary
+from tokenlens.reduction.summaries import AttentionSummary
 from tokenlens.tokens import TokenLayout
 
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenlens.metrics import FEATURE_SITES, JackknifeMetric
+from tokenlens.metrics.base import FEATURE_SITES, JackknifeMetric
 from tokenlens.metrics.patch_patch_cosine import mean_pair_cosine
-from tokenlens.summaries import TokenSummary
+from tokenlens.reduction.summaries import TokenSummary
 
 
 def cls_cls_cosine(cls_BD: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenlens.metrics import FEATURE_SITES, HEAD_COST, HEAD_SITE_NAMES, TokenMetric, Values
-from tokenlens.summaries import TokenSummary
+from tokenlens.metrics.base import FEATURE_SITES, HEAD_COST, HEAD_SITE_NAMES, TokenMetric, Values
+from tokenlens.reduction.summaries import TokenSummary
 
 
 def cls_patch_cosine(cls_BD: Tensor, patch_BPD: Tensor) -> Tensor:

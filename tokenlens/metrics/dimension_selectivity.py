@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from tokenlens.metrics import NORM_SITE_NAMES as NORMS
-from tokenlens.metrics import JackknifeMetric, NamedArray, by_block
-from tokenlens.summaries import NormSummary
+from tokenlens.metrics.base import NORM_SITE_NAMES as NORMS
+from tokenlens.metrics.base import JackknifeMetric, NamedArray, by_block
+from tokenlens.reduction.summaries import NormSummary
 
 Array = NDArray[np.float64]
 

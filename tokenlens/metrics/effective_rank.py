@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenlens.metrics import RawTokenMetric, RawTokens, Values
+from tokenlens.metrics.base import RawTokenMetric, RawTokens, Values
 
 
 def effective_rank(patch_BPD: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics import AttentionMetric, Subject, Values
-from tokenlens.summaries import PatternSummary
-from tokenlens.whole_pattern import attention_distances, grid_distances
+from tokenlens.metrics.base import AttentionMetric, Subject, Values
+from tokenlens.reduction.pattern import attention_distances, grid_distances
+from tokenlens.reduction.summaries import PatternSummary
 
 
 def mean_attention_distance(pattern_BHPP: Tensor, grid: tuple[int, int]) -> Tensor:

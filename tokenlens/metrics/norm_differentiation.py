@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.cells import BatchSummary
-from tokenlens.metrics import NORM_SITE_NAMES, NamedArray, NormMetric, Values, by_block
+from tokenlens.metrics.base import NORM_SITE_NAMES, NamedArray, NormMetric, Values, by_block
 from tokenlens.metrics.patch_patch_cosine import mean_pair_cosine
-from tokenlens.recording import Key
-from tokenlens.summaries import NormSummary
+from tokenlens.reduction.batch import BatchSummary
+from tokenlens.reduction.summaries import NormSummary
+from tokenlens.tokens import Key
 
 
 def norm_stages(

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics import NormMetric, Values
-from tokenlens.summaries import NormSummary
+from tokenlens.metrics.base import NormMetric, Values
+from tokenlens.reduction.summaries import NormSummary
 
 
 def norm_statistics(x_BTD: Tensor) -> tuple[Tensor, Tensor]:

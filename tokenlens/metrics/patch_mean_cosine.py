@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics import FEATURE_SITES, JackknifeMetric
+from tokenlens.metrics.base import FEATURE_SITES, JackknifeMetric
 from tokenlens.metrics.cls_cls_cosine import cls_cls_cosine, pair_cosine_of_sums
-from tokenlens.summaries import TokenSummary
+from tokenlens.reduction.summaries import TokenSummary
 
 
 def patch_mean_cosine(patch_BPD: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics import RESIDUAL_SITES, TokenMetric, Values
-from tokenlens.summaries import TokenSummary
+from tokenlens.metrics.base import RESIDUAL_SITES, TokenMetric, Values
+from tokenlens.reduction.summaries import TokenSummary
 
 HIGH_NORM_RATIO = 3.0
 """A patch is a high-norm token if its norm exceeds this many times the median patch norm of its image.

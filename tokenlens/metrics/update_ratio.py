@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics import UpdateMetric, Values
-from tokenlens.summaries import UpdateSummary
+from tokenlens.metrics.base import UpdateMetric, Values
+from tokenlens.reduction.summaries import UpdateSummary
 from tokenlens.tokens import TokenLayout
 
 

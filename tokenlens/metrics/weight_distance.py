@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.cells import BatchSummary
-from tokenlens.metrics import Metric, Row, Subject, row
+from tokenlens.metrics.base import Metric, Row, Subject, row
+from tokenlens.reduction.batch import BatchSummary
 from tokenlens.specialization import plan_of
 
 

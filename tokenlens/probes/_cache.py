@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from tokenlens.batch import Batch, Collated, Ready, Skipped, collate, prepare
-from tokenlens.decoding import UnreadableImageError, pixel_sha256
+from tokenlens.images.decoding import UnreadableImageError, pixel_sha256
+from tokenlens.images.items import Record, printable
+from tokenlens.images.preprocessing import Batch, Collated, Ready, Skipped, collate, prepare
 from tokenlens.probes._features import Backbone, Kind
-from tokenlens.records import Record, printable
-from tokenlens.run_folder import check_manifest, writing
+from tokenlens.storage.run_folder import check_manifest, writing
 
 FORMAT = 1
 """Of what is kept: features of another format are computed again."""
@@ -36,7 +36,7 @@ _INDEX = "index.json"
 
 
 class Images(Protocol):
-    """One split of a data set, as ``tokenlens.labelled`` opens it."""
+    """One split of a data set, as ``tokenlens.images.labelled.classes`` opens it."""
 
     names: Sequence[str]
     classes: tuple[str, ...]

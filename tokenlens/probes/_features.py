@@ -21,9 +21,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenlens.attention import AttentionCall
-from tokenlens.models import LoadedModel
-from tokenlens.recording import Recorder, Site, evaluating
+from tokenlens.models.loading import LoadedModel
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.recorder import Recorder, evaluating
+from tokenlens.tokens import Site
 
 Kind = Literal["image", "patches"]
 """What a probe is given: one vector for each image, or its patch grid."""

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from tokenlens.analysis import made_by
 from tokenlens.catalog import Catalog
-from tokenlens.families import Family
-from tokenlens.models import load_model
-from tokenlens.probes._bootstrap import DRAWS
+from tokenlens.families.base import Family
+from tokenlens.images.items import printable
+from tokenlens.models.loading import load_model
 from tokenlens.probes._cache import Features, features_of
-from tokenlens.probes._contract import Grids, Probe, Vectors
 from tokenlens.probes._features import RAW_PIXELS, Backbone, FrozenModel, Kind, RawPixels
 from tokenlens.probes._result import ProbeResult
-from tokenlens.records import printable
+from tokenlens.probes.base import Grids, Probe, Vectors
+from tokenlens.statistics.bootstrap import DRAWS
+from tokenlens.storage.provenance import made_by
 
 probes = Catalog("tokenlens.probes", "probe", base="Probe")
 
@@ -61,7 +61,7 @@ def probe(
     Args:
         model: as for ``analyze``, or ``"raw_pixels"``: no model, for comparison.
         task: a name of ``tokenlens list probes``: ``"knn"``, ``"linear"``, ``"segmentation"``.
-        data: what ``tokenlens.labelled.open_labelled`` opens; for segmentation a folder of images and masks. Or the two
+        data: what ``tokenlens.images.labelled.classes.open_labelled`` opens; for segmentation a folder of images and masks. Or the two
             splits themselves, (train, test), as these functions give them.
         source: ``"cls"``, ``"patch_mean"`` or ``"both"``, for an image; by default CLS where the model has it. For
             segmentation always the patches.
@@ -195,11 +195,11 @@ def _opened(kind: Kind, data: Any) -> tuple[Any, Any]:
     if isinstance(data, tuple):
         train, test = data
     elif kind == "image":
-        from tokenlens.labelled import open_labelled
+        from tokenlens.images.labelled.classes import open_labelled
 
         train, test = open_labelled(data, split="train"), open_labelled(data, split="test")
     else:
-        from tokenlens.masked_images import open_masks
+        from tokenlens.images.labelled.masks import open_masks
 
         train, test = open_masks(data, split="train"), open_masks(data, split="test")
     if kind == "image" and (train.labels is None or test.labels is None):

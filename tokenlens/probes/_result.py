@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
-from tokenlens.run_folder import SCHEMA_VERSION, check_manifest, kind_of, writing
+from tokenlens.storage.files import write_json
+from tokenlens.storage.result import SETTINGS, Result, read_settings
+from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
+from tokenlens.storage.tables import read_table
 
 COLUMNS = ("quantity", "of", "value", "ci_low", "ci_high", "n", "unit")
 """Of ``ProbeResult.table``."""
 
 _FILES = ("result.json", "per_image.csv", "table.csv")
-_TEXTS = ("image", "label", "prediction")
 
 
 @dataclass
-class ProbeResult:
+class ProbeResult(Result):
     """The number of one probe of one model on one data set.
 
     Attributes:
@@ -43,6 +41,8 @@ class ProbeResult:
         untrained: whether the model's weights are random.
         provenance: data, skipped images, versions, command, commit, time; JSON-able.
     """
+
+    kind: ClassVar[str] = "probe"
 
     value: float
     ci_low: float
@@ -79,20 +79,18 @@ class ProbeResult:
         """
         return "–" if math.isnan(share) else f"{100 * share:.1f} %"
 
+    def protocol_rows(self) -> list[tuple[str, str]]:
+        """Return the protocol as pairs of name and value."""
+        return [(name, _text(value)) for name, value in self.protocol.items()]
+
     def protocol_lines(self) -> list[str]:
-        """``name: value``, a line each."""
-        return [f"{name}: {_text(value)}" for name, value in self.protocol.items()]
+        """Return the protocol as lines of ``name: value``."""
+        return [f"{name}: {value}" for name, value in self.protocol_rows()]
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-        """Write a run folder of kind "probe", atomically: result.json, per_image.csv, table.csv and the manifest.
-
-        Raises:
-            FileExistsError: if there is a run already and ``overwrite`` is False, or something that is no run.
-            OSError: if the disk is full or not writable; nothing is left behind then.
-        """
+    def _write(self, folder: Path) -> None:
         settings = {
             "schema_version": SCHEMA_VERSION,
-            "kind": "probe",
+            "kind": self.kind,
             "model": self.model,
             "task": self.task,
             "untrained": self.untrained,
@@ -104,57 +102,25 @@ class ProbeResult:
             "protocol": self.protocol,
             "provenance": self.provenance,
         }
-        with writing(Path(path), overwrite) as folder:
-            text = json.dumps(settings, indent=1, ensure_ascii=False, allow_nan=False)
-            # A path that is not Unicode holds lone surrogates; the replacement is JSON's own way to write them.
-            (folder / "result.json").write_text(text, encoding="utf-8", errors="backslashreplace")
-            self.per_image.to_csv(folder / "per_image.csv", index=False)
-            self.table.to_csv(folder / "table.csv", index=False)
-        return Path(path)
+        write_json(folder / SETTINGS[self.kind], settings)
+        self.per_image.to_csv(folder / "per_image.csv", index=False)
+        self.table.to_csv(folder / "table.csv", index=False)
 
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> ProbeResult:
-        """Read a run folder, after checking its kind, schema version and hashes.
-
-        Raises:
-            FileNotFoundError: if there is no finished run at ``path``.
-            ValueError: if it is of another kind, of a newer tokenlens, or was changed.
-        """
-        path = Path(path)
-        found = kind_of(path)
-        if found != "probe":
-            raise ValueError(f"{path} is a run folder of kind {found!r}, expected 'probe'")
-        check_manifest(path, _FILES)
-        settings = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        version = settings.pop("schema_version")
-        if version > SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} was written with schema version {version}, by a newer tokenlens; this one reads up to "
-                f"{SCHEMA_VERSION}: pip install --upgrade tokenlens-vit"
-            )
-        settings.pop("kind")
+    @classmethod
+    def _read(cls, folder: Path) -> ProbeResult:
+        check_manifest(folder, _FILES)
+        settings = read_settings(folder, cls.kind)
+        settings = {name: value for name, value in settings.items() if name not in ("schema_version", "kind")}
         for name in ("ci_low", "ci_high"):
             settings[name] = math.nan if settings[name] is None else settings[name]
-        return ProbeResult(
+        return cls(
             **settings,
-            per_image=_read(path / "per_image.csv", _TEXTS),
-            table=_read(path / "table.csv", ("quantity", "of", "unit")),
+            per_image=read_table(folder / "per_image.csv", texts=("image", "label", "prediction"), counts=()),
+            table=read_table(folder / "table.csv", texts=("quantity", "of", "unit"), counts=("n",)),
         )
 
     def __repr__(self) -> str:
         return f"ProbeResult({self.headline})"
-
-    def _repr_html_(self) -> str:
-        untrained = " <strong>untrained (random weights)</strong>" if self.untrained else ""
-        rows = "".join(
-            f"<tr style='text-align:left'><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>"
-            for name, value in self.protocol.items()
-        )
-        return (
-            f"<div><strong>{escape(self.model)}</strong>{untrained}, {escape(self.task)}: "
-            f"<strong>{self.in_percent(self.value)}</strong> {escape(self.unit)} {escape(self.interval_text)}"
-            f"<details><summary>protocol</summary><table>{rows}</table></details></div>"
-        )
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -163,21 +129,6 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     kinds: dict[str, Any] = dict.fromkeys(("quantity", "of", "unit"), "str")
     kinds |= dict.fromkeys(("value", "ci_low", "ci_high"), "float64")
     return table.fillna({"of": "", "unit": ""}).astype(kinds | {"n": "Int64"})
-
-
-def _read(file: Path, texts: tuple[str, ...]) -> pd.DataFrame:
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    for column in table.columns:
-        if column in texts:
-            continue
-        if column == "n":
-            table[column] = pd.array([int(text) if text else pd.NA for text in table[column]], dtype="Int64")
-        elif all(text.lstrip("-").isdigit() for text in table[column]):
-            table[column] = table[column].astype("int64")
-        else:
-            # Python's float gives back the very number that was written; pandas' own parser does so in some versions.
-            table[column] = np.array([float(text or "nan") for text in table[column]], dtype=np.float64)
-    return table
 
 
 def _number(value: float) -> float | None:

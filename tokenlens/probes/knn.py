@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes import RANKS, ImageProbe, Predictions, Vectors, package
 from tokenlens.probes._heads import held_out
+from tokenlens.probes.base import RANKS, ImageProbe, Predictions, Vectors, package
 
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)

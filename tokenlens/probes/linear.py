@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes import RANKS, ImageProbe, Predictions, Vectors
 from tokenlens.probes._heads import Heads, Schedule, edge_note, fit, held_out
+from tokenlens.probes.base import RANKS, ImageProbe, Predictions, Vectors
 
 SCHEDULE = Schedule(
     optimizer="SGD",

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes import Grids, Judgement, Probe, package, table_of
-from tokenlens.probes._bootstrap import interval
 from tokenlens.probes._heads import Heads, Schedule, edge_note, fit, held_out
+from tokenlens.probes._result import table_of
+from tokenlens.probes.base import Grids, Judgement, Probe, package
+from tokenlens.statistics.bootstrap import interval
 
 IGNORED = 255
 

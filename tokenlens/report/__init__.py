@@ -1,8 +1,5 @@
-"""The report: one self-contained HTML page of a run, with its figures beside it."""
+"""The report: one self-contained HTML page of a result, with its figures beside it."""
 
-from __future__ import annotations
-
-from tokenlens.report.build import write_report
-from tokenlens.report.summary import summary_html
+from tokenlens.report.build import summary_html, write_report
 
 __all__ = ["summary_html", "write_report"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tokenlens.analysis.findings import judge
+from tokenlens.analysis.overview import headlines
 from tokenlens.figures._rows import GROUPS, title_of
-from tokenlens.findings import judge
-from tokenlens.headlines import headlines
 from tokenlens.report.downloads import download
 from tokenlens.report.numerals import fixed
 from tokenlens.report.origin import commands, provenance_rows
@@ -16,7 +17,7 @@ from tokenlens.report.tables import Cell, Table, summary_table, table_of, text_o
 from tokenlens.report.two_sets import two_sets, two_sets_table
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
+    from tokenlens.analysis.analysis import Analysis
 
 
 def content(analysis: Analysis) -> dict[str, Any]:
@@ -82,3 +83,19 @@ def _headlines(analysis: Analysis) -> Table | None:
     }
     numeric = ("value", "95 % interval", "n")
     return None if frame.empty else table_of(frame, "headlines", analysis.model, columns, numeric)
+
+
+def summary(analysis: Analysis) -> str:
+    """Return a few lines of HTML: the model, the images and the findings."""
+    untrained = " <strong>untrained (random weights)</strong>" if analysis.untrained else ""
+    source = analysis.provenance.get("images", {})
+    names = ", ".join(dict.fromkeys(analysis.table["metric"]))
+    findings = "".join(
+        f"<li><strong>{finding.name} {finding.verdict}</strong>: {escape(finding.sentence)}</li>"
+        for finding in judge(analysis)
+    )
+    return (
+        f"<div><strong>{escape(str(analysis.model))}</strong>{untrained}<br>"
+        f"{source.get('count', 0)} images from {escape(str(source.get('source', '')))}, {analysis.blocks} blocks, "
+        f"{len(analysis.table)} numbers: {escape(names)}<ul>{findings}</ul></div>"
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from html import escape
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tokenlens.analysis.findings import RULES, TITLES, Finding, judge
 from tokenlens.figures._models import colour_of
 from tokenlens.figures._rows import quantity_title
-from tokenlens.findings import RULES, TITLES, Finding, judge
 from tokenlens.report.downloads import download
 from tokenlens.report.drawings import page_colour
 from tokenlens.report.leads import DIFFERENCE, difference_cells, leads
@@ -21,7 +22,7 @@ from tokenlens.report.tables import Cell, Table, Written, number_of, table_of, t
 from tokenlens.report.two_sets import two_sets
 
 if TYPE_CHECKING:
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 
 def content(comparison: Comparison) -> dict[str, Any]:
@@ -168,3 +169,15 @@ def _shared(told: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
         (name, reason if len(labels) == len(told) else f"{reason} ({', '.join(labels)})")
         for (name, reason), labels in of.items()
     ]
+
+
+def summary(comparison: Comparison) -> str:
+    """Return a few lines of HTML: what differs most for each model."""
+    lines = []
+    for lead in leads(comparison):
+        unpaired = "" if lead.paired else "<strong>unpaired</strong>: "
+        lines.append(
+            f"<li><strong>{escape(lead.label)}: {lead.verdict}.</strong> {escape(' '.join(lead.sentences))} "
+            f"<em>{unpaired}{escape(lead.reason)}.</em></li>"
+        )
+    return f"<div>Against <strong>{escape(comparison.baseline)}</strong>:<ul>{''.join(lines)}</ul></div>"

@@ -9,24 +9,14 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from tokenlens.figures import (
-    FAINT,
-    GRID,
-    INK,
-    MODEL_COLOURS,
-    PAPER,
-    STAGE_COLOURS,
-    NothingToDraw,
-    figures,
-    figures_of,
-    save_figure,
-)
+from tokenlens.figures.base import NothingToDraw, figures, figures_of, save_figure
+from tokenlens.figures.style import FAINT, GRID, INK, MODEL_COLOURS, PAPER, STAGE_COLOURS
 from tokenlens.report.downloads import Download, download
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import Comparison
-    from tokenlens.verification_result import Verification
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.comparison.comparison import Comparison
+    from tokenlens.verification.result import Verification
 
 _PAGE_COLOURS = {
     INK: "var(--ink)",

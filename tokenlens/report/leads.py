@@ -12,7 +12,7 @@ from tokenlens.report.numerals import aligned, counted, significant
 from tokenlens.report.two_sets import counterparts
 
 if TYPE_CHECKING:
-    from tokenlens.comparison import Comparison
+    from tokenlens.comparison.comparison import Comparison
 
 MOST = 5
 """So many differences are named, the largest one of each metric."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tokenlens.metrics import metrics
+from tokenlens.metrics.base import metrics
 from tokenlens.report.numerals import typeset
 
 

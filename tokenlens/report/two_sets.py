@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tokenlens.analysis.overview import headlines
 from tokenlens.figures._rows import GROUPS
-from tokenlens.headlines import headlines
 from tokenlens.report.numerals import counted, fixed, significant
 from tokenlens.report.tables import Cell, Table, number_of, table_of, text_of
 
 if TYPE_CHECKING:
-    from tokenlens.analysis import Analysis
-    from tokenlens.comparison import Comparison
+    from tokenlens.analysis.analysis import Analysis
+    from tokenlens.comparison.comparison import Comparison
 
 METRIC = "weight_distance"
 _COMPONENTS = {

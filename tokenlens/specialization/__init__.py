@@ -4,7 +4,6 @@
 it takes. What can be specialized is a component, one file of this folder each. See docs/add-a-specialization.md.
 """
 
-from tokenlens.specialization._component import Component, SpecializedModule, components
 from tokenlens.specialization._costs import Cost, costs
 from tokenlens.specialization._functions import Positions
 from tokenlens.specialization._merge import Merged, merge
@@ -14,6 +13,7 @@ from tokenlens.specialization._specialization import PRESETS, Specialization, as
 from tokenlens.specialization._specialize import specialize
 from tokenlens.specialization._state_dict import has_two_sets, in_two_sets
 from tokenlens.specialization._timm_config import GENERIC
+from tokenlens.specialization.base import Component, SpecializedModule, components
 
 __all__ = [
     "GENERIC",

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenlens.families import Family, find_family, image_size_of
-from tokenlens.specialization._component import SpecializedModule
+from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.specialization._plan import Plan, plan
 from tokenlens.specialization._specialization import Wanted
 from tokenlens.specialization._specialize import specialize
+from tokenlens.specialization.base import SpecializedModule
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenlens.specialization._component import Component, SpecializedModule, autocast_to, autocasting, refused
 from tokenlens.specialization._functions import Positions, linear
+from tokenlens.specialization.base import Component, SpecializedModule, autocast_to, autocasting, refused
 
 
 class SpecializedLinear(SpecializedModule):

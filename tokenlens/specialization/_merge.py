@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenlens.families import Family, find_family, image_size_of
-from tokenlens.recording import evaluating
-from tokenlens.specialization._component import SpecializedModule
+from tokenlens.families.base import Family, find_family, image_size_of
+from tokenlens.recording.recorder import evaluating
 from tokenlens.specialization._plan import forget_plan, owner_of, plan_of
 from tokenlens.specialization._state_dict import refuse_standard_names
 from tokenlens.specialization._timm_config import describe_as_standard
+from tokenlens.specialization.base import SpecializedModule
 
 NOISE_IMAGES = 8
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tokenlens.families import Family, find_family, image_size_of
-from tokenlens.specialization._component import Component, SpecializedModule, components
+from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.specialization._functions import Positions
 from tokenlens.specialization._specialization import Specialization, Wanted, as_specialization, blocks_of
+from tokenlens.specialization.base import Component, SpecializedModule, components
 from tokenlens.tokens import TokenLayout
 
 _ATTRIBUTE = "_specialization_plan"

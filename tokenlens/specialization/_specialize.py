@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from tokenlens.families import Family
-from tokenlens.specialization._component import SpecializedModule, components
+from tokenlens.families.base import Family
 from tokenlens.specialization._plan import owner_of, plan, remember_plan
 from tokenlens.specialization._specialization import Wanted
 from tokenlens.specialization._state_dict import accept_standard_names
 from tokenlens.specialization._timm_config import describe_for_timm
+from tokenlens.specialization.base import SpecializedModule, components
 
 
 def specialize(model: nn.Module, specialization: Wanted = "paper", *, family: Family | None = None) -> nn.Module:

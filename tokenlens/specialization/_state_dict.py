@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.specialization._component import SpecializedModule
 from tokenlens.specialization._plan import Plan, plan_of
+from tokenlens.specialization.base import SpecializedModule
 
 
 def standard_names(model: nn.Module, plan: Plan) -> dict[str, tuple[str, str]]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.families import Family
-from tokenlens.specialization import Component, Positions, SpecializedModule
-from tokenlens.specialization._component import refused
-from tokenlens.specialization._functions import scale
+from tokenlens.families.base import Family
+from tokenlens.specialization._functions import Positions, scale
+from tokenlens.specialization.base import Component, SpecializedModule, refused
 
 
 class SpecializedLayerScale(SpecializedModule):

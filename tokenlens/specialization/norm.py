@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenlens.families import Family, norm_parameters
-from tokenlens.specialization import Component, Positions, SpecializedModule
-from tokenlens.specialization._component import autocasting, refused
-from tokenlens.specialization._functions import layer_norm, scale
+from tokenlens.families.base import Family, norm_parameters
+from tokenlens.specialization._functions import Positions, layer_norm, scale
+from tokenlens.specialization.base import Component, SpecializedModule, autocasting, refused
 
 
 class SpecializedLayerNorm(SpecializedModule):

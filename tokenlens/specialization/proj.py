@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tokenlens.families import Family
+from tokenlens.families.base import Family
 from tokenlens.specialization._linear import LinearComponent
 
 

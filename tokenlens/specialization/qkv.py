@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tokenlens.families import Family
-from tokenlens.specialization import Component, Positions, SpecializedModule
+from tokenlens.families.base import Family
+from tokenlens.specialization._functions import Positions
 from tokenlens.specialization._linear import SpecializedLinear, checked_linear
+from tokenlens.specialization.base import Component, SpecializedModule
 
 _BIASES = ("q_bias", "v_bias")
 

@@ -1,0 +1,640 @@
+"""What a comparison says is what scipy and plain arithmetic say, and it claims no difference where there is none."""
+
+# Shapes: N images, S series.
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import tokenlens
+from tests.metrics._cases import images, model
+from tests.metrics.cka import debiased_cka
+from tests.support.synthetic_analysis import synthetic_analysis
+from tests.support.synthetic_comparison import synthetic_comparison
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.comparison.compare import compare
+from tokenlens.comparison.comparison import DIFFERENCES, SUMMARY, Comparison
+from tokenlens.comparison.numbers import nearest_blocks
+from tokenlens.comparison.similarity import COLUMNS as SIMILARITY
+from tokenlens.metrics.base import NamedArray
+from tokenlens.statistics.differences import of_intervals, paired, q_values, unpaired
+from tokenlens.storage.hashing import file_sha256
+from tokenlens.storage.result import Result
+from tokenlens.storage.run_folder import MANIFEST
+
+FRAMES = ("table", "differences", "summary", "similarity")
+
+
+@cache
+def analysis(name: str = "registers", metrics: str | None = None, keep_images: int = 4096) -> Analysis:
+    return tokenlens.analyze(model(name), images(name), metrics=metrics, keep_images=keep_images)
+
+
+@cache
+def real() -> Comparison:
+    """Two tiny models on the same eight photographs."""
+    return compare(analysis("layer"), analysis("registers"))
+
+
+def shuffled(run: Analysis, order: list[int]) -> Analysis:
+    """The same analysis as if it had met its images in another order, or only some of them."""
+    told = run.provenance["images"]
+    images = told | {name: [told[name][i] for i in order] for name in ("names", "hashes")} | {"count": len(order)}
+    arrays = {
+        name: replace(array, values=array.values[order]) if "features" in name else array
+        for name, array in run.arrays.items()
+    }
+    provenance = run.provenance | {"images": images}
+    return replace(run, per_image=run.per_image.iloc[order], arrays=arrays, provenance=provenance)
+
+
+def without_features(run: Analysis) -> Analysis:
+    return replace(run, arrays={name: array for name, array in run.arrays.items() if "features" not in name})
+
+
+def row(found: pd.DataFrame, **key: object) -> pd.Series:
+    for name, wanted in key.items():
+        found = found[found[name].isna() if wanted is None else found[name] == wanted]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+# -- the statistics
+
+
+def draws(seed: int = 0, n: int = 12, series: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    image = generator.normal(size=(n, 1))
+    return image + generator.normal(0.3, 1, (n, series)), image + generator.normal(0, 2, (n, series))
+
+
+def test_paired_differences_are_scipys():
+    one, two = draws()
+    one[3, :7] = np.nan
+    two[5, 5:9] = np.inf
+    found = paired(one, two)
+    for i in range(one.shape[1]):
+        both = np.isfinite(one[:, i]) & np.isfinite(two[:, i])
+        expected = stats.ttest_rel(one[both, i], two[both, i])
+        interval = expected.confidence_interval()
+        difference = (one - two)[both, i].mean()
+        np.testing.assert_allclose(
+            [found.difference[i], found.p[i], found.ci_low[i], found.ci_high[i], found.n[i]],
+            [difference, expected.pvalue, interval.low, interval.high, both.sum()],
+            rtol=1e-9,
+        )
+        spread = np.sqrt((one[both, i].var(ddof=1) + two[both, i].var(ddof=1)) / 2)
+        assert found.effect[i] == pytest.approx(difference / spread)
+
+
+def test_unpaired_differences_are_scipys():
+    one, two = draws()[0], draws(1, n=7)[1]
+    sides = [(x.mean(0), x.std(0, ddof=1), np.full(40, len(x))) for x in (one, two)]
+    found = unpaired(*sides[0], *sides[1])
+    expected = stats.ttest_ind(one, two, equal_var=False)
+    interval = expected.confidence_interval()
+    for got, wanted in ((found.p, expected.pvalue), (found.ci_low, interval.low), (found.ci_high, interval.high)):
+        np.testing.assert_allclose(got, wanted, rtol=1e-9)
+    np.testing.assert_array_equal(found.n_baseline, 7)
+
+
+def test_intervals_of_means_give_the_same_test_as_the_images():
+    """With up to twenty images the jackknife of a mean is Student's interval, so both must agree."""
+    one, two = draws(n=12)[0], draws(1, n=7)[1]
+    sides = [(x.mean(0), stats.sem(x) * stats.t.ppf(0.975, len(x) - 1), np.full(40, len(x))) for x in (one, two)]
+    found = of_intervals(*sides[0], *sides[1])
+    np.testing.assert_allclose(found.p, stats.ttest_ind(one, two, equal_var=False).pvalue, rtol=1e-9)
+    assert np.isnan(found.effect).all()
+
+
+def test_the_correction_is_benjamini_and_hochbergs():
+    p = np.array([0.01, np.nan, 0.04, 0.03, 0.5])
+    np.testing.assert_allclose(q_values(p), [0.04, np.nan, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5])
+    assert np.isnan(q_values(np.full(3, np.nan))).all()
+    assert len(q_values(np.zeros(0))) == 0
+
+
+@pytest.mark.parametrize("kind", ["paired", "unpaired"])
+def test_false_discoveries_are_as_rare_as_promised(kind):
+    """400 comparisons of 300 numbers on 20 images (seed 0), of which none, or 60, really differ."""
+    generator = np.random.default_rng(0)
+    for real_ones in (0, 60):
+        shares, found_ones = [], []
+        for _ in range(400):
+            one, two = generator.normal(size=(2, 20, 300))
+            one[:, :real_ones] += 1.5
+            sides = [(x.mean(0), x.std(0, ddof=1), np.full(300, 20)) for x in (one, two)]
+            found = paired(one, two) if kind == "paired" else unpaired(*sides[0], *sides[1])
+            significant = q_values(found.p) < 0.05
+            shares.append(significant[real_ones:].sum() / max(significant.sum(), 1))
+            found_ones.append(significant[:real_ones].mean() if real_ones else 1)
+        assert np.mean(shares) < 0.05 + 3 * np.std(shares) / np.sqrt(len(shares))
+        assert np.mean(found_ones) > 0.8
+
+
+def test_intervals_cover_what_they_should():
+    generator = np.random.default_rng(0)
+    one, two = generator.normal(0.5, 1, (15, 4000)), generator.normal(0, 3, (15, 4000))
+    found = paired(one, two)
+    assert np.mean((found.ci_low < 0.5) & (found.ci_high > 0.5)) == pytest.approx(0.95, abs=0.012)
+
+
+def test_what_rounding_can_do_counts_as_zero_and_no_spread_is_no_test():
+    one = 100 + np.random.default_rng(0).normal(size=(50, 4))
+    two = one.copy()
+    two[:, 0] *= 1 + 5e-6  # in every image, so any plain t test is sure of it
+    two[:, 1] *= 1 + 1e-3
+    one[:, 2], two[:, 2] = 1, 2
+    one[:, 3], two[:, 3] = 3, 3
+    found = paired(one, two)
+    assert stats.ttest_rel(one[:, 0], two[:, 0]).pvalue < 1e-90
+    assert found.p[0] == 1
+    assert found.p[1] < 1e-90
+    assert np.isnan([found.p[2], found.ci_low[2], found.effect[2]]).all()
+    assert found.difference[2] == -1
+    assert found.p[3] == 1
+    assert np.isnan(found.effect[3])
+
+
+# -- no difference where there is none
+
+
+def test_a_model_and_itself_are_equal():
+    found = compare(analysis(), analysis())
+    assert (found.differences["difference"].dropna() == 0).all()
+    assert (found.differences["p"].dropna() == 1).all()
+    assert not found.differences["significant"].any()
+    assert not found.summary["significant"].any()
+    np.testing.assert_allclose(found.similarity["value"], 1)
+
+
+def test_a_model_analyzed_twice_in_other_batches_is_equal():
+    again = tokenlens.analyze(model("registers"), images("registers"), batch_size=3)
+    found = compare(analysis(), again)
+    assert found.pairing[found.others[0]].paired
+    assert not found.differences["significant"].any()
+    assert not found.summary["significant"].any()
+
+
+def test_different_models_differ():
+    found = real()
+    assert found.differences["significant"].mean() > 0.1
+    first = found.summary.iloc[0]
+    assert first["significant"]
+    known = found.summary[found.summary["significant"]]["effect"].abs()
+    assert known.is_monotonic_decreasing
+    assert found.summary["significant"].is_monotonic_decreasing
+
+
+# -- which numbers meet
+
+
+def test_a_number_is_the_mean_of_its_images():
+    found, runs = real(), (analysis("registers"), analysis("layer"))
+    place = {"metric": "attention_mass", "part": "", "block": 1, "site": "pattern", "group": "cls-patch"}
+    # per head: first the mean over heads of each image
+    values = [run.per_image.astype(float).T.xs(tuple(place.values()), level=(0, 1, 2, 3, 4)).mean() for run in runs]
+    got = row(found.differences, **place)
+    expected = stats.ttest_rel(*values)
+    assert got["difference"] == pytest.approx((values[0] - values[1]).mean())
+    assert got["p"] == pytest.approx(expected.pvalue)
+    assert (got["test"], got["n"], got["unit"]) == ("paired t", 8, "share")
+
+
+def test_a_summary_is_the_mean_over_blocks_of_each_image():
+    found, runs = real(), (analysis("registers"), analysis("layer"))
+    place = {"metric": "cls_patch_cosine", "part": "", "site": "norm1", "group": "cls-patch"}
+    values = [run.per_image.astype(float).T.xs(tuple(place.values()), level=(0, 1, 3, 4)).mean() for run in runs]
+    got = row(found.summary, **place)
+    assert got["difference"] == pytest.approx((values[0] - values[1]).mean())
+    assert got["p"] == pytest.approx(stats.ttest_rel(*values).pvalue)
+
+
+def test_numbers_of_the_whole_set_are_tested_by_their_intervals():
+    found = real().differences
+    whole = found[found["metric"] == "cls_cls_cosine"]
+    assert set(whole["test"]) <= {"intervals", ""}
+    assert "intervals" in set(whole["test"])
+    assert whole["effect"].isna().all()
+    assert "cls_cls_cosine" not in set(real().summary["metric"])
+
+
+def test_the_table_has_all_rows_of_all_models_with_their_depth():
+    found = real()
+    table = found.table
+    assert list(table.columns[:2]) == ["label", "model"]
+    assert len(table) == sum(len(run.table) for run in found.analyses.values())
+    assert (table["depth"].dropna() > 0).all()
+    assert (table["depth"].dropna() <= 1).all()
+    assert (table[table["site"] == "final_norm"]["depth"] == 1).all()
+    assert table[table["block"].isna() & (table["site"] != "final_norm")]["depth"].isna().all()
+    assert set(table[table["block"] == 0]["depth"]) == {0.25}
+    assert len(found.select("cka", label=found.labels[0], block=1)) == 1
+    with pytest.raises(LookupError, match="no 'nonsense'; it has"):
+        found.select("nonsense")
+
+
+@pytest.mark.parametrize(("blocks", "other"), [(6, 12), (12, 6), (12, 12), (24, 7), (1, 5), (5, 1)])
+def test_blocks_meet_by_relative_depth(blocks, other):
+    matched = nearest_blocks(blocks, other)
+    depth, other_depth = ((np.arange(count) + 0.5) / count for count in (blocks, other))
+    distance = np.abs(depth[:, None] - other_depth[None])
+    np.testing.assert_allclose(distance[np.arange(blocks), matched], distance.min(1))
+    assert (np.diff(matched) >= 0).all()
+    if blocks > 1:
+        assert matched[-1] == other - 1
+
+
+def test_models_of_different_depth_are_compared_block_by_block():
+    found = synthetic_comparison(models=3)
+    shallow = found.differences[(found.differences["label"] == found.labels[2]) & found.differences["block"].notna()]
+    assert set(zip(shallow["block"], shallow["baseline_block"], strict=True)) == {(b, 2 * b + 1) for b in range(6)}
+    np.testing.assert_allclose(shallow["depth"], (shallow["block"].astype(float) + 0.5) / 6)
+    got = row(shallow, metric="cls_patch_cosine", block=2, site="norm1")
+    base = row(found.analyses[found.baseline].table, metric="cls_patch_cosine", block=5, site="norm1")
+    assert got["baseline_value"] == pytest.approx(base["value"], rel=1e-5)
+
+
+def test_only_numbers_that_both_have():
+    found = compare(analysis("layer"), analysis("no_cls"))
+    assert {"cls_patch_cosine", "cka"}.isdisjoint(found.differences["metric"])
+    assert "patch_patch_cosine" in set(found.differences["metric"])
+    assert "cka does not apply: the model has no [CLS] token" in found.similarity_note
+
+
+def test_columns():
+    for found in (real(), synthetic_comparison(models=3), synthetic_comparison(n=1)):
+        assert list(found.differences.columns) == list(DIFFERENCES)
+        assert list(found.summary.columns) == list(SUMMARY)
+        assert list(found.similarity.columns) == list(SIMILARITY)
+        assert set(found.differences["test"]) <= {"paired t", "Welch", "intervals", ""}
+        assert (found.differences["p"].notna() == (found.differences["test"] != "")).all()
+
+
+# -- pairing
+
+
+def test_the_same_images_pair():
+    label = real().others[0]
+    assert real().pairing[label].paired
+    assert real().pairing[label].reason == "the same 8 images, paired by image"
+
+
+def test_another_order_is_unpaired_and_says_so():
+    found = compare(analysis("layer"), shuffled(analysis(), [3, 1, 0, 2, 7, 6, 5, 4]))
+    (pairing,) = found.pairing.values()
+    assert not pairing.paired
+    assert pairing.reason.startswith("the same 8 images in another order: compared unpaired")
+    assert set(found.differences["test"]) == {"Welch", "intervals", ""}
+
+
+def test_another_order_can_be_aligned():
+    order = [3, 1, 0, 2, 7, 6, 5, 4]
+    found = compare(analysis("layer"), shuffled(analysis(), order), pair=True)
+    (pairing,) = found.pairing.values()
+    assert (pairing.paired, pairing.n) == (True, 8)
+    numbers = ["difference", "ci_low", "p", "effect"]
+    np.testing.assert_allclose(found.differences[numbers], real().differences[numbers], rtol=1e-6, atol=1e-12)
+
+
+def test_some_images_in_common():
+    part = shuffled(analysis(), [5, 2, 6])
+    (apart,) = compare(analysis("layer"), part).pairing.values()
+    assert apart.reason.startswith("3 of 3 and 8 images in common: compared unpaired; pairing them has to be asked for")
+    found = compare(analysis("layer"), part, pair=True)
+    (pairing,) = found.pairing.values()
+    assert (pairing.paired, pairing.n, pairing.reason) == (True, 3, "3 images in common (of 3 and 8), paired by image")
+    tested = found.differences[found.differences["test"] == "paired t"]
+    assert set(tested["n"]) == {3}
+
+
+def test_no_images_in_common():
+    told = analysis().provenance["images"] | {"hashes": [f"other {i}" for i in range(8)]}
+    other = replace(analysis(), provenance=analysis().provenance | {"images": told})
+    found = compare(analysis("layer"), other)
+    assert found.pairing[found.others[0]].reason == "0 of 8 images in common: compared unpaired"
+    assert found.similarity.empty
+    assert "0 images in common" in found.similarity_note
+    with pytest.raises(ValueError, match=r"cannot be paired with .*: 0 of 8 images in common"):
+        compare(analysis("layer"), other, pair=True)
+
+
+def test_unpaired_when_asked():
+    found = compare(analysis("layer"), analysis(), pair=False)
+    (pairing,) = found.pairing.values()
+    assert pairing.reason == "the same 8 images: compared unpaired as asked"
+    assert not found.similarity.empty
+
+
+def test_fewer_images_kept_than_seen():
+    """Pairs are of the kept images; unpaired means and spreads are of all."""
+    few = analysis("registers", keep_images=5)
+    (pairing,) = compare(analysis("layer"), few).pairing.values()
+    assert pairing.reason == "the same 8 images, paired by image over the 5 whose numbers were kept"
+    found = compare(analysis("layer"), few, pair=False).differences
+    got = row(found, metric="cls_patch_cosine", block=0, site="norm1")
+    expected = row(few.table, metric="cls_patch_cosine", block=0, site="norm1")
+    assert (got["n"], got["value"]) == (8, expected["value"])
+    per_head = row(found, metric="attention_mass", block=0, group="cls-cls")
+    assert (per_head["n"], per_head["n_baseline"]) == (5, 8)
+    none = tokenlens.analyze(model("layer"), images("layer"), metrics="cls_patch_cosine", keep_images=0)
+    (pairing,) = compare(analysis("layer"), none).pairing.values()
+    assert "no values by image: compared unpaired" in pairing.reason
+
+
+def test_another_image_size_is_said():
+    other = replace(analysis(), provenance=analysis().provenance | {"image_size": [64, 64]})
+    (pairing,) = compare(analysis("layer"), other).pairing.values()
+    assert pairing.reason == "the same 8 images, paired by image, seen at 64×64 and 32×32 pixels"
+
+
+# -- likeness of features
+
+
+def test_similarity_is_debiased_cka_of_the_final_features():
+    found = real()
+    features = {
+        label: [run.arrays[f"cka/{group}_features"].values.astype(float) for group in ("cls", "patch")]
+        for label, run in found.analyses.items()
+    }
+    for i, group in enumerate(("cls", "patch")):
+        x, y = (features[label][i] for label in found.labels)
+        for pair in (found.labels, found.labels[::-1]):
+            got = row(found.similarity, label_1=pair[0], label_2=pair[1], group=group)
+            assert got["value"] == pytest.approx(debiased_cka(x, y), abs=1e-9)
+            assert got["ci_low"] < got["value"] < got["ci_high"]
+            assert got["n"] == 8
+
+
+def test_the_features_are_what_leaves_the_final_norm():
+    recording = tokenlens.record(model("registers"), images("registers"), limit=None)
+    tokens = recording[None, "final_norm"]
+    np.testing.assert_allclose(analysis().arrays["cka/cls_features"].values, tokens[:, 0], rtol=1e-5, atol=1e-5)
+    patch = tokens[:, 4:].mean(1)
+    np.testing.assert_allclose(analysis().arrays["cka/patch_features"].values, patch, rtol=1e-5, atol=1e-5)
+
+
+def test_similarity_does_not_depend_on_the_order_of_images():
+    found = compare(analysis("layer"), shuffled(analysis(), [3, 1, 0, 2, 7, 6, 5, 4]))
+    np.testing.assert_allclose(found.similarity["value"], real().similarity["value"], atol=1e-9)
+
+
+def test_turned_features_are_alike():
+    generator = np.random.default_rng(0)
+    arrays = dict(analysis().arrays)
+    for group in ("cls", "patch"):
+        array = arrays[f"cka/{group}_features"]
+        rotation = np.linalg.qr(generator.normal(size=(array.values.shape[1],) * 2))[0]
+        arrays[f"cka/{group}_features"] = NamedArray(3 * array.values @ rotation, array.dims, array.unit)
+    found = compare(analysis(), replace(analysis(), arrays=arrays))
+    np.testing.assert_allclose(found.similarity["value"], 1, atol=1e-6)
+
+
+def test_runs_without_features_still_compare():
+    old = without_features(analysis())
+    found = compare(analysis("layer"), old)
+    assert found.similarity.empty
+    assert "analyze it again" in found.similarity_note
+    assert found.differences["significant"].any()
+    three = compare(analysis("layer"), old, analysis(), labels=["a", "b", "c"])
+    assert set(three.similarity["label_1"]) == {"a", "c"}
+    assert three.similarity_note.startswith("b has no features")
+    without = tokenlens.analyze(model("layer"), images("layer"), metrics="token_norm")
+    assert "cka was not computed" in compare(analysis(), without).similarity_note
+
+
+# -- there and back
+
+
+def same(one: Comparison, two: Comparison) -> None:
+    assert (one.labels, one.baseline, one.pair, one.pairing) == (two.labels, two.baseline, two.pair, two.pairing)
+    assert (one.provenance, one.similarity_note) == (two.provenance, two.similarity_note)
+    for name in FRAMES:
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return real().save(tmp_path / "run", report=False)
+
+
+def test_a_comparison_comes_back_as_it_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenlens.analysis.analysis.load_model", None)
+    monkeypatch.setattr("tokenlens.analysis.analysis.open_images", None)
+    loaded = Comparison.load(folder)
+    same(loaded, real())
+    assert loaded.save(tmp_path / "again", report=False) == tmp_path / "again"
+    same(Comparison.load(tmp_path / "again"), real())
+    assert isinstance(Result.load(folder), Comparison)
+    three = compare(analysis("layer"), analysis(), analysis(), labels=["x/y", "x y", "x:y"], baseline="x y", pair=False)
+    three.save(tmp_path / "three", report=False)
+    same(Comparison.load(tmp_path / "three"), three)
+
+
+def test_what_is_in_the_folder(folder):
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    runs = {
+        f"runs/{name}/{file}"
+        for name in ("0_VisionTransformer", "1_VisionTransformer_2")
+        for file in ("analysis.json", "table.csv", "arrays.safetensors")
+    }
+    assert files == runs | {"comparison.json", MANIFEST, *(f"{name}.csv" for name in FRAMES)}
+    told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    assert told["kind"] == "comparison"
+    assert told["pairing"][real().others[0]]["reason"] == "the same 8 images, paired by image"
+    assert set(real().provenance) == {"versions", "command", "commit", "started", "seconds"}
+    written = pd.read_csv(folder / "differences.csv", keep_default_na=False, na_values={"difference": ""})
+    np.testing.assert_allclose(written["difference"], real().differences["difference"])
+
+
+def test_the_report_is_part_of_it(tmp_path):
+    def report(comparison: Comparison, folder: Path) -> None:
+        (folder / "report.html").write_text(comparison.baseline)
+
+    save_comparison(real(), tmp_path / "run", report=report)
+    assert "report.html" in json.loads((tmp_path / "run" / MANIFEST).read_text())["files"]
+    with pytest.raises(FileExistsError, match="overwrite"):
+        real().save(tmp_path / "run", report=False)
+    real().save(tmp_path / "run", overwrite=True, report=False)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def forge(folder: Path, file: str, old: str, new: str) -> None:
+    """Change a file and make the manifest agree."""
+    text = (folder / file).read_text(encoding="utf-8")
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][file] = {"bytes": (folder / file).stat().st_size, "sha256": file_sha256(folder / file)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_changed_or_newer_comparison_is_refused(folder):
+    member = "runs/0_VisionTransformer/table.csv"
+    content = (folder / member).read_bytes()
+    (folder / member).write_bytes(content.replace(b"0", b"1", 1))
+    with pytest.raises(ValueError, match=f"{member} was changed"):
+        Comparison.load(folder)
+    (folder / member).write_bytes(content)
+    forge(folder, "comparison.json", '"schema_version": 1', '"schema_version": 99')
+    with pytest.raises(ValueError, match="newer tokenlens"):
+        Comparison.load(folder)
+    (folder / "comparison.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"comparison\.json was changed"):
+        Comparison.load(folder)
+
+
+def test_a_member_outside_the_folder_is_refused(folder):
+    forge(folder, "comparison.json", "runs/0_VisionTransformer", "../elsewhere")
+    with pytest.raises(ValueError, match="does not list"):
+        Comparison.load(folder)
+
+
+def test_the_two_kinds_of_runs_are_told_apart(folder, tmp_path):
+    analysis("layer").save(tmp_path / "analysis")
+    with pytest.raises(ValueError, match="of kind 'comparison', expected 'analysis'"):
+        Analysis.load(folder)
+    with pytest.raises(ValueError, match="of kind 'analysis', expected 'comparison'"):
+        Comparison.load(tmp_path / "analysis")
+    assert isinstance(Result.load(tmp_path / "analysis"), Analysis)
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        Result.load(tmp_path / "nowhere")
+
+
+# -- what is compared
+
+
+def test_labels_tell_the_models_apart(tmp_path):
+    for name in ("one", "two"):
+        analysis("layer").save(tmp_path / name)
+    untrained = replace(analysis(), provenance=analysis().provenance | {"untrained": True})
+    found = compare(tmp_path / "one", analysis(), str(tmp_path / "two"), untrained, tmp_path / "two")
+    name = "VisionTransformer"
+    assert found.labels == [f"{name} · one", name, f"{name} · two", f"{name} (untrained)", f"{name} · two #2"]
+    assert found.baseline == f"{name} · one"
+    assert compare(analysis(), analysis()).labels == [name, f"{name} #2"]
+
+
+def test_the_baseline_is_a_position_or_a_label():
+    for baseline in (1, "b"):
+        found = compare(analysis("layer"), analysis(), labels=["a", "b"], baseline=baseline)
+        assert (found.baseline, found.others) == ("b", ["a"])
+    np.testing.assert_allclose(found.differences["difference"], -real().differences["difference"], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": ["a"]}, "a label for each of the 2 subjects"),
+        ({"labels": ["a", "a"]}, "labels that differ"),
+        ({"labels": ["a", ""]}, "labels that differ and are not empty"),
+        ({"labels": ["a", "b"], "baseline": "c"}, "no model is labelled 'c'; the labels are 'a', 'b'"),
+        ({"baseline": 2}, "position from 0 to 1, got 2"),
+        ({"images": "sample"}, "images: for models that are analyzed, but all 2 are runs already"),
+        ({"limit": 3}, "limit: for models"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises((ValueError, LookupError), match=message):
+        compare(analysis("layer"), analysis(), **settings)
+
+
+def test_subjects_that_do_not_do(tmp_path):
+    with pytest.raises(ValueError, match="at least two runs or models, got 1"):
+        compare(analysis())
+    with pytest.raises(LookupError, match="'nowhere' is neither a run folder nor a model: no model is called"):
+        compare(analysis(), "nowhere")
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        compare(analysis(), tmp_path / "nowhere")
+    (tmp_path / "half").mkdir()
+    with pytest.raises(FileNotFoundError, match="not a finished run"):
+        compare(analysis(), str(tmp_path / "half"))
+    with pytest.raises(ValueError, match="expected an Analysis, a run folder, a model's name or a module, got int"):
+        compare(analysis(), 3)
+
+
+def test_models_without_a_common_number():
+    one = tokenlens.analyze(model("layer"), images("layer"), metrics="token_norm")
+    two = tokenlens.analyze(model("layer"), images("layer"), metrics="cka")
+    with pytest.raises(ValueError, match="no number in common: their metrics are cka and token_norm"):
+        compare(one, two)
+    nothing = tokenlens.analyze(model("layer"), images("layer"), metrics="weight_distance")
+    with pytest.raises(ValueError, match="no number in common: their metrics are none and token_norm"):
+        compare(one, nothing)
+
+
+def test_undefined_numbers_are_no_differences():
+    numbers = ["value", "sd", "ci_low", "ci_high"]
+    table = analysis().table.copy()
+    table[numbers] = np.nan
+    run = analysis()
+    empty = replace(run, table=table, per_image=run.per_image * np.nan)
+    for settings in ({}, {"pair": False}):
+        found = compare(analysis(), empty, **settings)
+        assert found.differences["difference"].isna().all()
+        assert set(found.differences["test"]) == {""}
+        assert not found.differences["significant"].any()
+        assert not found.summary["significant"].any()
+
+
+def test_models_are_analyzed_on_the_images_of_the_first_run(tmp_path):
+    run = tokenlens.analyze("test_vit", "sample", pretrained=False, img_size=64, limit=4, seed=3, metrics="token_norm")
+    run.save(tmp_path / "run")
+    found = compare(tmp_path / "run", "test_vit", pretrained=False, metrics="token_norm")
+    assert found.labels == ["test_vit (untrained) · run", "test_vit (untrained)"]
+    made = found.analyses[found.labels[1]]
+    assert made.provenance["images"]["hashes"] == run.provenance["images"]["hashes"]
+    assert (made.provenance["image_size"], made.provenance["seed"]) == ([64, 64], 3)
+    assert (found.differences["difference"] == 0).all()  # the seed makes the same random weights
+    options = {"pretrained": False, "metrics": "token_norm", "images": "sample", "limit": 4, "seed": 4}
+    other = compare(tmp_path / "run", "test_vit", **options)
+    assert "0 of 4 images in common" in other.pairing[other.labels[1]].reason
+
+
+def test_images_that_cannot_be_had_again():
+    with pytest.raises(ValueError, match=r"does not say how to get its images again \(tensor 8×3×32×32\)"):
+        compare(analysis("layer"), model("registers"))
+    found = compare(analysis("layer"), model("registers"), images=images("registers"))
+    assert found.pairing[found.others[0]].paired
+
+
+def test_how_it_shows_itself():
+    label = real().others[0]
+    text = repr(real())
+    assert text.startswith("Comparison(baseline VisionTransformer; VisionTransformer #2: ")
+    assert f"{real().differences['significant'].sum()} of {len(real().differences)} numbers differ, paired" in text
+    assert label in text
+
+
+@pytest.mark.pretrained
+def test_a_random_twin_is_plainly_different():
+    if not os.environ.get("TOKENLENS_TEST_DATA"):
+        pytest.skip("TOKENLENS_TEST_DATA does not point to real weights and photographs")
+    data = Path(os.environ["TOKENLENS_TEST_DATA"])
+    options = {"images": data / "photos", "limit": 8, "img_size": 112}
+    name = "vit_small_patch14_dinov2"
+    trained = tokenlens.analyze(name, checkpoint=data / "weights" / "dinov2_vits14.safetensors", **options)
+    found = compare(trained, tokenlens.analyze(name, pretrained=False, **options))
+    assert found.labels[1].endswith("(untrained)")
+    tested = found.differences[found.differences["test"] != ""]
+    assert tested["significant"].mean() > 0.8
+    falls = row(found.summary, metric="norm_differentiation", part="total", site="norm1", group="cls-patch")
+    assert falls["significant"]
+    assert falls["effect"] < -3
+    apart = found.similarity[found.similarity["label_1"] != found.similarity["label_2"]]
+    assert (apart["value"] < 0.5).all()
+
+
+def test_a_label_of_ones_own_still_says_untrained():
+    comparison = compare(synthetic_analysis(), synthetic_analysis(untrained=True), labels=["A", "B"], baseline="B")
+    assert comparison.labels == ["A", "B (untrained)"]
+    assert comparison.baseline == "B (untrained)"

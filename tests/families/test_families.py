@@ -1,0 +1,313 @@
+"""Every kind of ViT: its layout, its sites, its attention; and that recording leaves no trace."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+from tests.support.command_line import REPOSITORY
+from tests.support.tiny_models import KINDS, MODELS, images
+from tests.support.watching import hooks, tensors, watch
+from tokenlens.families.base import BlockTaps, Family, Tap, families, find_family
+from tokenlens.recording.recorder import IncompleteRecording, evaluating
+from tokenlens.tokens import Site, TokenLayout
+
+ALL = sorted(KINDS)
+SOME = ["timm_vit", "timm_beit", "timm_eva02", "hf_vit", "hf_vit_eager", "torchvision_vit", "dino_hub"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_family_and_layout(name):
+    kind, model = KINDS[name], MODELS[name]()
+    family = find_family(model)
+    assert family.name == kind.family
+    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix)
+    assert len(family.blocks(model)) == 2
+    assert (family.final_norm(model) is not None) == kind.final_norm
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_residual_stream_adds_up(name):
+    kind = KINDS[name]
+    witness, _ = watch(MODELS[name](), images(name))
+    sites = witness.sites
+    for block in range(2):
+        pre, post = sites[block, "resid_pre"], sites[block, "resid_post"]
+        assert not torch.allclose(pre, post, atol=0.1)
+        if not kind.residual:
+            assert {site for b, site in sites if b == block} == {"resid_pre", "norm1", "resid_post"}
+            continue
+        attn_out, mid, mlp_out = (sites[block, site] for site in ("attn_out", "resid_mid", "mlp_out"))
+        assert torch.equal(pre + attn_out, mid)
+        assert torch.equal(mid + mlp_out, post)
+        torch.testing.assert_close(pre + attn_out + mlp_out, post)
+        assert min(attn_out.std(), mlp_out.std()) > 0.01
+        if "post_norm" in name:
+            assert torch.equal(sites[block, "norm1"], attn_out)
+            assert torch.equal(sites[block, "norm2"], mlp_out)
+        else:
+            assert torch.equal(witness.norms[block, "norm1"][1], pre)
+            assert torch.equal(witness.norms[block, "norm2"][1], mid)
+    assert torch.equal(sites[0, "resid_post"], sites[1, "resid_pre"])
+    if kind.final_norm:
+        assert torch.equal(witness.norms[None, "final_norm"][1], sites[1, "resid_post"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_output_is_bit_identical_and_hooks_are_gone(name):
+    model, x = MODELS[name](), images(name)
+    model.train()
+    before = hooks(model)
+    with evaluating(model):
+        plain = tensors(find_family(model).forward(model, x))
+    _, output = watch(model, x)
+    assert len(plain) == len(tensors(output)) > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain, tensors(output), strict=True))
+    assert plain[0].abs().sum() > 0
+    assert hooks(model) == before
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(plain, tensors(watch(model, x)[1]), strict=True)), "twice"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ALL)
+def test_no_trace_after_an_error(name, error, monkeypatch):
+    model, x = MODELS[name](), images(name)
+    family, before = find_family(model), hooks(model)
+    attention = family.taps(family.blocks(model)[1]).attention
+    forward = attention.forward
+
+    def fail(*args, **kwargs):
+        forward(*args, **kwargs)
+        raise error("in the middle")
+
+    monkeypatch.setattr(attention, "forward", fail)
+    with pytest.raises(error, match="in the middle"):
+        watch(model, x)
+    assert hooks(model) == before
+    assert _len_torch_dispatch_stack() == 0
+    assert torch.is_grad_enabled()
+
+
+def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
+    """The relative position bias of a model, from its own tables."""
+    if getattr(attention, "relative_position_bias_table", None) is not None:
+        return attention._get_rel_pos_bias().double()
+    if getattr(model, "rel_pos_bias", None) is not None:
+        return model.rel_pos_bias().double()
+    return attention.rel_pos.get_bias().double() if hasattr(attention, "rel_pos") else 0.0
+
+
+def after_attention(attention: nn.Module) -> nn.Module:
+    """The first module that the heads' output runs into."""
+    names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output")
+    return next(getattr(attention, name) for name in names if hasattr(attention, name))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_attention_equals_float64_softmax(name):
+    kind, model, x = KINDS[name], MODELS[name](), images(name)
+    family = find_family(model)
+    attentions = [family.taps(block).attention for block in family.blocks(model)]
+    seen: dict[int, Tensor] = {}
+    for block, attention in enumerate(attentions):
+        if isinstance(attention, nn.MultiheadAttention):  # its fast path calls no module
+            attention.register_forward_hook(lambda _, __, output, block=block: seen.update({block: output[0]}))
+        else:
+            after_attention(attention).register_forward_pre_hook(
+                lambda _, args, block=block: seen.update({block: args[0]})
+            )
+    witness, _ = watch(model, x)
+    assert sorted(witness.calls) == [0, 1]
+    layout = family.layout(model, kind.image_size)
+    for block, call in witness.calls.items():
+        assert (call.pattern_BHTT is None) == (kind.scores is None), "whether a kernel was used"
+        q, k, v = (t.double() for t in (call.q_BHTd, call.k_BHTd, call.v_BHTd))
+        assert q.shape == k.shape == v.shape == (2, 2, layout.tokens, q.shape[-1])
+        scale = q.shape[-1] ** -0.5 if kind.scores is None else kind.scores
+        bias = position_bias(model, attentions[block])
+        assert ("beit" in name or "relpos" in name) == (isinstance(bias, Tensor) and bias.std() > 0.05)
+        pattern = (q @ k.transpose(-1, -2) * scale + bias).softmax(-1)
+        every = range(layout.tokens)
+        torch.testing.assert_close(call.rows(every).double(), pattern, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(call.columns(every).double(), pattern, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(call.pattern().double(), pattern, atol=1e-6, rtol=1e-5)
+        heads = (pattern @ v).transpose(1, 2).flatten(2).float()
+        if isinstance(attentions[block], nn.MultiheadAttention):
+            heads = attentions[block].out_proj(heads)
+        torch.testing.assert_close(heads, seen[block], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_autocast_bf16(name):
+    model, x = MODELS[name](), images(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        with evaluating(model):
+            plain = tensors(find_family(model).forward(model, x))
+        witness, output = watch(model, x)
+    assert all(torch.equal(a, b) for a, b in zip(plain, tensors(output), strict=True))
+    rows = witness.calls[1].rows([0])
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows.sum(-1), torch.ones(2, 2, 1), atol=0.02, rtol=0)
+    torch.testing.assert_close(rows[..., 0], witness.calls[1].columns([0])[:, :, :1, 0], atol=0.02, rtol=0)
+
+
+def test_every_family_has_a_tiny_model():
+    assert {kind.family for kind in KINDS.values()} == set(families.names())
+
+
+# -- image sizes
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_beit", "timm_eva02", "hf_vit", "hf_clip_vision", "torchvision_vit"])
+def test_wrong_image_size_is_named(name):
+    model = MODELS[name]()
+    with pytest.raises(ValueError, match=r"takes images of 32×32 pixels, got 40×40"):
+        find_family(model).layout(model, (40, 40))
+
+
+@pytest.mark.parametrize("name", ["timm_vit_wide", "timm_naflexvit", "dino_hub"])
+def test_image_that_does_not_divide_into_patches_is_named(name):
+    model = MODELS[name]()
+    with pytest.raises(ValueError, match=r"images of 30×32 pixels do not divide into patches of 8×8"):
+        find_family(model).layout(model, (30, 32))
+
+
+def test_a_family_that_counts_tokens_wrongly_is_stopped():
+    model, x = MODELS["timm_dinov2_registers"](), images("timm_dinov2_registers")
+
+    class Miscounting(type(find_family(model))):
+        def layout(self, model, image_size):
+            return TokenLayout((4, 4))
+
+    with pytest.raises(ValueError, match=r"has 21 tokens, but its family expected 17"):
+        watch(model, x, Miscounting())
+
+
+# -- models that cannot be watched
+
+
+def test_unknown_model_names_its_class():
+    with pytest.raises(LookupError, match=r"torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family"):
+        find_family(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_wrapped_model_is_named():
+    with pytest.raises(LookupError, match=r"DataParallel\. It wraps a VisionTransformer; hand over model\.module"):
+        find_family(nn.DataParallel(MODELS["timm_vit"]()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_is_unknown():
+    with pytest.raises(LookupError, match=r"no family of tokenlens owns a torch\.jit"):
+        find_family(torch.jit.trace(MODELS["torchvision_vit"](), images("torchvision_vit"), check_trace=False))
+
+
+def test_known_kind_of_model_with_foreign_blocks_names_them():
+    model = MODELS["timm_vit"]()
+    model.blocks[1] = nn.TransformerEncoderLayer(32, 2, batch_first=True)
+    with pytest.raises(LookupError, match=r"because of torch\.nn\.modules\.transformer\.TransformerEncoderLayer"):
+        watch(model, images("timm_vit"))
+    assert hooks(model) == 0
+
+
+def test_compiled_model_is_refused():
+    with pytest.raises(LookupError, match=r"the model is compiled.*_orig_mod"):
+        find_family(torch.compile(MODELS["timm_vit"]()))
+    model = MODELS["timm_vit"]()
+    model.blocks[1].compile()
+    with pytest.raises(LookupError, match=r"blocks\.1 is compiled"):
+        find_family(model)
+
+
+def test_a_module_that_does_not_run_is_named_as_missing():
+    model, x = MODELS["dinov2_hub"](), images("dinov2_hub")
+    found = find_family(model)
+
+    class Misled(type(found)):
+        def taps(self, block):
+            taps = super().taps(block)
+            return BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path1)}, taps.attention)
+
+    with pytest.raises(IncompleteRecording, match=r"DinoVisionTransformer did not show 2 .* block 0 attn_out, block 1"):
+        watch(model, x, Misled())
+    assert hooks(model) == 0
+
+
+def test_a_module_that_is_called_twice_is_named():
+    model, x = MODELS["dino_hub"](), images("dino_hub")
+
+    class Misled(type(find_family(model))):
+        def taps(self, block):
+            taps = super().taps(block)
+            return BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path)}, taps.attention)
+
+    with pytest.raises(IncompleteRecording, match=r"block 0 attn_out was seen twice.*shared or called twice"):
+        watch(model, x, Misled())
+
+
+def test_attention_outside_the_named_module_is_missing():
+    model, x = MODELS["timm_vit"](), images("timm_vit")
+
+    class Misled(type(find_family(model))):
+        def taps(self, block):
+            return BlockTaps(super().taps(block).sites, block.mlp)
+
+    with pytest.raises(IncompleteRecording, match=r"2 expected sites: block 0 attention, block 1 attention"):
+        watch(model, x, Misled())
+
+
+class EncoderFamily(Family):
+    """A model on nn.TransformerEncoderLayer, whose fast path calls none of its children."""
+
+    def layout(self, model, image_size):
+        return TokenLayout((4, 4), ())
+
+    def blocks(self, model):
+        return list(model.layers)
+
+    def taps(self, block):
+        return BlockTaps({Site.RESID_PRE: Tap(block, "input"), Site.NORM1: Tap(block.norm1)}, block.self_attn)
+
+    def forward(self, model, images):
+        return model(images.flatten(2).transpose(1, 2))
+
+
+def test_transformer_encoder_is_recorded_or_named():
+    # PyTorch 2.15 leaves its fast path where a child has a hook, and then all is seen; else the missing is named.
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x = torch.randn(2, 8, 4, 4)
+    try:
+        witness, _ = watch(model, x, EncoderFamily())
+    except IncompleteRecording as error:
+        message = str(error)
+    else:
+        call = witness.calls[1]
+        expected = (call.q_BHTd @ call.k_BHTd.mT * 4**-0.5).softmax(-1)
+        torch.testing.assert_close(call.rows(range(16)), expected, atol=1e-6, rtol=1e-5)
+        return
+    assert re.search(r"block 0 norm1.*nn\.TransformerEncoder", message)
+
+
+def test_matching_imports_no_library_of_models():
+    code = (
+        "import sys, torch\nfrom tokenlens.families import find_family\n"
+        "try:\n    find_family(torch.nn.Linear(2, 2))\nexcept LookupError:\n    pass\n"
+        "print([name for name in ('timm', 'transformers', 'torchvision') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_page_about_adding_a_family_runs():
+    page = (REPOSITORY / "docs" / "add-a-family.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 3
+    exec(compile("\n".join(blocks), "add-a-family.md", "exec"), {"__name__": "page"})

@@ -1,0 +1,77 @@
+"""The parameters of norm layers, those of every kind of ViT and single ones."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.support.tiny_models import KINDS, MODELS, images
+from tests.support.watching import watch
+from tokenlens.families.base import norm_parameters
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_parameters_give_the_norms_output(name):
+    witness, _ = watch(MODELS[name](), images(name))
+    assert len(witness.norms) == (4 if KINDS[name].residual else 2) + KINDS[name].final_norm
+    for module, x, y in witness.norms.values():
+        norm, x = norm_parameters(module), x.double()
+        if norm.kind == "layer":
+            x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        expected = x * norm.weight_patch.double() + (0 if norm.bias_patch is None else norm.bias_patch.double())
+        torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
+        assert norm.weight_prefix is norm.weight_patch
+        assert norm.kind == ("rms" if "rms" in name else "layer")
+
+
+def test_a_specialized_norm_has_two_sets():
+    norm = nn.Module()
+    norm.cls, norm.patch = nn.LayerNorm(4, eps=1e-6), nn.LayerNorm(4, eps=1e-6)
+    nn.init.normal_(norm.cls.weight)
+    found = norm_parameters(norm)
+    assert (found.kind, found.eps) == ("layer", 1e-6)
+    assert torch.equal(found.weight_prefix, norm.cls.weight)
+    assert torch.equal(found.weight_patch, norm.patch.weight)
+    assert torch.equal(found.bias_patch, norm.patch.bias)
+
+
+class ShiftedRMSNorm(nn.Module):
+    """As Gemma's: the weight is stored minus one."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.randn(dim)), 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * (1 + self.weight)
+
+
+def test_norm_parameters_of_a_norm_that_stores_its_weight_minus_one():
+    norm = ShiftedRMSNorm(8)
+    found = norm_parameters(norm)
+    assert (found.kind, found.eps, found.bias_patch) == ("rms", 1e-6, None)
+    assert torch.equal(found.weight_patch, 1 + norm.weight)
+
+
+@pytest.mark.parametrize("norm", [timm.layers.RmsNorm(8), timm.layers.RmsNormFp32(8), nn.RMSNorm(8, eps=1e-6)])
+def test_norm_parameters_of_rms_norms(norm):
+    found = norm_parameters(norm)
+    assert (found.kind, found.eps, found.bias_prefix) == ("rms", 1e-6, None)
+
+
+def test_norm_parameters_without_weights():
+    found = norm_parameters(nn.LayerNorm(8, elementwise_affine=False))
+    assert found.kind == "layer"
+    assert found.weight_patch is found.bias_prefix is None
+    assert norm_parameters(nn.RMSNorm(8)).eps == torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.Identity(), nn.GroupNorm(2, 8), timm.layers.SimpleNorm(8)])
+def test_norm_parameters_names_a_norm_that_it_does_not_know(norm):
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    with pytest.raises(LookupError, match=type(norm).__name__):
+        norm_parameters(norm)
+    assert all(torch.equal(value, norm.state_dict()[name]) for name, value in state.items())

@@ -1,0 +1,276 @@
+"""Laws that every metric of the catalogue keeps; a new metric is covered as soon as it has its reference."""
+
+# Shapes: N images.
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from torch.utils.data import DataLoader, TensorDataset
+
+import tokenlens
+from tests.metrics._cases import CASES, IMAGES, images, model, precise, stored, stored_precisely
+from tests.metrics._stored import Stored
+from tokenlens.analysis.analysis import COLUMNS, SERIES, Analysis
+from tokenlens.analysis.analyze import _Run
+from tokenlens.analysis.metric_choice import chosen_metrics
+from tokenlens.images.sources import batches, open_images
+from tokenlens.metrics.base import metrics as catalog
+from tokenlens.models.loading import load_model
+from tokenlens.recording.recorder import evaluating
+from tokenlens.reduction.compiled import NotCompiled
+
+KEY = list(SERIES)
+WHOLE, UNEVEN = ((0, 1, 2, 3, 4, 5, 6, 7),), ((0,), (1, 2, 3, 4), (5, 6, 7))
+
+# Float32 activations: a number that is a small difference of larger ones keeps the absolute part only.
+RELATIVE, ABSOLUTE = 1e-5, 1e-6
+
+
+def reference_module(metric: str) -> ModuleType:
+    path = Path(__file__).parent / f"{metric}.py"
+    if not path.exists():
+        pytest.fail(
+            f"the metric {metric!r} has no reference: add tests/metrics/{metric}.py with LEVEL and a function "
+            f"reference_{metric}(stored) that computes it in float64 NumPy from its definition"
+        )
+    return importlib.import_module(f"tests.metrics.{metric}")
+
+
+def applies(metric: str, name: str) -> bool:
+    """Whether a metric should apply to a case, by the ``NEEDS`` of its reference."""
+    known = (Path(__file__).parent / f"{metric}.py").exists()
+    return not known or set(getattr(reference_module(metric), "NEEDS", ())) <= CASES[name].has
+
+
+METRICS = catalog.names()
+every_metric_and_case = pytest.mark.parametrize(
+    ("metric", "name"), [(metric, name) for metric in METRICS for name in CASES if applies(metric, name)]
+)
+
+
+def in_batches(name: str, split: Sequence[Sequence[int]]) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(images(name)), batch_sampler=[list(batch) for batch in split])
+
+
+@cache
+def analysis(name: str, split: tuple[tuple[int, ...], ...] = WHOLE, pool_images: int = 1) -> Analysis:
+    # The metrics are fed batch by batch, not once for all of these few images.
+    with patch("tokenlens.analysis.analyze.POOL_IMAGES", pool_images):
+        return tokenlens.analyze(model(name), in_batches(name, split), metrics="all")
+
+
+@cache
+def in_torch(name: str) -> Analysis:
+    """The same where there is no C compiler."""
+    with patch("tokenlens.reduction.compiled.library", side_effect=NotCompiled("a test")):
+        result = tokenlens.analyze(model(name), images(name), metrics="all")
+    assert result.provenance["sums"] == "torch (a test)"
+    return result
+
+
+both_ways = pytest.mark.parametrize("analyzed", [analysis, in_torch], ids=["fastest", "torch"])
+
+
+@cache
+def precise_analysis(name: str) -> Analysis:
+    return tokenlens.analyze(precise(name), images(name), metrics="all")
+
+
+def run_over(name: str, indices: range) -> _Run:
+    """What two processes would have: the metrics after some of the images, before any result."""
+    run = _Run(load_model(model(name)), chosen_metrics(METRICS), keep_images=IMAGES)
+    with evaluating(model(name)):
+        for batch in batches(open_images(images(name)[indices.start : indices.stop]), 3):
+            batch.indices[:] = [index + indices.start for index in batch.indices]
+            run.take(batch, amp=False)
+        run.flush()
+    return run
+
+
+@cache
+def merged(name: str) -> Analysis:
+    """The second half first, and the first half merged into it."""
+    run, other = run_over(name, range(5, 8)), run_over(name, range(5))
+    for metric, same in zip(run.applicable, other.applicable, strict=True):
+        metric.merge(same)
+    whole = analysis(name)
+    return run.analysis(whole.model, whole.provenance, list(whole.per_image.index))
+
+
+def rows_of(result: Analysis, metric: str) -> pd.DataFrame:
+    """A metric's rows by part, block, site, group and head; −1 for no block or head."""
+    rows = result.select(metric).fillna({"block": -1, "head": -1})
+    return rows.astype({"block": int, "head": int}).set_index(KEY[1:]).sort_index()
+
+
+def close(got: Any, expected: Any, relative: float = RELATIVE, absolute: float = ABSOLUTE) -> None:
+    np.testing.assert_allclose(np.asarray(got, float), np.asarray(expected, float), rtol=relative, atol=absolute)
+
+
+def without(image: int, name: str) -> Stored:
+    return stored(name).take([index for index in range(IMAGES) if index != image])
+
+
+def reference(metric: str, name: str, left_out: int | None = None, data: Stored | None = None) -> dict[Any, Any]:
+    data = data or (stored(name) if left_out is None else without(left_out, name))
+    function = getattr(reference_module(metric), f"reference_{metric}")
+    return {
+        (part, -1 if block is None else block, site, group, -1 if head is None else head): value
+        for (part, block, site, group, head), value in function(data).items()
+    }
+
+
+def jackknife(value: np.ndarray, left_out: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The textbook interval from the pseudo-values of leaving out one image at a time."""
+    n = len(left_out)
+    pseudo = n * value - (n - 1) * np.stack(left_out)
+    half = stats.t.ppf(0.975, n - 1) * pseudo.std(axis=0, ddof=1) / np.sqrt(n)
+    return value - half, value + half
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_which_metrics_apply_and_why_not(name):
+    result = analysis(name)
+    assert set(result.metrics) == {metric for metric in METRICS if applies(metric, name)}
+    assert set(result.not_applicable) == set(METRICS) - set(result.metrics)
+    for reason in result.not_applicable.values():
+        assert len(reason.split()) > 3
+
+
+@both_ways
+@every_metric_and_case
+def test_agrees_with_float64_numpy(metric, name, analyzed):
+    expected = reference(metric, name)
+    rows = rows_of(analyzed(name), metric)
+    assert set(rows.index) == set(expected)
+    level = reference_module(metric).LEVEL
+    keys = list(rows.index)
+    values = np.array([expected[key] for key in keys])
+    if level == "image":
+        table = analyzed(name).per_image[metric]
+        close(np.stack([table[key] for key in keys]), values)
+        n = np.sum(~np.isnan(values), axis=1)
+        mean, sd = values.mean(1), values.std(1, ddof=1)
+        half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
+        close(rows["sd"], sd)
+        low, high = mean - half, mean + half
+        assert (rows["n"] == n).all()
+    elif level == "set":
+        mean = values
+        others = [reference(metric, name, left_out=image) for image in range(IMAGES)]
+        low, high = jackknife(values, [np.array([other[key] for key in keys]) for other in others])
+        assert rows["sd"].isna().all()
+        assert (rows["n"] == IMAGES).all()
+    else:
+        mean, low, high = values, np.full(len(values), np.nan), np.full(len(values), np.nan)
+    close(rows["value"], mean)
+    # An interval magnifies the rounding of the values that it is made of.
+    close(rows["ci_low"], low, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
+    close(rows["ci_high"], high, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms", "registers", "specialized"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_in_float64_the_definitions_are_the_same(metric, name):
+    if not applies(metric, name):
+        return
+    rows = rows_of(precise_analysis(name), metric)
+    expected = reference(metric, name, data=stored_precisely(name))
+    values = [np.mean(expected[key]) for key in rows.index]
+    # Some values pass through float32 on their way, CKA's features for one; none is worse for it than this.
+    close(rows["value"], values, relative=1e-9, absolute=2e-8)
+
+
+@both_ways
+@every_metric_and_case
+def test_arrays_agree_with_float64_numpy(metric, name, analyzed):
+    arrays = {k.partition("/")[2]: a for k, a in analyzed(name).arrays.items() if k.partition("/")[0] == metric}
+    make = getattr(reference_module(metric), "reference_arrays", None)
+    if make is None:
+        assert not arrays, f"tests/metrics/{metric}.py needs reference_arrays(stored)"
+        return
+    expected = make(stored(name))
+    bounds = {part + end for part in expected for end in ("_low", "_high")} & set(arrays)
+    assert set(arrays) == set(expected) | bounds
+    others: list[Any] = []
+    for part, (dims, values) in expected.items():
+        assert arrays[part].dims == dims
+        assert arrays[part].unit
+        close(arrays[part].values, values)
+        if part + "_low" in bounds:
+            others = others or [make(without(image, name)) for image in range(IMAGES)]
+            low, high = jackknife(values, [other[part][1] for other in others])
+            close(arrays[part + "_low"].values, low, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
+            close(arrays[part + "_high"].values, high, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
+
+
+def assert_same(result: Analysis, whole: Analysis, metric: str) -> None:
+    one, two = rows_of(result, metric), rows_of(whole, metric)
+    assert list(one.index) == list(two.index)
+    for column in ("value", "sd", "ci_low", "ci_high"):
+        close(one[column], two[column], relative=1e-6)
+    assert (one["n"] == two["n"]).all()
+    assert list(result.per_image.columns) == list(whole.per_image.columns)
+    if metric in whole.per_image.columns.get_level_values(0):
+        close(result.per_image[metric], whole.per_image[metric], relative=1e-6)
+    for key, array in whole.arrays.items():
+        if key.startswith(metric + "/"):
+            close(result.arrays[key].values, array.values, relative=1e-6)
+
+
+@every_metric_and_case
+def test_batches_do_not_matter(metric, name):
+    for pool_images in (1, 5, 32):
+        assert_same(analysis(name, UNEVEN, pool_images), analysis(name), metric)
+
+
+@every_metric_and_case
+def test_two_merged_halves_are_the_whole(metric, name):
+    assert_same(merged(name), analysis(name), metric)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_is_tidy(name):
+    table = analysis(name).table
+    assert tuple(table.columns) == COLUMNS
+    kinds = {column: str(table[column].dtype) for column in COLUMNS}
+    assert kinds["block"] == kinds["head"] == "Int64"
+    assert kinds["n"] == "int64"
+    assert {kinds[column] for column in ("value", "sd", "ci_low", "ci_high")} == {"float64"}
+    for column in ("model", "metric", "part", "site", "group", "unit"):
+        assert table[column].map(type).eq(str).all(), column
+    assert not table.duplicated(KEY).any()
+    assert (table["unit"] != "").all()
+    assert (table["n"] >= 0).all()
+    assert not np.isinf(table[["value", "sd", "ci_low", "ci_high"]].to_numpy()).any()
+    assert (table["sd"].dropna() >= 0).all()
+    bounded = table.dropna(subset=["ci_low", "ci_high"])
+    assert (bounded["ci_low"] <= bounded["value"]).all()
+    assert (bounded["value"] <= bounded["ci_high"]).all()
+    assert (table["model"] == analysis(name).model).all()
+    assert set(table["metric"]) <= set(METRICS)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_says_what_it_is(metric):
+    cls = catalog.get(metric)
+    assert cls.title
+    assert cls.__doc__
+    assert catalog.describe(metric).endswith((".", ":")) or ":" in catalog.describe(metric)
+    assert bool(cls.cost) == bool(cls.opt_in or cls.named_sites)
+
+
+def test_a_metric_without_a_reference_fails_with_what_to_do():
+    with pytest.raises(pytest.fail.Exception, match=r"add tests/metrics/no_such_metric\.py"):
+        reference_module("no_such_metric")

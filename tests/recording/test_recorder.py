@@ -1,0 +1,352 @@
+"""Watching leaves no trace: outputs, hooks, modes, gradients and memory are as if nobody had looked."""
+
+# Shapes: B images, T tokens, D channels.
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+import tokenlens
+from tests.metrics import _cases
+from tests.metrics._cases import CASES, images, stored
+from tokenlens.families.base import find_family
+from tokenlens.recording.recorder import IncompleteRecording, Recorder, evaluating
+from tokenlens.recording.recording import Keeper, Recording
+from tokenlens.reduction.reducer import Summarizer
+from tokenlens.tokens import Site, TokenLayout
+
+LAYOUT = TokenLayout(grid=(4, 4), prefix=("cls", "reg", "reg", "reg"))
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "grad": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+
+
+def fresh(name: str = "registers") -> Any:
+    """A copy, because these tests change modes and parameters."""
+    return copy.deepcopy(_cases.model(name))
+
+
+def pictures(count: int = 3) -> Tensor:
+    return images("registers")[:count]
+
+
+class Silent:
+    """An observer that sees everything and keeps nothing."""
+
+    def tokens(self, block, site, x):
+        pass
+
+    def norm(self, block, site, module, x, y):
+        pass
+
+    def attention(self, block, call):
+        pass
+
+
+def recorder(model: Any, observer: Any = None, **options: Any) -> Recorder:
+    return Recorder(model, find_family(model), LAYOUT, observer or Silent(), **options)
+
+
+def keep_everything() -> Keeper:
+    return Keeper(Recording(LAYOUT), set(Site), patterns=True, max_bytes=2**30)
+
+
+def every_reduction() -> Summarizer:
+    return Summarizer(LAYOUT, {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site})
+
+
+def traces(model: nn.Module) -> list[Any]:
+    """All that a hook could leave in a module, and the dispatch modes that are on."""
+    left = [
+        (name, key, list(value.items()))
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if "hooks" in key and isinstance(value, dict)
+    ]
+    return [left, _len_torch_dispatch_stack(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+
+
+@contextmanager
+def nothing_left(model: nn.Module) -> Iterator[None]:
+    before, modes = traces(model), {name: module.training for name, module in model.named_modules()}
+    parameters = {name: (p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()}
+    yield
+    assert traces(model) == before
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: (p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()} == parameters
+
+
+# -- the model does what it does without us
+
+
+@pytest.mark.parametrize("observe", [Silent, every_reduction, keep_everything])
+@pytest.mark.parametrize("context", [nullcontext, torch.no_grad])
+def test_the_output_is_bit_identical(context, observe):
+    model = fresh()
+    with context():
+        plain = model(pictures())
+        observer = observe()
+        if isinstance(observer, Summarizer):
+            observer.start([0, 1, 2])
+        with nothing_left(model), recorder(model, observer) as watching:
+            assert torch.equal(watching.run(pictures()), plain)
+        assert torch.equal(model(pictures()), plain)
+
+
+def test_training_goes_on_unchanged_under_a_recorder():
+    """Dropout draws the same numbers, and gradients are bit-identical."""
+    gradients = []
+    for watched in (False, True):
+        model = fresh().train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        observer = every_reduction()
+        observer.start([0, 1, 2])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if watched:
+                with recorder(model, observer) as watching:
+                    output = watching.run(pictures())
+            else:
+                output = model(pictures())
+            output.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 20
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("look", ["analyze", "record"])
+def test_modes_and_gradients_come_back(look, context):
+    model = fresh().train()
+    model.blocks[0].eval()
+    model.blocks[1].mlp.drop1.eval()
+    model.blocks[1].norm1.weight.requires_grad_(False)
+    model.norm.weight.grad = torch.ones_like(model.norm.weight)
+    with nothing_left(model), CONTEXTS[context]():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        result = getattr(tokenlens, look)(model, pictures())
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    assert len(result.table if look == "analyze" else result)
+    model(pictures()).sum().backward()  # nothing that it made is unusable for training
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_users_context_does_not_change_the_numbers(context):
+    with CONTEXTS[context]():
+        analysis = tokenlens.analyze(fresh(), pictures())
+    expected = tokenlens.analyze(fresh(), pictures())
+    np.testing.assert_array_equal(analysis.table["value"], expected.table["value"])
+
+
+def test_a_model_made_in_inference_mode_can_be_analyzed():
+    with torch.inference_mode():
+        model, pixels = fresh(), pictures().clone()
+    expected = tokenlens.analyze(fresh(), pictures()).table["value"]
+    np.testing.assert_array_equal(tokenlens.analyze(model, pixels).table["value"], expected)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["norm1", "attn.proj", "mlp"])
+@pytest.mark.parametrize("look", ["analyze", "record"])
+def test_after_an_error_or_an_interrupt_in_the_forward(look, place, error, monkeypatch):
+    model = fresh().train()
+    plain = model.eval()(pictures())
+    model.train()
+
+    def fail(*_: Any) -> None:
+        raise error("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.blocks[1].get_submodule(place), "forward", fail)
+        with nothing_left(model), pytest.raises(error, match="stop"):
+            getattr(tokenlens, look)(model, pictures())
+    assert torch.equal(model.eval()(pictures()), plain)
+
+
+@pytest.mark.parametrize("method", ["tokens", "norm", "attention"])
+def test_after_an_error_in_an_observer(method):
+    class Failing(Silent):
+        pass
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    setattr(Failing, method, fail)
+    model = fresh()
+    with nothing_left(model), pytest.raises(ZeroDivisionError), recorder(model, Failing()) as watching:
+        watching.run(pictures())
+    assert torch.isfinite(model(pictures())).all()
+
+
+def test_after_an_error_while_the_hooks_are_set():
+    model = fresh()
+    model.blocks[1].norm1 = nn.Identity()
+    del model.blocks[1].attn.qkv
+    broken = copy.deepcopy(find_family(model))
+    taps = broken.taps
+
+    def fail_late(block: Any) -> Any:
+        if block is model.blocks[1]:
+            raise LookupError("no such block")
+        return taps(block)
+
+    broken.taps = fail_late
+    with nothing_left(model), pytest.raises(LookupError), Recorder(model, broken, LAYOUT, Silent()):
+        pass
+
+
+def test_one_recorder_inside_another():
+    model, outer, inner = fresh(), Recording(LAYOUT), Recording(LAYOUT)
+    plain = model(pictures())
+    with nothing_left(model), recorder(model, Keeper(outer, set(Site), True, 2**30)) as watching:
+        with recorder(model, Keeper(inner, set(Site), True, 2**30)):
+            assert torch.equal(watching.run(pictures()), plain)
+        assert set(inner.tensors) == set(outer.tensors)
+        assert all(torch.equal(inner[key], outer[key]) for key in outer)
+        assert all(torch.equal(inner.patterns[block], outer.patterns[block]) for block in (0, 1))
+        assert torch.equal(watching.run(pictures()), plain)  # the outer one still works
+
+
+def test_a_residual_stream_that_is_changed_in_place(monkeypatch):
+    """One and the same tensor is then resid_pre, resid_mid and resid_post, with other numbers each time."""
+    expected = tokenlens.analyze(fresh(), pictures(), metrics="all").table
+    model = fresh()
+
+    def in_place(block: Any, x: Tensor) -> Tensor:
+        x += block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        x += block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x
+
+    for block in model.blocks:
+        monkeypatch.setattr(block, "forward", lambda x, block=block, **_: in_place(block, x))
+    table = tokenlens.analyze(model, pictures(), metrics="all").table
+    np.testing.assert_array_equal(table["value"], expected["value"])
+
+
+def test_the_users_own_hooks_stay():
+    model, seen = fresh(), []
+    handle = model.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    with nothing_left(model):
+        tokenlens.analyze(model, pictures())
+    assert seen
+    handle.remove()
+
+
+def test_evaluating_gives_back_what_it_found():
+    model = fresh().train()
+    model.blocks[0].eval()
+    with nothing_left(model), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+
+    def interrupted() -> None:
+        with evaluating(model):
+            raise KeyboardInterrupt
+
+    with nothing_left(model), pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+
+# -- record
+
+
+def test_a_recording_is_what_plain_hooks_see():
+    recording = tokenlens.record(_cases.model("registers"), images("registers"), limit=None, patterns=True)
+    full = stored("registers")
+    for key, x in {**full.tokens, **full.heads}.items():
+        np.testing.assert_array_equal(recording[key].double().numpy(), x)
+    assert set(recording) == {*full.tokens, *full.heads}
+    for block, pattern in full.patterns.items():
+        np.testing.assert_allclose(recording.patterns[block].numpy(), pattern, atol=1e-6)
+    assert torch.equal(recording.images, images("registers"))
+    for block in recording.blocks:
+        total = recording[block, "resid_pre"] + recording[block, "attn_out"] + recording[block, "mlp_out"]
+        torch.testing.assert_close(recording[block, "resid_post"], total)
+
+
+def test_a_recording_of_some_sites_and_blocks():
+    recording = tokenlens.record(fresh(), pictures(), sites=["resid_post", "k"], blocks=[-1])
+    assert set(recording) == {(1, "resid_post"), (1, "k")}
+    assert recording.patterns == {}
+    assert tokenlens.record(fresh(), pictures(), sites=["norm1"], blocks=[0], patterns=True).patterns[0].shape == (
+        3,
+        3,
+        LAYOUT.tokens,
+        LAYOUT.tokens,
+    )
+    with pytest.raises(KeyError, match="recorded sites"):
+        recording[0, "resid_post"]
+    with pytest.raises(LookupError, match="blocks 0 to 1"):
+        tokenlens.record(fresh(), pictures(), blocks=[2])
+    with pytest.raises(ValueError, match="nonsense"):
+        tokenlens.record(fresh(), pictures(), sites=["nonsense"])
+
+
+def test_a_recording_is_a_copy():
+    model = fresh()
+    recording = tokenlens.record(model, pictures(), sites=["resid_pre"], blocks=[0])
+    recording[0, "resid_pre"].zero_()
+    assert tokenlens.record(model, pictures(), sites=["resid_pre"], blocks=[0])[0, "resid_pre"].abs().sum() > 0
+
+
+def test_a_recording_says_its_size_and_stops_at_its_budget():
+    recording = tokenlens.record(fresh(), pictures(), patterns=True)
+    assert recording.nbytes == sum(x.nbytes for x in [*recording.values(), *recording.patterns.values()])
+    assert f"{recording.nbytes / 2**20:.1f} MiB" in repr(recording)
+    assert "3 images" in repr(recording)
+    nbytes = 3 * LAYOUT.tokens * 48 * 4
+    one_site = tokenlens.record(fresh(), pictures(), sites=["resid_post"], blocks=[0], max_bytes=nbytes)
+    assert one_site.nbytes == nbytes
+    with pytest.raises(ValueError, match="budget"):
+        tokenlens.record(fresh(), pictures(), sites=["resid_post"], blocks=[0], max_bytes=nbytes - 1)
+
+
+# -- completeness
+
+
+def test_a_site_that_is_not_seen_is_named(monkeypatch):
+    model = fresh()
+    monkeypatch.setattr(model.blocks[1], "forward", lambda x, **_: x)
+    with nothing_left(model), pytest.raises(IncompleteRecording, match=r"block 1 attention.*block 1 norm1"):
+        tokenlens.analyze(model, pictures())
+
+
+def test_a_site_that_is_seen_twice_is_named(monkeypatch):
+    model = fresh()
+    forward = model.blocks[1].forward
+    monkeypatch.setattr(model.blocks[1], "forward", lambda x, **_: forward(x) + 0 * model.blocks[1].norm1(x))
+    with nothing_left(model), pytest.raises(IncompleteRecording, match="twice"):
+        tokenlens.analyze(model, pictures(), metrics=["norm_statistics"])
+
+
+def test_every_second_batch_is_checked_too(monkeypatch):
+    model, calls = fresh(), []
+    forward = model.blocks[1].forward
+
+    def skip_later(x: Tensor, **options: Any) -> Tensor:
+        calls.append(1)
+        return forward(x, **options) if len(calls) == 1 else x
+
+    monkeypatch.setattr(model.blocks[1], "forward", skip_later)
+    with pytest.raises(IncompleteRecording, match="block 1"):
+        tokenlens.analyze(model, pictures(), batch_size=1)
+
+
+def test_cases_have_the_layout_that_their_family_says():
+    for name, case in CASES.items():
+        model = _cases.model(name)
+        layout = find_family(model).layout(model, tuple(images(name).shape[-2:]))
+        assert (layout.prefix, layout.grid) == (case.prefix, case.grid)

@@ -1,0 +1,118 @@
+"""From a training to a shipped model: weights in half precision, configuration and card."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokenlens
+from tests.models.test_shipped import SECTIONS
+from tests.support.command_line import REPOSITORY
+from tests.support.tiny_training import colours, tiny_recipe
+from tokenlens.models.loading import load_model
+from tokenlens.probes._probe import probe
+from tokenlens.probes._result import ProbeResult
+
+pytest.importorskip("lightning_fabric", reason="training needs the extra [train]")
+
+
+@pytest.fixture(scope="module")
+def shipping():
+    """The two scripts, which are no package."""
+    sys.path.insert(0, str(REPOSITORY / "shipping"))
+    yield importlib.import_module("make"), importlib.import_module("card")
+    sys.path.remove(str(REPOSITORY / "shipping"))
+    del sys.modules["make"], sys.modules["card"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A finished training, and probes of it, of its untrained twin, and of pixels."""
+    place = tmp_path_factory.mktemp("shipping")
+    data = colours(place / "colours", per_class=20)
+    run = tokenlens.train(tiny_recipe(specialization="norms"), data, place / "run", device="cpu").path
+    for name, options in (
+        ("own", {"model": str(run)}),
+        ("twin", {"model": str(run), "pretrained": False}),
+        ("pixels", {"model": "raw_pixels"}),
+    ):
+        probe(task="knn", data=data, cache=False, device="cpu", **options).save(place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def made(shipping, place):
+    return shipping[0].make(place / "run", "small", [place / name for name in ("own", "twin", "pixels")], place / "out")
+
+
+def test_the_weights_are_the_trainings_in_half_precision(place, made):
+    assert made == place / "out" / "small"
+    trained, kept = load_file(place / "run" / "model.safetensors"), load_file(made / "model.safetensors")
+    assert trained.keys() == kept.keys()
+    assert all(torch.equal(tensor.half(), kept[name]) for name, tensor in trained.items())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, half = (load_model(f"local-dir:{f}", device="cpu").module(images) for f in (place / "run", made))
+    assert torch.allclose(whole, half, atol=2e-2)
+    assert not torch.equal(whole, half)
+
+
+def test_the_card(place, made):
+    card = (made / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^## (.+)$", card, re.M)) == SECTIONS
+    assert "CLS and patches have weights of their own (`norms`)" in card
+    assert "a classifier of 3 classes" in card
+    for name, value in (("seed", 0), ("lr", 0.001), ("model_options.depth", 2), ("specialization", "norms")):
+        assert f"| `{name}` | {value} |" in card
+    own = ProbeResult.load(place / "own")
+    assert (
+        f"| **this model** | CLS token | {own.protocol['images']} | {100 * own.value:.1f} | "
+        f"{100 * own.ci_low:.1f}–{100 * own.ci_high:.1f} | top-1 accuracy | {own.n} |"
+    ) in card
+    assert "| the same, untrained |" in card
+    assert "| pixels, no model |" in card
+    assert str(place) not in card
+
+
+def test_nothing_else_is_left_and_it_is_made_again(shipping, place, made):
+    weights = (made / "model.safetensors").read_bytes()
+    assert shipping[0].make(place / "run", "small", [], place / "out") == made
+    assert (made / "model.safetensors").read_bytes() == weights
+    assert "None was run." in (made / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert [path.name for path in (place / "out").iterdir()] == ["small"]
+
+
+def test_what_must_not_ship_is_refused(shipping, place, tmp_path):
+    make = shipping[0]
+    with pytest.raises(ValueError, match="float16 does not hold the weights weight"):
+        make.halved(torch.nn.Linear(1, 1, bias=False).apply(lambda module: module.weight.data.fill_(1e5)))
+    for folder in ("run", "own"):
+        shutil.copytree(place / folder, tmp_path / folder)
+    told = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told | {"state": "stopped"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="is stopped at step 4; only a finished training ships"):
+        make.make(tmp_path / "run", "small", out=tmp_path / "out")
+    foreign = ProbeResult.load(place / "own")
+    foreign.provenance["identity"]["weights"] = "0" * 64
+    foreign.save(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="was made with other weights"):
+        make.make(place / "run", "small", [tmp_path / "foreign"], tmp_path / "out")
+    other = told["recipe"] | {"objective": "distill", "objective_options": {"teacher": "vit_giant_patch14_dinov2"}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told | {"recipe": other}), encoding="utf-8")
+    with pytest.raises(ValueError, match="no licence for the teacher 'vit_giant_patch14_dinov2'"):
+        make.make(tmp_path / "run", "small", out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_doctests_of_the_card(shipping):
+    found = doctest.testmod(shipping[1])
+    assert found.attempted
+    assert not found.failed

@@ -1,0 +1,50 @@
+"""docs/add-a-specialization.md is true: its component works on every kind of model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from tests.support.command_line import REPOSITORY, finished, process
+from tests.support.markdown import blocks
+
+PAGE = REPOSITORY / "docs" / "add-a-specialization.md"
+
+
+def test_the_examples_run():
+    for block in blocks(PAGE, "python"):
+        if not block.path:
+            exec(compile(block.text, str(PAGE), "exec"), {})
+
+
+@pytest.mark.slow
+def test_a_component_is_one_file_and_one_field(tmp_path):
+    for folder in ("tokenlens", "cli", "tests", "docs"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    [component] = [block for block in blocks(PAGE, "python") if block.path]
+    (tmp_path / component.path).write_text(component.text, encoding="utf-8")
+    [line] = re.findall(r"`(attention_norm: Blocks =\s+None)`", PAGE.read_text(encoding="utf-8"))
+    fields = tmp_path / "tokenlens" / "specialization" / "_specialization.py"
+    text = fields.read_text(encoding="utf-8")
+    registers = "    registers: Literal"
+    fields.write_text(text.replace(registers, f"    {' '.join(line.split())}\n{registers}"), encoding="utf-8")
+    running = process(
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/specialization/test_specialize.py",
+        "-k",
+        "attention_norm or same_names",
+        "-rA",
+        cwd=tmp_path,
+        tree=tmp_path,
+    )
+    exit_code, stdout, stderr = finished(running, 300)
+    assert exit_code == 0, stdout + stderr
+    assert len(re.findall(r"^PASSED .*attention_norm", stdout, re.MULTILINE)) > 30
+    listed = process("-m", "tokenlens_cli", "list", "components", cwd=tmp_path, tree=tmp_path)
+    assert "attention_norm  The norm before attention alone." in " ".join(finished(listed)[1].split("   "))

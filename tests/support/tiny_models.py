@@ -1,0 +1,211 @@
+"""Tiny models with random weights, one of every kind that tokenlens knows; no downloads, milliseconds each.
+
+``MODELS[name]()`` gives a fresh model in eval mode. Every parameter is random, also those that libraries start at a
+constant (LayerScale, norms, registers, relative position tables); the same name gives the same weights each time.
+``images(name)`` gives images that it takes, ``KINDS[name]`` what is true of it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from tests.support.dino_layouts import DinoVisionTransformer, VisionTransformer
+
+DIM, HEADS, DEPTH = 32, 2, 2
+HEAD_SCALE = (DIM // HEADS) ** -0.5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model and what is true of it.
+
+    ``family``, ``prefix``, ``grid``: the family that owns it and its layout. ``scores``: where the model computes
+    softmax(QKᵀ) itself, the factor that its q·k still takes. ``residual``: whether its blocks have all the residual
+    sites. ``final_norm``: whether it has that site.
+    """
+
+    make: Callable[[], nn.Module]
+    family: str
+    prefix: tuple[str, ...] = ("cls",)
+    grid: tuple[int, int] = (4, 4)
+    image_size: tuple[int, int] = (32, 32)
+    scores: float | None = None
+    residual: bool = True
+    final_norm: bool = True
+
+
+def tiny_timm(name: str, **kwargs: Any) -> nn.Module:
+    """A timm entry point cut down to two narrow blocks (patches of 8 pixels, images of 32, unless said otherwise)."""
+    return timm.create_model(name, **{"depth": DEPTH, "embed_dim": DIM, "num_heads": HEADS, "num_classes": 5} | kwargs)
+
+
+def _timm(name: str, **kwargs: Any) -> nn.Module:
+    return tiny_timm(name, **{"img_size": 32, "patch_size": 8} | kwargs)
+
+
+def _unfused(make: Callable[[], nn.Module]) -> nn.Module:
+    timm.layers.set_fused_attn(False)
+    try:
+        return make()
+    finally:
+        timm.layers.set_fused_attn(True)
+
+
+def _hf(model: str, attention: str = "sdpa", **kwargs: Any) -> nn.Module:
+    import transformers
+
+    cls = getattr(transformers, model)
+    config = {
+        "hidden_size": DIM,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 2 * DIM,
+        "image_size": 32,
+        "patch_size": 8,
+        "attn_implementation": attention,
+    }
+    return cls(cls.config_class(**config | kwargs))
+
+
+def _hf_clip() -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
+    text = sizes | {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 8}))
+
+
+def _torchvision() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=32, patch_size=8, num_layers=DEPTH, num_heads=HEADS, hidden_dim=DIM, mlp_dim=2 * DIM, num_classes=5
+    )
+
+
+_REGISTERS = ("cls", "reg", "reg", "reg", "reg")
+_POOLED = {"final_norm": False}
+
+KINDS: dict[str, Kind] = {
+    # timm's VisionTransformer
+    "timm_vit": Kind(partial(_timm, "vit_tiny_patch16_224"), "timm_vit"),
+    "timm_vit_unfused": Kind(partial(_unfused, partial(_timm, "vit_tiny_patch16_224")), "timm_vit", scores=1.0),
+    "timm_vit_wide": Kind(
+        partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True), "timm_vit", grid=(2, 5), image_size=(16, 40)
+    ),
+    "timm_vit_padded": Kind(
+        partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True, dynamic_img_pad=True),
+        "timm_vit",
+        grid=(3, 4),
+        image_size=(20, 30),
+    ),
+    "timm_rms": Kind(partial(_timm, "vit_tiny_patch16_224", norm_layer="rmsnorm"), "timm_vit"),
+    "timm_deit3": Kind(partial(_timm, "deit3_small_patch16_224"), "timm_vit"),
+    "timm_deit_distilled": Kind(partial(_timm, "deit_tiny_distilled_patch16_224"), "timm_vit", ("cls", "dist")),
+    "timm_dinov2": Kind(partial(_timm, "vit_small_patch14_dinov2"), "timm_vit"),
+    "timm_dinov2_registers": Kind(partial(_timm, "vit_small_patch14_reg4_dinov2"), "timm_vit", _REGISTERS),
+    "timm_clip": Kind(partial(_timm, "vit_base_patch16_clip_quickgelu_224"), "timm_vit"),
+    "timm_siglip": Kind(partial(_timm, "vit_base_patch16_siglip_224"), "timm_vit", ()),
+    "timm_registers_only": Kind(partial(_timm, "vit_little_patch16_reg1_gap_256"), "timm_vit", ("reg",), **_POOLED),
+    "timm_gap": Kind(partial(_timm, "vit_medium_patch16_gap_256"), "timm_vit", ()),
+    "timm_aimv2_rms": Kind(partial(_timm, "aimv2_large_patch14_224"), "timm_vit", ()),
+    "timm_post_norm": Kind(partial(_timm, "vit_base_patch16_rpn_224"), "timm_vit", (), **_POOLED),
+    "timm_parallel": Kind(
+        partial(_timm, "vit_pwee_patch16_reg1_gap_256"), "timm_vit", ("reg",), residual=False, **_POOLED
+    ),
+    "timm_hybrid": Kind(
+        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64), "timm_vit", grid=(2, 2), image_size=(64, 64)
+    ),
+    # timm's Eva
+    "timm_eva02": Kind(partial(_timm, "eva02_tiny_patch14_224"), "timm_eva", **_POOLED),
+    "timm_eva02_unfused": Kind(
+        partial(_unfused, partial(_timm, "eva02_tiny_patch14_224")), "timm_eva", scores=1.0, **_POOLED
+    ),
+    "timm_eva_clip": Kind(partial(_timm, "eva02_base_patch16_clip_224"), "timm_eva"),
+    "timm_eva_post_norm": Kind(partial(_timm, "eva02_enormous_patch14_clip_224"), "timm_eva"),
+    "timm_dinov3": Kind(partial(_timm, "vit_small_patch16_dinov3"), "timm_eva", _REGISTERS),
+    "timm_rope_mixed": Kind(partial(_timm, "vit_small_patch16_rope_mixed_224"), "timm_eva"),
+    "timm_rope_registers_only": Kind(
+        partial(_timm, "vit_medium_patch16_rope_reg1_gap_256"), "timm_eva", ("reg",), **_POOLED
+    ),
+    # timm's Beit, relative position ViTs and NaFlexVit
+    "timm_beit": Kind(partial(_timm, "beit_base_patch16_224"), "timm_beit", **_POOLED),
+    "timm_beit_unfused": Kind(
+        partial(_unfused, partial(_timm, "beit_base_patch16_224")), "timm_beit", scores=1.0, **_POOLED
+    ),
+    # Its bias has three axes, which no fused kernel takes: PyTorch falls back on its own softmax(QKᵀ), with q and k
+    # scaled by the root of the scale each.
+    "timm_beit_shared_bias": Kind(
+        partial(_timm, "beitv2_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+        "timm_beit",
+        scores=1.0,
+        **_POOLED,
+    ),
+    "timm_relpos": Kind(partial(_timm, "vit_relpos_medium_patch16_cls_224"), "timm_relpos"),
+    "timm_relpos_post_norm": Kind(partial(_timm, "vit_relpos_medium_patch16_rpn_224"), "timm_relpos", ()),
+    "timm_naflexvit": Kind(
+        partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8),
+        "timm_naflexvit",
+        ("reg",) * 4,
+        (2, 5),
+        (16, 40),
+        **_POOLED,
+    ),
+    # Hugging Face transformers
+    "hf_vit": Kind(partial(_hf, "ViTModel"), "hf_vit"),
+    "hf_vit_eager": Kind(partial(_hf, "ViTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_vit_classifier": Kind(partial(_hf, "ViTForImageClassification"), "hf_vit"),
+    "hf_deit": Kind(partial(_hf, "DeiTModel"), "hf_vit", ("cls", "dist")),
+    "hf_msn": Kind(partial(_hf, "ViTMSNModel"), "hf_vit"),
+    "hf_ijepa": Kind(partial(_hf, "IJepaModel"), "hf_vit", ()),
+    "hf_dinov2": Kind(partial(_hf, "Dinov2Model"), "hf_vit", grid=(2, 5), image_size=(16, 40)),
+    "hf_dinov2_eager": Kind(partial(_hf, "Dinov2Model", "eager", drop_path_rate=0.1), "hf_vit", scores=HEAD_SCALE),
+    "hf_dinov2_registers": Kind(partial(_hf, "Dinov2WithRegistersModel"), "hf_vit", _REGISTERS),
+    "hf_dinov3": Kind(partial(_hf, "DINOv3ViTModel", num_register_tokens=4), "hf_vit", _REGISTERS),
+    "hf_clip_vision": Kind(partial(_hf, "CLIPVisionModel"), "hf_vit", **_POOLED),
+    "hf_clip_vision_eager": Kind(partial(_hf, "CLIPVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE, **_POOLED),
+    "hf_clip_vision_projection": Kind(partial(_hf, "CLIPVisionModelWithProjection"), "hf_vit", **_POOLED),
+    "hf_clip": Kind(_hf_clip, "hf_vit", **_POOLED),
+    "hf_siglip_vision": Kind(partial(_hf, "SiglipVisionModel"), "hf_vit", ()),
+    # torchvision
+    "torchvision_vit": Kind(_torchvision, "torchvision_vit"),
+    # the original DINO and DINOv2 code
+    "dino_hub": Kind(VisionTransformer, "dino_hub", scores=HEAD_SCALE),
+    "dinov2_hub": Kind(partial(DinoVisionTransformer, chunks=2), "dino_hub", scores=1.0),
+    "dinov2_hub_registers": Kind(
+        partial(DinoVisionTransformer, registers=4, layer_scale=False), "dino_hub", _REGISTERS, scores=1.0
+    ),
+}
+
+
+def _randomize(model: nn.Module, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.clamp(-1, 1) * 0.5 + 0.15 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def build(name: str) -> nn.Module:
+    """The model of one kind, in eval mode; the global random state stays as it was."""
+    seed = zlib.crc32(name.encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _randomize(KINDS[name].make(), seed)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for name in KINDS}
+
+
+def images(name: str, count: int = 2) -> Tensor:
+    """Random images (count, 3, height, width) of the size that the model takes, the same each time."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1)
+    return torch.randn(count, 3, *KINDS[name].image_size, generator=generator)

@@ -1,0 +1,180 @@
+"""``analyze``: the one loop over images, and the ``Analysis`` it returns; ``record`` for the tensors themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tokenlens.metrics.base import PATTERN, NamedArray
+from tokenlens.storage.files import write_json
+from tokenlens.storage.result import SETTINGS, Result, read_settings
+from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
+from tokenlens.storage.tables import COLUMNS, read_table, select_rows
+from tokenlens.tokens import Site, TokenLayout
+
+_ORDER = [str(site) for site in Site]
+_ORDER.insert(_ORDER.index(Site.ATTN_OUT), PATTERN)
+SERIES = ("metric", "part", "block", "site", "group", "head")
+
+
+NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
+"""The files that an analysis is loaded from; all others are drawn from them."""
+
+_PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
+
+
+@dataclass
+class Analysis(Result):
+    """What ``analyze`` found out about one model on one set of images.
+
+    Attributes:
+        model: the model's full name.
+        layout: its tokens and patch grid.
+        blocks: number of blocks.
+        table: a tidy frame, a row for each number, with the columns of ``COLUMNS``. ``value`` is the mean over images,
+            ``sd`` the spread over images, ``n`` their count, ``ci_low`` and ``ci_high`` a 95 % interval; numbers of the
+            whole set of images have no ``sd``. ``block`` and ``head`` count from 0; what does not apply is empty.
+        arrays: per-channel and per-position arrays, by ``"metric/part"``.
+        per_image: a row for each kept image, a column for each series (metric, part, block, site, group, head;
+            −1 for no block or head).
+        provenance: where all this comes from, JSON-able.
+        not_applicable: metrics that were asked for and do not apply to this model, with the reason.
+    """
+
+    kind: ClassVar[str] = "analysis"
+
+    model: str
+    layout: TokenLayout
+    blocks: int
+    table: pd.DataFrame
+    arrays: dict[str, NamedArray]
+    per_image: pd.DataFrame
+    provenance: dict[str, Any]
+    not_applicable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are random; every figure and table then says so."""
+        return bool(self.provenance.get("untrained"))
+
+    @property
+    def images(self) -> int:
+        """How many images were analyzed."""
+        return int(self.provenance["images"]["count"])
+
+    @cached_property
+    def heads(self) -> int:
+        """How many attention heads a block has; 0 if no number per head was computed."""
+        heads = self.table["head"].dropna()
+        return int(heads.max()) + 1 if len(heads) else 0
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics in the table."""
+        return list(dict.fromkeys(self.table["metric"]))
+
+    def select(self, metric: str, **filters: Any) -> pd.DataFrame:
+        """The table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", block=3)``.
+
+        Raises:
+            LookupError: if the metric is not in the table, with the reason where it does not apply.
+        """
+        if metric not in self.metrics:
+            reason = self.not_applicable.get(metric)
+            because = f": {reason}" if reason else f"; it has {', '.join(self.metrics)}"
+            raise LookupError(f"the analysis of {self.model} has no {metric!r}{because}")
+        return select_rows(self.table, metric=metric, **filters)
+
+    def _write(self, folder: Path) -> None:
+        labels = {name: {"dims": list(array.dims), "unit": array.unit} for name, array in self.arrays.items()}
+        settings = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "model": self.model,
+            "blocks": self.blocks,
+            "layout": {
+                "grid": list(self.layout.grid),
+                "prefix": list(self.layout.prefix),
+                "patch_start": self.layout.patch_start,
+            },
+            "not_applicable": self.not_applicable,
+            "arrays": labels,
+            "provenance": self.provenance,
+        }
+        write_json(folder / SETTINGS[self.kind], settings)
+        self.table.to_csv(folder / "table.csv", index=False)
+        arrays = {name: np.ascontiguousarray(array.values) for name, array in self.arrays.items()}
+        arrays[_PER_IMAGE] = np.ascontiguousarray(self.per_image.to_numpy(dtype=np.float32))
+        arrays[_PER_IMAGE_ROWS] = self._rows_of_columns()
+        save_file(arrays, folder / "arrays.safetensors", metadata={"dims": json.dumps(labels)})
+
+    def _rows_of_columns(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return for each column of ``per_image`` the row of the table that is its mean."""
+        if self.per_image.shape[1] == 0:
+            return np.zeros(0, dtype=np.int64)
+        positions = pd.Series(np.arange(len(self.table)), index=pd.MultiIndex.from_frame(_keys(self.table)))
+        return positions.loc[self.per_image.columns].to_numpy(dtype=np.int64)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Analysis:
+        check_manifest(folder, NUMBERS)
+        return read_numbers(folder)
+
+    def __repr__(self) -> str:
+        untrained = ", untrained" if self.untrained else ""
+        return (
+            f"Analysis({self.model}{untrained}: {self.blocks} blocks, {self.images} images, {len(self.table)} numbers "
+            f"from {len(self.metrics)} metrics)"
+        )
+
+
+def read_numbers(folder: Path) -> Analysis:
+    """Read the files of numbers of an analysis from a folder whose hashes were checked already.
+
+    Raises:
+        ValueError: if they are of another kind, damaged, or of a newer version of tokenlens.
+    """
+    settings = read_settings(folder, "analysis")
+    table = read_table(folder / "table.csv").astype({"n": "int64"})[list(COLUMNS)]
+    try:
+        stored = load_file(folder / "arrays.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'arrays.safetensors'} cannot be read: {error}") from error
+    per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
+    keys = _keys(table.iloc[rows])
+    labels = settings["arrays"]
+    grid = settings["layout"]["grid"]
+    return Analysis(
+        model=settings["model"],
+        layout=TokenLayout(
+            grid=(grid[0], grid[1]),
+            prefix=tuple(settings["layout"]["prefix"]),
+            patch_start=settings["layout"]["patch_start"],
+        ),
+        blocks=settings["blocks"],
+        table=table,
+        arrays={
+            name: NamedArray(values, tuple(labels[name]["dims"]), labels[name]["unit"])
+            for name, values in stored.items()
+        },
+        per_image=pd.DataFrame(
+            per_image,
+            index=pd.Index(settings["provenance"]["images"]["names"][: len(per_image)], name="image"),
+            columns=pd.MultiIndex.from_frame(keys) if len(keys) else None,
+        ),
+        provenance=settings["provenance"],
+        not_applicable=settings["not_applicable"],
+    )
+
+
+def _keys(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that identify a row, with −1 for no block or head."""
+    return table[list(SERIES)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})

@@ -1,0 +1,78 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenlens.analysis.analyze import _for_model, _open, _skipped_text
+from tokenlens.families.base import Family
+from tokenlens.images.sources import batches
+from tokenlens.models.loading import load_model
+from tokenlens.recording.recorder import Recorder, evaluating
+from tokenlens.recording.recording import Keeper, Recording
+from tokenlens.tokens import Site
+
+
+def record(
+    model: str | nn.Module,
+    images: Any = "sample",
+    *,
+    sites: Iterable[str] | None = None,
+    blocks: Iterable[int] | None = None,
+    patterns: bool | None = False,
+    max_bytes: int = 2**30,
+    limit: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    family: Family | None = None,
+) -> Recording:
+    """Full tensors of a few images at chosen sites and blocks, for exploring.
+
+    Args:
+        model, images, device, seed, checkpoint, pretrained, img_size, family: as for ``analyze``.
+        sites: sites to record (default all).
+        blocks: blocks to record (default all); negative ones count from the end.
+        patterns: also keep the attention patterns, (B, H, T, T) a block; None keeps only those that q and k do not
+            tell, because the model computes softmax(QKᵀ) itself.
+        max_bytes: memory budget.
+        limit: at most this many images; by default 4 of what is named, and all of what is handed over.
+
+    Raises:
+        ValueError: before the recording would exceed ``max_bytes``.
+    """
+    loaded = load_model(
+        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+    )
+    if limit is None and isinstance(images, str | os.PathLike):
+        limit = 4
+    source = _open(images, loaded, limit, seed)
+    parts, names = [], []
+    for batch in batches(source, 8):
+        parts.append(batch.images)
+        names += batch.names
+    if not parts:
+        raise ValueError(f"no image of {source.description} could be used: {_skipped_text(source.skipped)}")
+    pixels_B3HW = torch.cat(parts)
+    height, width = pixels_B3HW.shape[-2:]
+    layout = loaded.family.layout(loaded.module, (height, width))
+    wanted = {Site(site) for site in (Site if sites is None else sites)}
+    mean, std = (tuple(loaded.data_config[key]) for key in ("mean", "std"))
+    recording = Recording(
+        layout, model=loaded.name, images=pixels_B3HW, names=names, mean=mean, std=std, untrained=loaded.untrained
+    )
+    keeper = Keeper(recording, wanted, patterns, max_bytes)
+    watched = wanted | (set() if patterns is False else {Site.Q})
+    with (
+        evaluating(loaded.module),
+        Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
+    ):
+        recorder.run(_for_model(pixels_B3HW, loaded.module))
+    return recording

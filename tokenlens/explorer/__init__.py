@@ -1,0 +1,7 @@
+"""The Jupyter view behind ``tokenlens.explore``."""
+
+from tokenlens.explorer.explore import explore
+
+__all__ = [
+    "explore",
+]

@@ -1,0 +1,1 @@
+"""Maps of recorded tokens over the patch grid."""

@@ -1,0 +1,250 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenlens.recording.attention import AttentionCall, AttentionCapture, AttentionWatch
+from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
+
+if TYPE_CHECKING:
+    from tokenlens.families.base import Family
+
+
+class IncompleteRecording(ValueError):
+    """A forward pass in which expected sites were not seen, or were seen more than once."""
+
+
+class Observer(Protocol):
+    """What a Recorder calls. Tensors belong to the model: reduce them, or copy what you keep."""
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Tokens at a site that is not a norm."""
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """A norm's input and output; the output is the site's tensor."""
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """The attention kernel's call of one block."""
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list):
+        if value and isinstance(value[0], Tensor):  # nearly always
+            return value[0]
+        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
+    if isinstance(value, Mapping):
+        return next((found for item in value.values() if (found := _first_tensor(item)) is not None), None)
+    return None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every module's own mode back afterwards, also after an error."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: buffers that a model makes lazily would be unusable for training afterwards, and attention
+        # is not seen in it. It is left here where the user is in it.
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Recorder:
+    """Hooks on a model for the time of a ``with``; gone after it, after an error and after an interrupt.
+
+    Args:
+        model: any Vision Transformer, as it is.
+        family: what is where in it.
+        layout: its tokens; every (B, T, D) tensor's T is checked against it.
+        observer: is told what passes.
+        sites: which sites (default all); a site that a block lacks is left out, see ``expected``.
+        blocks: which blocks (default all).
+
+    Raises:
+        LookupError: for a block that the model does not have.
+        IncompleteRecording: from ``run``, if a forward pass did not show every expected site exactly once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        layout: TokenLayout,
+        observer: Observer,
+        sites: Iterable[str] | None = None,
+        blocks: Iterable[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.layout = layout
+        self.observer = observer
+        self.sites = {Site(site) for site in (Site if sites is None else sites)}
+        self._modules = list(family.blocks(model))
+        if not self._modules:
+            raise LookupError(f"the family found no transformer block in a {type(model).__qualname__}")
+        count = len(self._modules)
+        self.blocks = sorted(set(range(count) if blocks is None else (b + count if b < 0 else b for b in blocks)))
+        outside = [block for block in self.blocks if not 0 <= block < count]
+        if outside:
+            raise LookupError(f"the model has blocks 0 to {count - 1}, got {outside}")
+        self.expected: set[Key] = set()
+        self._seen: set[Key] = set()
+        self._handles: list[RemovableHandle] = []
+        self._watch: AttentionWatch | AttentionCapture | None = None
+
+    def __enter__(self) -> Recorder:
+        assert not self._handles, "a Recorder is entered once"
+        try:
+            for block in self.blocks:
+                self._hook_block(block)
+            norm = self.family.final_norm(self.model) if Site.FINAL_NORM in self.sites else None
+            if norm is not None:
+                self._hook_norm(None, Site.FINAL_NORM, norm)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._end_capture()
+
+    def run(self, images: Tensor) -> Any:
+        """One forward pass through the family's ``forward``; the model's own output, after the completeness check."""
+        self._seen.clear()
+        output = self.family.forward(self.model, images)
+        missing = self.expected - self._seen
+        if missing:
+            raise IncompleteRecording(_missing_text(missing, self.model))
+        return output
+
+    # -- hooks
+
+    def _hook_block(self, block: int) -> None:
+        taps = self.family.taps(self._modules[block])
+        for site, tap in taps.sites.items():
+            if site not in self.sites:
+                continue
+            if site in NORM_SITES:
+                self._hook_norm(block, site, tap.module)
+            else:
+                self._hook_tokens(block, site, tap.module, tap.side)
+        if self.sites & {*HEAD_SITES}:
+            self._hook_attention(block, taps.attention)
+
+    def _hook_tokens(self, block: int, site: Site, module: nn.Module, side: str) -> None:
+        self.expected.add((block, site))
+
+        def observe(value: Any) -> None:
+            x = self._tokens(block, site, _first_tensor(value))
+            self._tell(x, self.observer.tokens, block, site, x)
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            observe((args, kwargs))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            observe(output)
+
+        if side == "input":
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        else:
+            self._handles.append(module.register_forward_hook(after))
+
+    def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
+        self.expected.add((block, site))
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            y = self._tokens(block, site, _first_tensor(output))
+            x = _first_tensor((args, kwargs))
+            assert x is not None
+            assert x.shape == y.shape
+            self._tell(y, self.observer.norm, block, site, module, x, y)
+
+        self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def _hook_attention(self, block: int, module: nn.Module) -> None:
+        self.expected.add((block, "attention"))
+        # PyTorch's own attention leaves its fast path under a function mode, and then rounds otherwise.
+        fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._end_capture()
+            x_BTD = _first_tensor((args, kwargs))
+            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
+            self._watch = capture if fast_path else AttentionWatch(capture)
+            self._watch.__enter__()
+
+        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+            call = self._end_capture()
+            if call is not None:
+                self._see((block, "attention"))
+                self._tell(call.q_BHTd, self.observer.attention, block, call)
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        # always_call: the capture must end when the attention module raises, too.
+        self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def _end_capture(self) -> AttentionCall | None:
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        watch.__exit__(None, None, None)
+        return (watch.capture if isinstance(watch, AttentionWatch) else watch).call
+
+    def _tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
+        where = site if block is None else f"block {block}, {site}"
+        if x is None or x.dim() != 3:
+            shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
+            raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
+        self.layout.check(x.shape[1])
+        self._see((block, site))
+        return x
+
+    def _see(self, key: Key) -> None:
+        if key in self._seen:
+            raise IncompleteRecording(
+                f"{_key_text(key)} was seen twice in one forward pass: its module is shared or called twice, "
+                "so the family must point to another one"
+            )
+        self._seen.add(key)
+
+    def _tell(self, x: Tensor, method: Callable[..., None], *arguments: Any) -> None:
+        """Call the observer without gradients and outside autocast, which would round its sums to half precision."""
+        # Asked first, because entering both contexts 200 times a forward costs about 1 % of a ViT-S.
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+            method(*arguments)
+            return
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            method(*arguments)
+
+
+def _key_text(key: Key) -> str:
+    return str(key[1]) if key[0] is None else f"block {key[0]} {key[1]}"
+
+
+def _missing_text(missing: set[Key], model: nn.Module) -> str:
+    names = [_key_text(key) for key in sorted(missing, key=lambda key: (key[0] is None, key[0] or 0, key[1]))]
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return (
+        f"the forward pass of {type(model).__qualname__} did not show {len(names)} expected sites: {shown}. "
+        "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
+        "nn.TransformerEncoder, and an attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
+        "Hand over the plain eager module, or a Family that points to modules that do run."
+    )

@@ -1,0 +1,152 @@
+"""Watching a model's forward pass at named sites, with hooks on the unmodified model.
+
+``Recorder`` owns the hooks and tells an observer what passes; ``Recording`` holds full tensors of a few images.
+"""
+
+# Shapes: B images, T tokens, D channels, H heads, d channels of one head.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from tokenlens.recording.attention import AttentionCall, as_float, attention_rows
+from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
+from tokenlens.tokens import HEAD_SITES, NORM_SITES, TOKEN_SITES, Site, TokenLayout
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Recording(Mapping[tuple[int | None, str], Tensor]):
+    """Full tensors of a few images: ``recording[block, site]`` is (B, T, D), or (B, H, T, d) for q, k and v.
+
+    ``recording[None, "final_norm"]`` is the model's final norm; ``patterns[block]`` is (B, H, T, T) where patterns
+    were asked for. Tensors are copies on the CPU in the dtype that the model computed in. Where a model computes
+    softmax(QKᵀ) itself, or a kernel falls back to that, q and k may already carry the attention scale or its root;
+    ``scores[block]`` has the scale and bias that a fused kernel applied. ``images`` are preprocessed: (x − mean) / std
+    of pixels in [0, 1].
+    """
+
+    layout: TokenLayout
+    model: str = ""
+    tensors: dict[tuple[int | None, str], Tensor] = field(default_factory=dict)
+    patterns: dict[int, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    untrained: bool = False
+    scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
+
+    def __getitem__(self, key: tuple[int | None, str]) -> Tensor:
+        block, site = key
+        try:
+            return self.tensors[block, str(site)]
+        except KeyError:
+            raise KeyError(f"{key} was not recorded; recorded sites: {sorted({s for _, s in self.tensors})}") from None
+
+    def __iter__(self) -> Iterator[tuple[int | None, str]]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The recorded blocks, in order."""
+        return sorted({block for block, _ in self.tensors if block is not None})
+
+    def attention_rows(self, block: int, image: int, positions: Sequence[int]) -> Tensor:
+        """How some tokens of one image attend to all, (H, R, T); each row sums to 1.
+
+        Computed from q and k, or taken from the pattern where that was recorded.
+
+        Raises:
+            LookupError: if the block's q and k were not recorded, or do not tell its pattern.
+        """
+        if block in self.patterns:
+            return as_float(self.patterns[block][image][:, list(positions)])
+        if block not in self.scores:
+            raise LookupError(
+                f"the attention of block {block} was not recorded, but that of blocks "
+                f"{sorted({*self.scores, *self.patterns})}; record the sites q and k, or patterns=True where the model "
+                "computes softmax(QKᵀ) itself"
+            )
+        scale, bias = self.scores[block]
+        bias = None if bias is None else bias[image % len(bias)]
+        return attention_rows(self[block, "q"][image], self[block, "k"][image], positions, scale, bias)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors and patterns, and of what attention adds to its scores."""
+        biases = [bias for _, bias in self.scores.values() if bias is not None]
+        return sum(x.numel() * x.element_size() for x in (*self.tensors.values(), *self.patterns.values(), *biases))
+
+    def __repr__(self) -> str:
+        images = len(next(iter(self.tensors.values()))) if self.tensors else 0
+        sites = sorted({site for _, site in self.tensors})
+        return (
+            f"Recording({self.model}: {images} images, blocks {self.blocks}, sites {sites}, "
+            f"{len(self.patterns)} patterns, {self.nbytes / 2**20:.1f} MiB)"
+        )
+
+
+class Keeper:
+    """The observer that fills a Recording, and stops before it would exceed its memory budget."""
+
+    def __init__(self, recording: Recording, sites: set[Site], patterns: bool | None, max_bytes: int) -> None:
+        self.recording = recording
+        self.sites = sites
+        self.patterns = patterns
+        self.max_bytes = max_bytes
+
+    def _copy(self, x: Tensor) -> Tensor:
+        self.require(x.numel() * x.element_size())
+        return x.to("cpu", copy=True)
+
+    def require(self, nbytes: int) -> None:
+        """ValueError if this many bytes more would exceed the budget."""
+        total = self.recording.nbytes + nbytes
+        if total > self.max_bytes:
+            raise ValueError(
+                f"the recording would exceed its budget of {self.max_bytes / 2**20:.0f} MiB (needs at least "
+                f"{total / 2**20:.0f} MiB); record fewer images, blocks or sites, or raise max_bytes"
+            )
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Keep a copy."""
+        self.recording.tensors[block, str(site)] = self._copy(x_BTD)
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """Keep a copy of the output, which is the site's tensor."""
+        self.tokens(block, site, y_BTD)
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Keep copies of q, k and v, and of the pattern where asked for."""
+        for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
+            if site in self.sites:
+                self.recording.tensors[block, str(site)] = self._copy(x)
+        if call.pattern_BHTT is None and {Site.Q, Site.K} <= self.sites:
+            self.recording.scores[block] = call.scale, None if call.bias is None else self._copy(call.bias)
+        if self.patterns or (self.patterns is None and call.pattern_BHTT is not None):
+            self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
+            self.recording.patterns[block] = self._copy(call.pattern())
+
+
+__all__: Sequence[str] = [
+    "HEAD_SITES",
+    "NORM_SITES",
+    "TOKEN_SITES",
+    "IncompleteRecording",
+    "Keeper",
+    "Observer",
+    "Recorder",
+    "Recording",
+    "Site",
+    "evaluating",
+]

@@ -1,0 +1,1 @@
+"""Reduce activations inside forward hooks, without storing them."""

@@ -1,0 +1,1 @@
+"""Moments, intervals and tests, with NumPy and SciPy alone."""

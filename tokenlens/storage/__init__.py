@@ -1,0 +1,1 @@
+"""Run folders, results, provenance, tables, hashes, the cache and downloads."""

@@ -1,0 +1,191 @@
+"""CLS and patch features of a frozen teacher, by cosine: the cheapest way to a good small model."""
+
+# Shapes: B images of a part of a batch, T tokens, P patches; C channels of an image, D of the student, E of the
+# teacher; H height, W width.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from tokenlens.families.base import find_family
+from tokenlens.training.objectives._feature_cache import CachedTeacher
+from tokenlens.training.objectives._frozen_teacher import FrozenTeacher, teacher_normalization
+from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, Views
+from tokenlens.training.seeds import seed_from
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Whose features are learnt, and from what views.
+
+    Args:
+        teacher: name of a model, as ``tokenlens analyze`` takes it.
+        teacher_checkpoint: file of its weights, instead of the published ones.
+        teacher_image_size: pixels of the teacher's views. Best is the one at which its grid of patches is the student's
+            (112 for patches of 14 pixels and a student of 64 with patches of 8); else it is resampled bilinearly.
+        cls_weight: of the loss of CLS; 0 leaves it out.
+        patch_weight: of the loss of the patches; 0 leaves it out.
+        head: ``"linear"`` or ``"mlp"``, from the student's channels to the teacher's; one for CLS, one for the patches.
+        views: ``"crop"``, a random part of the image, mirrored with probability ½; ``"flip"``, the largest square in
+            its middle, mirrored with probability ½, so that the teacher's features can be cached.
+        crop_scale: smallest and largest share of the area that a crop takes.
+        cache: folder in which the teacher's features are kept, with ``views="flip"``. None computes them each time.
+
+    Raises:
+        ValueError: for a value that cannot be.
+    """
+
+    teacher: str = "vit_small_patch14_dinov2"
+    teacher_checkpoint: str | None = None
+    teacher_image_size: int = 224
+    cls_weight: float = 1.0
+    patch_weight: float = 1.0
+    head: Literal["linear", "mlp"] = "linear"
+    views: Literal["crop", "flip"] = "crop"
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        for name, holds, expected in (
+            ("teacher_image_size", self.teacher_image_size >= 1, "a number of pixels"),
+            ("cls_weight", self.cls_weight >= 0, "at least 0"),
+            ("patch_weight", self.patch_weight >= 0, "at least 0"),
+            ("patch_weight", self.cls_weight + self.patch_weight > 0, "above 0 where cls_weight is 0"),
+            ("head", self.head in ("linear", "mlp"), "linear or mlp"),
+            ("views", self.views in ("crop", "flip"), "crop or flip"),
+            ("crop_scale", 0 < low <= high <= 1, "two shares of the area, in (0, 1], the smaller one first"),
+            ("cache", self.cache is None or self.views == "flip", "none, or views='flip': no crop comes twice"),
+        ):
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A square picture as one of the two models takes it."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return functional.normalize(functional.to_tensor(picture), self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class _SameViews:
+    """The same part of an image for student and teacher, each at its own size; one view where they take the same."""
+
+    crop_scale: tuple[float, float] | None
+    student: _Prepared
+    teacher: _Prepared
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        if self.crop_scale is None:
+            part = functional.center_crop(image, min(image.size))
+        else:
+            box = transforms.RandomResizedCrop.get_params(image, self.crop_scale, (3 / 4, 4 / 3))
+            part = functional.crop(image, *box)
+            if torch.rand(()) < 0.5:
+                part = functional.hflip(part)
+        both = [self.student(part)]
+        return both if self.teacher == self.student else [*both, self.teacher(part)]
+
+
+class Distill(Objective):
+    """1 − cosine of the student's tokens, through a head, and the teacher's, in [0, 2]: CLS with CLS, place by place.
+
+    The teacher's tokens are those after its last norm, each brought to mean 0 and variance 1 over its channels: without
+    their common mean, which the cosine would reward. Registers and distillation tokens are left out.
+
+    Raises:
+        LookupError, ValueError: for a teacher that cannot be loaded (as ``tokenlens.models.loading.load_model``), a model
+            without CLS where ``cls_weight`` is above 0, a cache of unknown images.
+    """
+
+    Options: ClassVar[type] = DistillOptions
+
+    def __init__(self, backbone: nn.Module, options: DistillOptions, setting: Setting) -> None:
+        super().__init__(backbone, options, setting)
+        self.layout = find_family(backbone).layout(backbone, (setting.image_size, setting.image_size))
+        teacher = FrozenTeacher(options.teacher, options.teacher_checkpoint, options.teacher_image_size)
+        for whose, layout in (("student", self.layout), ("teacher", teacher.layout)):
+            if options.cls_weight > 0 and not layout.has("cls"):
+                raise ValueError(f"the {whose} has no CLS token to distill; set objective_options.cls_weight=0")
+        self.parts_of = teacher.parts
+        self.cached: CachedTeacher | None = None
+        if options.cache is None:
+            self.teacher = teacher
+        else:
+            if not setting.images or not setting.images_sha256:
+                raise ValueError("a cache of features must know which images it is for: Setting.images, images_sha256")
+            view = f"largest square in the middle, bicubic, {options.teacher_image_size} pixels"
+            folder = Path(options.cache).expanduser()
+            self.cached = CachedTeacher(teacher, folder, setting.images, setting.images_sha256, view)
+        width: Any = backbone.num_features
+        # Not the seed itself: the backbone's first weights were drawn from that.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_from(setting.seed, 1))
+            self.cls_head = _head(options.head, width, teacher.width) if options.cls_weight > 0 else None
+            self.patch_head = _head(options.head, width, teacher.width) if options.patch_weight > 0 else None
+
+    @classmethod
+    def views(cls, options: DistillOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
+        """The student's view and the teacher's, or one where size and normalisation are the same."""
+        student = _Prepared(image_size, tuple(mean), tuple(std))
+        teacher_size = options.teacher_image_size
+        teacher = _Prepared(teacher_size, *teacher_normalization(options.teacher, teacher_size))
+        return _SameViews(options.crop_scale if options.views == "crop" else None, student, teacher)
+
+    def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
+        """``loss``, and its parts ``cls`` and ``patch`` before they are weighted."""
+        student_view, teacher_view = batch.views[0], batch.views[-1]
+        flipped = torch.zeros(len(student_view), dtype=torch.bool)
+        if self.options.views == "flip":
+            # By place in the whole batch, so that any number of processes mirrors the same images.
+            draws = np.random.default_rng((progress.seed, progress.step)).random(batch.size) < 0.5
+            flipped = torch.from_numpy(draws)[batch.positions.cpu()]
+            student_view = _mirrored(student_view, flipped)
+        if self.cached is not None:
+            features = self.cached.features(teacher_view, batch.indices, flipped)
+        else:
+            features = self.teacher(_mirrored(teacher_view, flipped))
+        cls_BE, patch_BPE = self.parts_of(features, self.layout.grid)
+        backbone: Any = self.backbone
+        tokens_BTD = backbone.forward_features(student_view)
+        losses: dict[str, Tensor] = {}
+        if self.cls_head is not None:
+            [place] = self.layout.positions("cls")
+            assert cls_BE is not None
+            losses["cls"] = _distance(self.cls_head(tokens_BTD[:, place]), cls_BE)
+        if self.patch_head is not None:
+            losses["patch"] = _distance(self.patch_head(self.layout.patches_of(tokens_BTD)), patch_BPE)
+        weights = {"cls": self.options.cls_weight, "patch": self.options.patch_weight}
+        return {"loss": torch.stack([weights[part] * loss for part, loss in losses.items()]).sum(), **losses}
+
+
+def _head(kind: str, width: int, wanted: int) -> nn.Module:
+    return nn.Linear(width, wanted) if kind == "linear" else Mlp(width, wanted, wanted)
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    return 1 - cosine_similarity(found.float(), wanted, dim=-1).mean()
+
+
+def _mirrored(images_BCHW: Tensor, flipped_B: Tensor) -> Tensor:
+    if not flipped_B.any():
+        return images_BCHW
+    return torch.where(flipped_B.to(images_BCHW.device)[:, None, None, None], images_BCHW.flip(-1), images_BCHW)
