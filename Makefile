@@ -1,26 +1,29 @@
-# make test    everything that README's test command needs, from nothing, then the tests
-# make check   ruff and mypy
-# make bench   the benchmarks; results in benchmarks/results
-# make docs    the pages as a site: site/index.html, which opens from disk
-# make env     the environment alone
+# make test         set up everything that README's test command needs, then run the tests
+# make check        ruff (lint and format) and mypy
+# make test-oldest  the tests on the oldest supported torch and timm, in an environment of its own
+# make bench        the benchmarks; results go to benchmarks/results
+# make docs         the documentation as a site: site/index.html, which opens from disk
+# make env          the environment alone
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
+CONSTRAINTS ?=
 TESTS ?=
+JOBS ?= 2
 
-.PHONY: env chromium check test bench docs clean
+.PHONY: env chromium check test test-oldest bench docs clean
 
 env: $(READY)
 
-# Renewed when pyproject.toml changes; pip installs what is missing only.
+# Made again when pyproject.toml changes; pip installs only what is missing.
 $(READY): pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
 	touch $@
 
-# For the tests that open a report in a browser; without it and without root they are skipped, and say so.
+# For the tests that open a report in a browser; without Chromium, and without root to install it, they are skipped.
 chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -29,10 +32,15 @@ chromium:
 
 check: env
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# JOBS processes of one thread each. A file's tests stay in one process, so that they share what they set up.
 test: env chromium
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS="torch==2.11.* timm==1.0.31"
 
 bench: env
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

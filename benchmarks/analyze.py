@@ -1,12 +1,12 @@
-"""What `analyze` costs over a plain forward pass: time, peak memory and growth, beside what people use today.
+"""Measure time, peak memory and growth of `analyze` relative to a plain forward pass, beside other tools.
 
     python benchmarks/analyze.py time    # ViT-S/16 and ViT-B/16, batch 8, interleaved in one process; also --alone
-    python benchmarks/analyze.py memory  # peak resident memory over a plain forward, one fresh process a number
+    python benchmarks/analyze.py memory  # peak resident memory over a plain forward pass, one new process per number
     python benchmarks/analyze.py growth  # time and memory against images, tokens and blocks, with fitted exponents
     python benchmarks/analyze.py all
 
 On a GPU: `python benchmarks/analyze.py time --device cuda --amp --batch 64`. Tables go to benchmarks/results/.
-Competitors need the extra `[bench]` (nnsight); without it they are left out, and the table says so.
+Other tools need the extra `[bench]` (nnsight); tools that are not installed are skipped with a message.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
-from tokenlens.reduction.compiled import how_summed
+from tokenlens.reduction.compilation import describe_kernels
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
 
 
-# -- one forward pass by each competitor
+# -- one forward pass with each tool
 
 
 def hooks_that_store(model: nn.Module) -> Callable[[Tensor], object]:
-    """Plain forward hooks that keep the tensors of the same sites for one batch (and no number is computed)."""
+    """Store the activations of the same sites with plain forward hooks, without computing anything."""
 
     def step(x: Tensor) -> object:
         kept: list[Tensor] = []
@@ -59,7 +59,7 @@ def hooks_that_store(model: nn.Module) -> Callable[[Tensor], object]:
 
 
 def timm_attention_extract(model: nn.Module) -> Callable[[Tensor], object]:
-    """timm's AttentionExtract by torch.fx, which needs fused attention off: every T×T map of one batch, no number."""
+    """Extract every T×T attention map with timm's AttentionExtract (torch.fx), with fused attention disabled."""
     from timm.utils import AttentionExtract
 
     for block in model.blocks:
@@ -71,7 +71,7 @@ def timm_attention_extract(model: nn.Module) -> Callable[[Tensor], object]:
 
 
 def nnsight_trace(model: nn.Module) -> Callable[[Tensor], object]:
-    """nnsight: a trace that saves the same sites for one batch (and no number is computed)."""
+    """Store the activations of the same sites with a trace of nnsight, without computing anything."""
     from nnsight import NNsight
 
     wrapped = NNsight(model)
@@ -80,7 +80,7 @@ def nnsight_trace(model: nn.Module) -> Callable[[Tensor], object]:
         kept = []
         with wrapped.trace(x):
             for block in wrapped.blocks:
-                # In the order in which the modules run, as nnsight asks for.
+                # nnsight requires the order in which the modules run.
                 kept.append(block.norm1.output.save())
                 kept.append(block.attn.output.save())
                 kept.append(block.norm2.output.save())
@@ -91,7 +91,7 @@ def nnsight_trace(model: nn.Module) -> Callable[[Tensor], object]:
     return step
 
 
-COMPETITORS = {
+OTHER_TOOLS = {
     "hooks that store": hooks_that_store,
     "timm AttentionExtract": timm_attention_extract,
     "nnsight": nnsight_trace,
@@ -99,15 +99,15 @@ COMPETITORS = {
 
 
 def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
-    """The competitors that are installed and run on this model."""
+    """Return the tools that are installed and run on this model."""
     steps = {}
-    for name, make in COMPETITORS.items():
+    for name, make in OTHER_TOOLS.items():
         try:
             step = make(model)
             with torch.no_grad():
                 step(torch.rand(1, 3, 224, 224, device=next(model.parameters()).device))
         except Exception as error:
-            print(f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            print(f"skipped: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             continue
         steps[name] = step
     return steps
@@ -117,7 +117,7 @@ def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
 
 
 def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, peers: bool) -> pd.DataFrame:
-    """Seconds of each way for one batch, round by round: `analyze` runs once, the others in its progress call."""
+    """Measure the seconds per batch of each tool: `analyze` runs once, the others in its progress callback."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval().to(device)
     pixels = torch.randn(batch, 3, 224, 224)
@@ -133,41 +133,41 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
         if device.startswith("cuda"):
             torch.cuda.synchronize()
 
-    def others(_done: int, _total: int | None) -> None:
+    def run_others(_done: int, _total: int | None) -> None:
         wait()
         took = {"s": time.perf_counter() - state["begun"], "cpu s": time.process_time() - state["cpu"]}
-        rows.append({"way": "tokenlens analyze", "round": state["round"]} | took)
-        for way in order.sample(list(steps), len(steps)):
+        rows.append({"tool": "tokenlens analyze", "round": state["round"]} | took)
+        for tool in order.sample(list(steps), len(steps)):
             gc.collect()
             wait()
             begun, processor = time.perf_counter(), time.process_time()
             with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=amp):
-                steps[way](on_device)
+                steps[tool](on_device)
             wait()
             took = {"s": time.perf_counter() - begun, "cpu s": time.process_time() - processor}
-            rows.append({"way": way, "round": state["round"]} | took)
+            rows.append({"tool": tool, "round": state["round"]} | took)
         gc.collect()
         state["round"] += 1
         state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
 
     state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
     images = [(image, 0) for _ in range(rounds + 2) for image in pixels]
-    tokenlens.analyze(model, images, batch_size=batch, device=device, amp=amp, progress=others)
+    tokenlens.analyze(model, images, batch_size=batch, device=device, amp=amp, progress=run_others)
     frame = pd.DataFrame(rows)
     frame["model"] = name
     return frame[frame["round"] >= 2]  # two rounds to warm up
 
 
 def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Median seconds, and each way's ratio to the plain forward of the same round, of elapsed and of processor time."""
+    """Return median seconds, and ratios to the plain forward pass of the same round, for elapsed and processor time."""
     rows = []
     for model, of_all in pd.concat(frames).groupby("model", sort=False):
-        seconds, processor = (of_all.pivot(index="round", columns="way", values=kind) for kind in ("s", "cpu s"))
-        for way in of_all["way"].unique():
+        seconds, processor = (of_all.pivot(index="round", columns="tool", values=kind) for kind in ("s", "cpu s"))
+        for tool in of_all["tool"].unique():
             rows.append(
-                {"model": model, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
-                | ratio_and_interval("", seconds[way] / seconds["plain forward"])
-                | ratio_and_interval("processor ", processor[way] / processor["plain forward"])
+                {"model": model, "tool": tool, "rounds": len(seconds), "median s": seconds[tool].median()}
+                | ratio_and_interval("", seconds[tool] / seconds["plain forward"])
+                | ratio_and_interval("processor ", processor[tool] / processor["plain forward"])
             )
     return pd.DataFrame(rows)
 
@@ -180,18 +180,18 @@ def ratio_and_interval(kind: str, ratios: pd.Series) -> dict[str, float]:
     return {f"{kind}ratio": np.median(values), f"{kind}low": low, f"{kind}high": high}
 
 
-# -- memory, in a fresh process for each number
+# -- memory, in a new process for each number
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process so far, MiB (CPU)."""
+    """Return the peak resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory_of(name: str, way: str, images: int, batch: int, img_size: int, depth: int | None) -> dict[str, float]:
-    """Peak memory in this process after plain forwards, and after the way has run over ``images`` images."""
+def memory_of(name: str, tool: str, images: int, batch: int, img_size: int, depth: int | None) -> dict[str, float]:
+    """Return the peak memory of this process after plain forward passes, and after running a tool on images."""
     torch.manual_seed(0)
-    analyze = tokenlens.analyze  # imports what it needs, 15 to 35 MiB of code that are there for every way
+    analyze = tokenlens.analyze  # imports 15 to 35 MiB of code, which count for every tool
     arguments = {"img_size": img_size} | ({"depth": depth} if depth else {})
     model = timm.create_model(name, **arguments).eval()
     one = torch.randn(batch, 3, img_size, img_size)
@@ -200,14 +200,14 @@ def memory_of(name: str, way: str, images: int, batch: int, img_size: int, depth
             model(one)
     before = peak_mib()
     begun = time.perf_counter()
-    if way == "tokenlens analyze":
+    if tool == "tokenlens analyze":
         analyze(model, [(one[i % batch], 0) for i in range(images)], batch_size=batch, device="cpu")
-    elif way == "plain forward":
+    elif tool == "plain forward":
         with torch.no_grad():
             for _ in range(images // batch):
                 model(one)
     else:
-        step = COMPETITORS[way](model)
+        step = OTHER_TOOLS[tool](model)
         kept = []
         with torch.no_grad():
             for _ in range(images // batch):
@@ -215,27 +215,27 @@ def memory_of(name: str, way: str, images: int, batch: int, img_size: int, depth
     return {"plain MiB": before, "over plain MiB": peak_mib() - before, "s": time.perf_counter() - begun}
 
 
-def in_fresh_process(**arguments: object) -> dict[str, float]:
-    """Run ``memory_of`` in a new Python process."""
+def in_new_process(**arguments: object) -> dict[str, float]:
+    """Run ``memory_of`` in a new process."""
     command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"left out: {arguments}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"skipped: {arguments}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return {"plain MiB": np.nan, "over plain MiB": np.nan, "s": np.nan}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def memory_table(repeats: int) -> pd.DataFrame:
-    """Peak memory over plain for each way (16 images), and for `analyze` with 64 to 4096 images of few pixels."""
+    """Return peak memory over plain passes for each tool (16 images), and for `analyze` on up to 4096 images."""
     rows = []
-    for name, way, images, size in [
-        *[(MODELS[0], way, 16, 224) for way in ("plain forward", "tokenlens analyze", *COMPETITORS)],
+    for name, tool, images, size in [
+        *[(MODELS[0], tool, 16, 224) for tool in ("plain forward", "tokenlens analyze", *OTHER_TOOLS)],
         (MODELS[0], "tokenlens analyze", 64, 224),
         (MODELS[1], "tokenlens analyze", 64, 224),
         *[(MODELS[0], "tokenlens analyze", images, 64) for images in (64, 512, 4096)],
     ]:
         runs = [
-            in_fresh_process(name=name, way=way, images=images, batch=8, img_size=size, depth=None)
+            in_new_process(name=name, tool=tool, images=images, batch=8, img_size=size, depth=None)
             for _ in range(repeats)
         ]
         over = [run["over plain MiB"] for run in runs]
@@ -243,7 +243,7 @@ def memory_table(repeats: int) -> pd.DataFrame:
             {
                 "model": name,
                 "pixels": size,
-                "way": way,
+                "tool": tool,
                 "images": images,
                 "runs": repeats,
                 "plain MiB": np.median([run["plain MiB"] for run in runs]),
@@ -260,7 +260,7 @@ def memory_table(repeats: int) -> pd.DataFrame:
 
 
 def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Time and memory of `analyze` and of plain forwards against images, tokens and blocks, with fitted exponents."""
+    """Return time and memory of `analyze` and plain passes by images, tokens and blocks, with fitted exponents."""
     name = MODELS[0]
     cases = [("images", n, {"images": n, "img_size": 224, "depth": None}) for n in (16, 32, 64)]
     cases += [
@@ -269,13 +269,13 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     cases += [("blocks", depth, {"images": 32, "img_size": 224, "depth": depth}) for depth in (3, 6, 12)]
     rows = []
     for axis, value, arguments in cases:
-        for way in ("plain forward", "tokenlens analyze"):
+        for tool in ("plain forward", "tokenlens analyze"):
             for repeat in range(repeats):
-                found = in_fresh_process(name=name, way=way, batch=8, **arguments)
-                rows.append({"axis": axis, "value": value, "way": way, "repeat": repeat, **found})
+                found = in_new_process(name=name, tool=tool, batch=8, **arguments)
+                rows.append({"axis": axis, "value": value, "tool": tool, "repeat": repeat, **found})
         print(*rows[-2 * repeats :], sep="\n", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    groups = frame.groupby(["axis", "value", "way"], sort=False)
+    groups = frame.groupby(["axis", "value", "tool"], sort=False)
     table = pd.DataFrame(
         {
             f"{column} {statistic}": groups[column].agg(statistic)
@@ -284,13 +284,13 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
     )
     fits = []
-    for (axis, way), part in frame.groupby(["axis", "way"], sort=False):
+    for (axis, tool), part in frame.groupby(["axis", "tool"], sort=False):
         fit = np.polyfit(np.log(part["value"]), np.log(part["s"]), 1, cov=True)
         memory = part.groupby("value")["over plain MiB"].median()
         fits.append(
             {
                 "axis": axis,
-                "way": way,
+                "tool": tool,
                 "time grows as": f"{axis}^{fit[0][0]:.2f}",
                 "± (1 s.e.)": np.sqrt(fit[1][0][0]),
                 "runs": len(part),
@@ -305,7 +305,7 @@ def growth_table(repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def hardware(device: str) -> str:
-    """Processor or accelerator, threads and versions."""
+    """Describe processor or accelerator, threads and versions."""
     if device.startswith("cuda"):
         chip = torch.cuda.get_device_name()
     else:
@@ -317,15 +317,15 @@ def hardware(device: str) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, three significant digits."""
+    """Return a table in Markdown, with three significant digits."""
 
-    def cell(value: object) -> str:
+    def text_of(value: object) -> str:
         if isinstance(value, float):
             return "–" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
         return str(value)
 
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
+    lines += ["| " + " | ".join(map(text_of, row)) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines)
 
 
@@ -359,10 +359,10 @@ def main() -> None:
             f"analyze_time{'_peers' if peers else ''}{suffix}",
             "Time of analyze over a plain forward",
             f"Batch {options.batch}{', bfloat16 autocast' if options.amp else ''}, default metrics. Each round "
-            "runs every way on the same batch in random order in one process; ratio is to the plain forward of the "
-            "same round, of elapsed time and of the processor's in all threads: median over rounds and its bootstrap "
-            "95 % interval. “plain forward again” shows the noise. The competitors only store tensors or maps; "
-            f"tokenlens computes all of its default metrics. Sums in {how_summed(torch.device(options.device))}.",
+            "runs every tool on the same batch, in random order in one process. Ratios are to the plain forward pass "
+            "of the same round, for elapsed time and processor time of all threads: median over rounds and bootstrap "
+            "95 % interval. “plain forward again” shows the noise. Other tools only store tensors or maps; "
+            f"tokenlens computes its default metrics. Reductions in {describe_kernels(torch.device(options.device))}.",
             options.device,
             time_table(frames),
         )
@@ -370,9 +370,9 @@ def main() -> None:
         write(
             "analyze_memory",
             "Peak memory of analyze over a plain forward",
-            "Batch 8. Peak resident memory of a fresh process that has imported tokenlens, minus its peak after three "
-            "plain forwards; median, "
-            "minimum and maximum over runs. The competitors keep what they store over the 16 images, as users do.",
+            "Batch 8. Peak resident memory of a new process that has imported tokenlens, minus its peak after three "
+            "plain forward passes; median, minimum and maximum over runs. Other tools keep what they store of the 16 "
+            "images, as users do.",
             "cpu",
             memory_table(options.repeats),
         )
@@ -380,8 +380,8 @@ def main() -> None:
         write(
             "analyze_growth",
             "Growth of analyze with images, tokens and blocks",
-            "ViT-S/16, batch 8, seconds of a whole run in a fresh process (without loading). Exponents from a straight "
-            "line through the logarithms.",
+            "ViT-S/16, batch 8, seconds of a whole run in a new process, without loading. Exponents are slopes of a "
+            "line fitted to the logarithms.",
             "cpu",
             *growth_table(options.repeats),
         )

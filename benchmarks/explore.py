@@ -1,9 +1,9 @@
-"""How long `explore` takes from a choice to the picture: the first forward, and a change of block, token and image.
+"""Measure the time that `explore` takes to respond to a change of block, token and image.
 
-    python benchmarks/explore.py            # the kernel's part: from the selection to the bytes that go to the page
-    python benchmarks/explore.py --browser  # the page's part, too, in headless Chromium (needs playwright)
+    python benchmarks/explore.py            # kernel: from the selection to the bytes sent to the browser
+    python benchmarks/explore.py --browser  # including drawing in headless Chromium (requires playwright)
 
-The table goes to benchmarks/results/explore.md. What Jupyter adds (its server and sockets) is not in it.
+The table is written to benchmarks/results/explore.md. It does not include Jupyter's server and sockets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SITES = ["norm1", "q", "k", "resid_post"]
 
 
 def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> list[dict[str, Any]]:
-    """Milliseconds of each kind of change; two images, so that changes of image are real."""
+    """Return the milliseconds for each kind of change, with two images."""
     started = time.perf_counter()
     widget = tokenlens.explore(name, "sample", limit=2, pretrained=False, sites=SITES, **options)
     first = time.perf_counter() - started
@@ -45,7 +45,7 @@ def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> li
     }
     show = None if browser is None else in_browser(widget, browser)
     if show is not None:
-        del choices["image"]  # the page decodes a photograph in its own time
+        del choices["image"]  # the browser decodes photographs asynchronously
     recording = exploration.recordings[0]
     about = {
         "model": name,
@@ -69,7 +69,7 @@ def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> li
 
 
 def in_browser(widget: Any, browser: Any) -> Any:
-    """What makes a page with the widget fetch the present state and draw it."""
+    """Return a function that makes a page with the widget fetch the current state and draw it."""
     from tests.support.browser_widget import open_widget
 
     page = browser.new_page(viewport={"width": 1100, "height": 600})
@@ -80,7 +80,7 @@ def in_browser(widget: Any, browser: Any) -> Any:
 
 @contextmanager
 def chromium(wanted: bool) -> Iterator[Any]:
-    """A browser, or None."""
+    """Yield a browser if it is wanted, otherwise None."""
     if not wanted:
         yield None
         return
@@ -104,12 +104,12 @@ def main() -> None:
     for row in rows:
         cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()]
         lines.append("| " + " | ".join(cells) + " |")
-    part = "The kernel and the page in headless Chromium" if arguments.browser else "The kernel alone"
+    part = "Kernel and headless Chromium" if arguments.browser else "Kernel only"
     about = (
         f"{part}, {torch.get_num_threads()} thread(s), {platform.machine()}; torch {torch.__version__}, timm "
         f"{timm.__version__}, two images, sites {', '.join(SITES)}."
     )
-    text = f"# From a choice in `explore` to its picture\n\n{about}\n\n" + "\n".join(lines) + "\n"
+    text = f"# Response time of `explore`\n\n{about}\n\n" + "\n".join(lines) + "\n"
     RESULTS.mkdir(exist_ok=True)
     name = "explore_browser.md" if arguments.browser else "explore.md"
     (RESULTS / name).write_text(text, encoding="utf-8")

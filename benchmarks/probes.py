@@ -1,8 +1,8 @@
-"""Do the probes put a real model where it belongs, and how long does the segmentation probe take?
+"""Compare probes of a real model with baselines, and time the segmentation probe.
 
-    tokenlens probe MODEL --task … --out RUN             # once for each model, task and source
+    tokenlens probe MODEL --task … --out RUN             # once per model, task and source
     python benchmarks/probes.py quality RUN RUN …        # a table of those runs, with their intervals
-    python benchmarks/probes.py time --data MASKS        # training and testing of the segmentation probe, by grid
+    python benchmarks/probes.py time --data MASKS        # the segmentation probe by grid
     python benchmarks/probes.py loss --data MASKS --checkpoint FILE   # sampled pixels against whole masks
 
 Each command writes its own page in benchmarks/results/.
@@ -24,8 +24,16 @@ from torch.nn import functional
 
 from tokenlens.images.labelled.masks import open_masks
 from tokenlens.models.loading import load_model
-from tokenlens.probes import FrozenModel, Heads, ProbeResult, features_of, fit, segmentation
-from tokenlens.probes.base import Grids
+from tokenlens.probes import (
+    FrozenModel,
+    Heads,
+    PatchFeatures,
+    ProbeResult,
+    extract_features,
+    segmentation,
+    train_heads,
+)
+from tokenlens.probes.segmentation import IGNORED, classify, patch_logits
 
 sys.path.insert(0, str(Path(__file__).parent))
 from analyze import RESULTS, hardware, markdown
@@ -35,7 +43,7 @@ NAME = "vit_small_patch14_dinov2"
 
 
 def quality(runs: list[str]) -> pd.DataFrame:
-    """A row for each run folder: its number in per cent, the interval, what it stands on and how long it took."""
+    """Return a row per run folder: score and interval in per cent, protocol and time."""
     rows = []
     for run in runs:
         found = ProbeResult.load(run)
@@ -57,13 +65,13 @@ def quality(runs: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def splits(data: str, features: dict[str, np.ndarray], grid: tuple[int, int]) -> dict[str, Grids]:
-    """Real masks with some features."""
+def splits(data: str, features: dict[str, np.ndarray], grid: tuple[int, int]) -> dict[str, PatchFeatures]:
+    """Return real masks with the given features."""
     found = {}
     for split in ("train", "test"):
         images = open_masks(data, split)
         names = tuple(images.names)
-        found[split] = Grids(
+        found[split] = PatchFeatures(
             features[split],
             grid,
             lambda i, images=images: images.read(i)[1],
@@ -75,7 +83,7 @@ def splits(data: str, features: dict[str, np.ndarray], grid: tuple[int, int]) ->
 
 
 def times(data: str, sizes: list[int]) -> pd.DataFrame:
-    """Seconds of the whole probe; features are drawn, because the time does not depend on what they say."""
+    """Time the whole probe; features are random, because the time does not depend on their values."""
     counts = {split: len(open_masks(data, split)) for split in ("train", "test")}
     rows = []
     for size in sizes:
@@ -87,7 +95,7 @@ def times(data: str, sizes: list[int]) -> pd.DataFrame:
         }
         both = splits(data, features, (side, side))
         started = time.perf_counter()
-        segmentation.Segmentation().judge(both["train"], both["test"], both["test"].names, seed=0)
+        segmentation.Segmentation().evaluate(both["train"], both["test"], both["test"].names, seed=0)
         rows.append(
             {
                 "image px": str(size),
@@ -102,12 +110,12 @@ def times(data: str, sizes: list[int]) -> pd.DataFrame:
 
 
 def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd.DataFrame:
-    """Mean IoU and seconds of training with the loss at sampled pixels, and at all pixels of each mask."""
+    """Compare training with the loss at sampled pixels and at all pixels of each mask."""
     model = FrozenModel(load_model(NAME, checkpoint=checkpoint, img_size=size), "patches", None, amp=False)
     features = {}
     for split in ("train", "test"):
         images = open_masks(data, split)
-        found = features_of(
+        found = extract_features(
             model,
             "patches",
             images,
@@ -116,7 +124,7 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
             batch_size=32,
             workers=0,
             cache=True,
-            where=str(Path(data).resolve()),
+            data_path=str(Path(data).resolve()),
         )
         features[split] = found.arrays["patches"]
     both = splits(data, features, model.grid)
@@ -125,36 +133,38 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
     schedule = dataclasses.replace(segmentation.SCHEDULE, epochs=epochs, learning_rates=(0.01,))
     rows = []
     for seed in range(seeds):
-        pixels = segmentation._draw_pixels(train, seed)
+        pixels = segmentation.draw_pixels(train, seed)
 
-        def sampled(heads: Heads, places_B: np.ndarray, epoch: int, pixels: segmentation._Pixels = pixels) -> Tensor:
-            size, passes = segmentation.PIXELS, segmentation.PASSES
-            now = slice(epoch % passes * size, (epoch % passes + 1) * size)
-            labels_BS = torch.from_numpy(pixels.labels_NS[places_B, now].astype(np.int64))
-            points_BS2 = torch.from_numpy(pixels.points_NS2[places_B, now])
-            return segmentation.losses(segmentation.logits_of(heads, train, places_B), points_BS2, labels_BS, 1)
+        def sampled(
+            heads: Heads, indices_B: np.ndarray, epoch: int, pixels: segmentation.SampledPixels = pixels
+        ) -> Tensor:
+            size, draws = segmentation.PIXELS, segmentation.PIXEL_DRAWS
+            now = slice(epoch % draws * size, (epoch % draws + 1) * size)
+            labels_BS = torch.from_numpy(pixels.labels_NS[indices_B, now].astype(np.int64))
+            points_BS2 = torch.from_numpy(pixels.points_NS2[indices_B, now])
+            return segmentation.head_losses(patch_logits(heads, train, indices_B), points_BS2, labels_BS, 1)
 
-        def whole(heads: Heads, places_B: np.ndarray, _epoch: int) -> Tensor:
+        def whole(heads: Heads, indices_B: np.ndarray, _epoch: int) -> Tensor:
             total, counted = torch.zeros(()), torch.zeros(())
-            for logits_Chw, place in zip(segmentation.logits_of(heads, train, places_B), places_B, strict=True):
-                mask_1HW = masks[place][None]
+            for logits_Chw, image in zip(patch_logits(heads, train, indices_B), indices_B, strict=True):
+                mask_1HW = masks[image][None]
                 large = functional.interpolate(
                     logits_Chw[None],
                     mask_1HW.shape[1:],
                     mode="bilinear",
                     align_corners=False,
                 )
-                total = total + functional.cross_entropy(
-                    large, mask_1HW, ignore_index=segmentation.IGNORED, reduction="sum"
-                )
-                counted = counted + (mask_1HW != segmentation.IGNORED).sum()
+                total = total + functional.cross_entropy(large, mask_1HW, ignore_index=IGNORED, reduction="sum")
+                counted = counted + (mask_1HW != IGNORED).sum()
             return (total / counted)[None]
 
         for name, loss_of in ((f"{segmentation.PIXELS} pixels of each mask", sampled), ("whole masks", whole)):
             started = time.perf_counter()
-            head = fit(loss_of, np.arange(len(train)), CHANNELS, len(train.classes), schedule, seed, train.device)
+            head = train_heads(
+                loss_of, np.arange(len(train)), CHANNELS, len(train.classes), schedule, seed, train.device
+            )
             seconds = time.perf_counter() - started
-            [share] = segmentation.classified(head, test, np.arange(len(test))).mean_iou()
+            [share] = classify(head, test, np.arange(len(test))).mean_iou()
             rows.append({"loss at": name, "seed": str(seed), "mean IoU %": f"{100 * share:.2f}", "training s": seconds})
     return pd.DataFrame(rows)
 
@@ -162,7 +172,7 @@ def losses(data: str, checkpoint: str, size: int, epochs: int, seeds: int) -> pd
 def write(name: str, title: str, note: str, table: pd.DataFrame) -> None:
     """Write a results page and print it."""
     RESULTS.mkdir(exist_ok=True)
-    # Runs lie wherever the reader's do.
+    # Paths of run folders mean nothing to a reader.
     given = [Path(one).name if "/" in one else one for one in sys.argv[1:]]
     command = " ".join(["python", "benchmarks/probes.py", *given])
     text = "\n\n".join([f"# {title}", f"{hardware('cpu')}\n\n`{command}`", note, markdown(table)]) + "\n"
@@ -186,32 +196,28 @@ def main() -> None:
         write(
             "probes",
             "A real model, the same untrained, and pixels",
-            "Each row is a run of `tokenlens probe`; the interval is over test images. Tiny ImageNet: "
-            "100 of its classes, "
-            "2000 random images of each split (chance is 1 %). MSRC v2: 21 classes, all images, mean "
-            "IoU at each mask's "
-            "own size. An untrained DINOv2 has LayerScale at 1e-5, so its CLS token hardly depends on the image; the "
-            "mean patch is the fairer baseline. The grids of learning rates were widened upwards once, because the "
-            "baselines had chosen their last value on the held-out images; the segmentation baselines still do.",
+            "Each row is a run of `tokenlens probe`; the interval is over test images. Tiny ImageNet: 100 classes, "
+            "2000 random images of each split (chance is 1 %). MSRC v2: 21 classes, all images, mean IoU at each "
+            "mask's size. An untrained DINOv2 has LayerScale at 1e-5, so its CLS token hardly depends on the image; "
+            "the mean patch is the fairer baseline. The learning rates were extended upwards once, because the "
+            "baselines had chosen the largest one on the held-out images; the segmentation baselines still do.",
             quality(options.runs),
         )
     elif options.what == "time":
         write(
             "probes_time",
-            "Time of the segmentation probe once the features are there",
-            "All of it: drawing pixels, five learning rates at once, the choice, the chosen one again on all training "
-            "images, the test at full size, the interval. Real masks; the features are random numbers "
-            "of the shape that "
-            "ViT-S/14 gives, because the time does not depend on what they say.",
+            "Time of the segmentation probe with cached features",
+            "Everything: drawing pixels, training with five learning rates at once and with the chosen one on all "
+            "images, the test at full size, and the interval. Masks are real; the features are random numbers of the "
+            "shape of ViT-S/14's, because the time does not depend on their values.",
             times(options.data, [int(size) for size in options.sizes.split(",")]),
         )
     else:
         write(
             "probes_loss",
-            "The loss at some pixels, and at all of them",
-            f"{NAME} at {options.size} px, {options.epochs} passes (a probe has "
-            f"{segmentation.SCHEDULE.epochs}), learning "
-            "rate 0.01, mean IoU on the test images.",
+            "The loss at sampled pixels and at all pixels",
+            f"{NAME} at {options.size} px, {options.epochs} epochs (a probe has "
+            f"{segmentation.SCHEDULE.epochs}), learning rate 0.01, mean IoU on the test images.",
             losses(options.data, options.checkpoint, options.size, options.epochs, options.seeds),
         )
 

@@ -1,8 +1,8 @@
-"""What a specialized model costs over the standard one: forward, training step and peak memory, beside the naive form.
+"""Time and memory of a specialized model relative to the standard one, and to a naive form of specialization.
 
     python benchmarks/specialize.py time    # ViT-S/16 and ViT-B/16, whole passes and steps, interleaved in one process
-    python benchmarks/specialize.py parts   # the same part by part (each block, the rest, the optimizer): less noise
-    python benchmarks/specialize.py memory  # peak resident memory of a training step, one fresh process a number
+    python benchmarks/specialize.py parts   # the same by part (each block, the rest, the optimizer): less noise
+    python benchmarks/specialize.py memory  # peak resident memory of a training step, one new process per number
     python benchmarks/specialize.py all
 
 The naive form splits the tokens, calls two modules and concatenates. A step is forward, cross-entropy, backward and
@@ -30,17 +30,17 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.reduction.buffers import keep_freed_memory
-from tokenlens.specialization import SpecializedModule, plan_of, specialize
+from tokenlens.specialization import SpecializedModule, get_plan, specialize
 
 sys.path.insert(0, str(Path(__file__).parent))
 from analyze import RESULTS, hardware, markdown, peak_mib, ratio_and_interval
 
 MODELS = ("deit3_small_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
-WAYS = ("standard", "standard again", "specialized", "naive")
+FORMS = ("standard", "standard again", "specialized", "naive")
 
 
 class Naive(nn.Module):
-    """The same two sets of weights by splitting, two modules and concatenating."""
+    """Specialization by splitting the tokens, calling two modules and concatenating."""
 
     def __init__(self, module: SpecializedModule) -> None:
         super().__init__()
@@ -50,24 +50,24 @@ class Naive(nn.Module):
         return torch.cat((self.cls(x_BTD[:, : self.count]), self.patch(x_BTD[:, self.count :])), dim=1)
 
 
-def make(name: str, way: str, preset: str, device: str) -> nn.Module:
-    """A model, with the same weights for every way."""
+def make(name: str, form: str, preset: str, device: str) -> nn.Module:
+    """Return a model in one form, with the same weights for every form."""
     torch.manual_seed(0)
     model = timm.create_model(name).to(device)
-    if way.startswith("standard"):
+    if form.startswith("standard"):
         return model
     specialize(model, preset)
-    if way == "naive":
-        plan = plan_of(model)
+    if form == "naive":
+        plan = get_plan(model)
         assert plan is not None
-        for replacement in plan.replacements:
-            owner, _, last = replacement.path.rpartition(".")
-            setattr(model.get_submodule(owner), last, Naive(model.get_submodule(replacement.path)))
+        for planned in plan.modules:
+            owner, _, last = planned.path.rpartition(".")
+            setattr(model.get_submodule(owner), last, Naive(model.get_submodule(planned.path)))
     return model
 
 
 def forward_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object]:
-    """One forward pass without gradients, in eval mode."""
+    """Return a function that runs one forward pass without gradients, in eval mode."""
 
     def step() -> object:
         model.eval()
@@ -78,7 +78,7 @@ def forward_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object]
 
 
 def training_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object]:
-    """Forward, cross-entropy, backward, AdamW."""
+    """Return a function that runs forward, cross-entropy, backward and AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     target = torch.arange(len(x), device=x.device)
 
@@ -97,23 +97,23 @@ def training_step(model: nn.Module, x: Tensor, amp: bool) -> Callable[[], object
 def measure_time(
     name: str, phase: str, preset: str, batch: int, seconds: float, device: str, amp: bool
 ) -> pd.DataFrame:
-    """Seconds of each way for one batch, round by round, every round in another order."""
+    """Measure the seconds of each form for one batch, round by round, each round in another order."""
     x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     begin = forward_step if phase == "forward" else training_step
-    steps = {way: begin(make(name, way, preset, device), x, amp) for way in WAYS}
+    steps = {form: begin(make(name, form, preset, device), x, amp) for form in FORMS}
     order, rows = random.Random(0), []
     started, number = time.perf_counter(), 0
     while time.perf_counter() - started < seconds or number < 5:
-        for way in order.sample(WAYS, len(WAYS)):
-            rows.append({"way": way, "round": number} | timed(steps[way], device))
+        for form in order.sample(FORMS, len(FORMS)):
+            rows.append({"form": form, "round": number} | measure_seconds(steps[form], device))
         gc.collect()
         number += 1
     frame = pd.DataFrame(rows).assign(model=name, phase=phase)
     return frame[frame["round"] >= 2]  # two rounds to warm up
 
 
-def timed(step: Callable[[], object], device: str) -> dict[str, float]:
-    """Seconds of one call: elapsed, and of the processor in all threads of this process."""
+def measure_seconds(step: Callable[[], object], device: str) -> dict[str, float]:
+    """Measure elapsed seconds of one call, and processor seconds of all threads of this process."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     begun, processor = time.perf_counter(), time.process_time()
@@ -124,31 +124,37 @@ def timed(step: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def time_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Median seconds; ratios to the standard model of the same round, of elapsed and of processor time.
+    """Return median seconds, and ratios of elapsed and processor time to the standard model of the same round.
 
-    Of each ratio the median and its bootstrap interval (95 %).
+    Ratios are medians with a bootstrap interval (95 %).
     """
     rows = []
     for (model, phase), of_both in pd.concat(frames).groupby(["model", "phase"], sort=False):
-        seconds = of_both.pivot(index="round", columns="way", values="s")
-        processor = of_both.pivot(index="round", columns="way", values="cpu s")
-        for way in WAYS:
+        seconds = of_both.pivot(index="round", columns="form", values="s")
+        processor = of_both.pivot(index="round", columns="form", values="cpu s")
+        for form in FORMS:
             rows.append(
-                {"model": model, "phase": phase, "way": way, "rounds": len(seconds), "median s": seconds[way].median()}
-                | ratio_and_interval("", seconds[way] / seconds["standard"])
-                | ratio_and_interval("processor ", processor[way] / processor["standard"])
+                {
+                    "model": model,
+                    "phase": phase,
+                    "form": form,
+                    "rounds": len(seconds),
+                    "median s": seconds[form].median(),
+                }
+                | ratio_and_interval("", seconds[form] / seconds["standard"])
+                | ratio_and_interval("processor ", processor[form] / processor["standard"])
             )
     return pd.DataFrame(rows)
 
 
 def parts_of(
-    name: str, way: str, preset: str, x: Tensor, phase: str, amp: bool
+    name: str, form: str, preset: str, x: Tensor, phase: str, amp: bool
 ) -> dict[str, list[Callable[[], object]]]:
-    """A model as separate calls: its blocks (with and without a specialized QKV), the rest of it, and AdamW's step.
+    """Return a model as separate calls: its blocks (with and without a specialized QKV), the rest, and AdamW's step.
 
     In a training step each part has its forward and its backward; the gradients stay until AdamW's step.
     """
-    model = make(name, way, preset, x.device.type).train(phase == "step")
+    model = make(name, form, preset, x.device.type).train(phase == "step")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     inputs: list[Tensor] = []
     hooks = [block.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])) for block in model.blocks]
@@ -188,18 +194,18 @@ def parts_of(
 def measure_parts(
     name: str, phase: str, preset: str, batch: int, seconds: float, device: str, amp: bool
 ) -> pd.DataFrame:
-    """Seconds of each part and way for one batch: a round goes once through the model, all ways side by side."""
-    ways = [way for way in WAYS if way != "naive"]
+    """Measure the seconds of each part in each form for one batch; a round runs every part once in all forms."""
+    forms = [form for form in FORMS if form != "naive"]
     x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-    parts = {way: parts_of(name, way, preset, x, phase, amp) for way in ways}
+    parts = {form: parts_of(name, form, preset, x, phase, amp) for form in forms}
     order, rows = random.Random(0), []
     started, number = time.perf_counter(), 0
     while time.perf_counter() - started < seconds or number < 5:
         for part, calls in parts["standard"].items():
             for index in range(len(calls)):
-                for way in order.sample(ways, len(ways)):
-                    found = timed(parts[way][part][index], device)
-                    rows.append({"way": way, "round": number, "part": part} | found)
+                for form in order.sample(forms, len(forms)):
+                    found = measure_seconds(parts[form][part][index], device)
+                    rows.append({"form": form, "round": number, "part": part} | found)
         gc.collect()
         number += 1
     frame = pd.DataFrame(rows).assign(model=name, phase=phase)
@@ -207,36 +213,36 @@ def measure_parts(
 
 
 def parts_table(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """As ``time_table``, for the sum of all parts and for each, with its share of the standard model's time."""
+    """Return the table of ``time_table`` for the sum of all parts and for each, with its share of the standard time."""
     rows = []
     for (model, phase), of_both in pd.concat(frames).groupby(["model", "phase"], sort=False):
-        by_part = of_both.groupby(["part", "round", "way"], sort=False)[["s", "cpu s"]].sum()
-        whole = by_part.groupby(["round", "way"]).sum()
-        median = whole.xs("standard", level="way")["cpu s"].median()
+        by_part = of_both.groupby(["part", "round", "form"], sort=False)[["s", "cpu s"]].sum()
+        whole = by_part.groupby(["round", "form"]).sum()
+        median = whole.xs("standard", level="form")["cpu s"].median()
         for part in ["all", *of_both["part"].unique()]:
             times = whole if part == "all" else by_part.xs(part, level="part")
-            seconds, processor = times["s"].unstack("way"), times["cpu s"].unstack("way")
-            for way in ("standard again", "specialized"):
+            seconds, processor = times["s"].unstack("form"), times["cpu s"].unstack("form")
+            for form in ("standard again", "specialized"):
                 rows.append(
                     {
                         "model": model,
                         "phase": phase,
                         "part": part,
-                        "way": way,
+                        "form": form,
                         "rounds": len(seconds),
                         "standard, processor s": processor["standard"].median(),
                         "share": processor["standard"].median() / median,
                     }
-                    | ratio_and_interval("", seconds[way] / seconds["standard"])
-                    | ratio_and_interval("processor ", processor[way] / processor["standard"])
+                    | ratio_and_interval("", seconds[form] / seconds["standard"])
+                    | ratio_and_interval("processor ", processor[form] / processor["standard"])
                 )
     return pd.DataFrame(rows)
 
 
-def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bool) -> dict[str, float]:
-    """Peak memory of this process over two training steps (resident, or allocated on the GPU), and parameters; MiB."""
+def memory_of(name: str, form: str, preset: str, batch: int, device: str, amp: bool) -> dict[str, float]:
+    """Measure peak memory (resident, or allocated on the GPU) over two training steps, and that of parameters; MiB."""
     x = torch.randn(batch, 3, 224, 224).to(device)
-    model = make(name, way, preset, device)
+    model = make(name, form, preset, device)
     step = training_step(model, x, amp)
     # Weight and AdamW's two moments, float32: at the peak, when backward begins, there are no gradients yet.
     parameters = 3 * 4 * sum(parameter.numel() for parameter in model.parameters()) / 2**20
@@ -248,11 +254,11 @@ def memory_of(name: str, way: str, preset: str, batch: int, device: str, amp: bo
 
 
 def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, names: list[str]) -> pd.DataFrame:
-    """Median peak of each way, and its ratio to the standard model's."""
+    """Return the median peak of each form, and its ratio to that of the standard model."""
     mallocs = {"default": {}, "gives back": {"MALLOC_MMAP_THRESHOLD_": "65536"}} if device == "cpu" else {"": {}}
     rows = []
-    for name, (malloc, variables), way in product(names, mallocs.items(), ("standard", "specialized", "naive")):
-        arguments = {"name": name, "way": way, "preset": preset, "batch": batch, "device": device, "amp": amp}
+    for name, (malloc, variables), form in product(names, mallocs.items(), ("standard", "specialized", "naive")):
+        arguments = {"name": name, "form": form, "preset": preset, "batch": batch, "device": device, "amp": amp}
         command = [sys.executable, __file__, "_memory_of", json.dumps(arguments)]
         found = []
         for _ in range(repeats):
@@ -263,7 +269,7 @@ def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, 
             {
                 "model": name,
                 "malloc": malloc,
-                "way": way,
+                "form": form,
                 "runs": repeats,
                 "peak MiB": np.median(peaks),
                 "min": np.min(peaks),
@@ -274,8 +280,8 @@ def memory_table(preset: str, batch: int, repeats: int, device: str, amp: bool, 
     table = pd.DataFrame(rows)
     of_standard = table.groupby(["model", "malloc"])[["peak MiB", "parameters MiB"]].transform("first")
     table["ratio"] = table["peak MiB"] / of_standard["peak MiB"]
-    second_set = table["parameters MiB"] - of_standard["parameters MiB"]
-    table["ratio without the second set"] = (table["peak MiB"] - second_set) / of_standard["peak MiB"]
+    second_weights = table["parameters MiB"] - of_standard["parameters MiB"]
+    table["ratio without the second weights"] = (table["peak MiB"] - second_weights) / of_standard["peak MiB"]
     return table
 
 
@@ -298,62 +304,55 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=40, help="of each model and phase")
+    parser.add_argument("--seconds", type=float, default=40, help="seconds per model and phase")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--suffix", default="", help="behind the results page's name")
+    parser.add_argument("--suffix", default="", help="suffix of the results page's name")
     options = parser.parse_args()
     suffix = ("" if options.device == "cpu" else f"_{options.device.split(':')[0]}") + options.suffix
     names = options.models.split(",")
     what = f"Preset `{options.preset}`, batch {options.batch}{', bfloat16 autocast' if options.amp else ''}."
     measured = (
-        "median and bootstrap 95 % interval of the median. “standard again” is a second standard model and shows the "
-        "noise."
+        "A step is forward, cross-entropy, backward and AdamW. Ratios of elapsed time and of processor time (of all "
+        "threads of this process) are to the standard model of the same round: median and bootstrap 95 % interval of "
+        "the median. “standard again” is a second standard model and shows the noise."
     )
     if options.device == "cpu":
-        # Or the number of page faults of a pass, up to a tenth of its time, depends on what ran before (decision 8).
+        # Otherwise page faults, up to a tenth of the time of a pass, depend on what ran before (decision 8).
         keep_freed_memory()
-    if options.what in ("parts", "all"):
-        frames = [
-            measure_parts(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
-            for name in names
-            for phase in options.phases.split(",")
-        ]
-        write(
-            f"specialize_parts{suffix}",
+    times = {
+        "parts": (
             "Time of a specialized model over the standard one, part by part",
-            f"{what} Each block, what is before and behind the blocks, and AdamW's step are called on their own, in "
-            "one model after the other, in random order: what is compared lies close together in time, and the noise "
-            "of a shared machine cancels. In a step each part has its forward and backward. “share”: of the standard "
-            "model's processor time. Ratios are to the standard model of the same round, of elapsed and of processor "
-            f"time: {measured}",
-            options.device,
-            parts_table(frames),
-        )
-    if options.what in ("time", "all"):
-        frames = [
-            measure_time(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
-            for name in names
-            for phase in options.phases.split(",")
-        ]
-        write(
-            f"specialize_time{suffix}",
+            "Each block, the layers before and after the blocks, and AdamW's step are called separately, in one model "
+            "after the other, in random order. Compared calls are close in time, so that the noise of a shared machine "
+            f"cancels. “share”: share of the standard model's processor time. {measured}",
+            measure_parts,
+            parts_table,
+        ),
+        "time": (
             "Time of a specialized model over the standard one",
-            f"{what} Each round runs every way on the same batch, in random order, in one process. Ratios are to the "
-            "standard model of the same round, of elapsed time and of processor time (of all threads, without what "
-            f"other processes took): {measured} A step is forward, cross-entropy, backward and AdamW.",
-            options.device,
-            time_table(frames),
-        )
+            f"Each round runs every form on the same batch, in random order, in one process. {measured}",
+            measure_time,
+            time_table,
+        ),
+    }
+    for kind, (title, note, measure, tabulate) in times.items():
+        if options.what in (kind, "all"):
+            frames = [
+                measure(name, phase, options.preset, options.batch, options.seconds, options.device, options.amp)
+                for name in names
+                for phase in options.phases.split(",")
+            ]
+            write(f"specialize_{kind}{suffix}", title, f"{what} {note}", options.device, tabulate(frames))
     if options.what in ("memory", "all"):
         write(
             f"specialize_memory{suffix}",
             "Peak memory of a training step",
             f"{what} Peak memory of a fresh process after two training steps with AdamW; median, minimum and maximum. "
-            "Parameters: weights and AdamW's moments, which are there when backward begins and memory is at its peak; "
-            "the last column leaves out those of the second set, which any specialized model has, so that it shows "
-            "what the computation takes. On a CPU, “default”: glibc's malloc as it is, whose peak also depends on how "
-            "freed memory is cut up; “gives back”: every larger tensor returns its memory at once "
-            "(`MALLOC_MMAP_THRESHOLD_=65536`), so that the peak is what the computation uses.",
+            "Parameters: weights and AdamW's moments, allocated when backward begins and memory is at its peak; the "
+            "last column excludes those of the second weights, which any specialized model has, and shows the memory "
+            "of the computation. On a CPU, “default”: glibc's malloc, whose peak also depends on fragmentation; “gives "
+            "back”: large tensors return their memory at once (`MALLOC_MMAP_THRESHOLD_=65536`), so that the peak is "
+            "the memory in use.",
             options.device,
             memory_table(options.preset, options.batch, options.repeats, options.device, options.amp, names),
         )

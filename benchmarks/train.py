@@ -1,7 +1,7 @@
-"""How fast `tokenlens train` is beside a bare PyTorch loop of the same model, loss, optimizer and data.
+"""Measure the speed of `tokenlens train` against a bare PyTorch loop with the same model, loss, optimizer and data.
 
     python benchmarks/train.py time    # images per second of each objective, interleaved in one process
-    python benchmarks/train.py costs   # the share of waiting for images, and what is written down on the way
+    python benchmarks/train.py costs   # time spent waiting for images, and on logging, diagnostics and checkpoints
     python benchmarks/train.py all
 
 The recipes are tiny_supervised, tiny_dino, tiny_dinov2 and tiny_distill at 64 pixels; the images are synthetic JPEGs in
@@ -39,9 +39,9 @@ from tokenlens.models.loading import load_model
 from tokenlens.training.backbone import make_backbone
 from tokenlens.training.batches import training_batches
 from tokenlens.training.loop import Tally, TrainingLoop
-from tokenlens.training.objectives.base import Progress, Setting, TrainingBatch, objectives, options_of
-from tokenlens.training.optimizer import optimizer_of, set_schedule
-from tokenlens.training.recipe import Recipe, recipe_of
+from tokenlens.training.objectives.base import Progress, Setting, TrainingBatch, make_options, objectives
+from tokenlens.training.optimizer import make_optimizer, set_schedule
+from tokenlens.training.recipe import Recipe, get_recipe
 from tokenlens.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,17 +50,17 @@ from analyze import RESULTS, hardware, markdown, ratio_and_interval
 OBJECTIVES = ("supervised", "dino", "dinov2", "distill")
 WAYS = ("bare loop", "tokenlens train", "bare loop, images in memory")
 FOREVER = 10**7
-"""Steps; the clock ends a training."""
+"""Number of steps; trainings end by time."""
 
 WARM = 2
-"""Rounds, and steps, that are not counted."""
+"""Rounds, and steps, that are not counted, at the start."""
 
 
-# -- what is trained
+# -- data and recipes
 
 
 def synthetic_images(file: Path, count: int, size: int) -> Path:
-    """A tar file of JPEGs in ten classes: clouds of colour with some noise, 2 to 4 kB each at 64 pixels."""
+    """Write a tar file of JPEGs in ten classes: clouds of colour with some noise, 2 to 4 kB each at 64 pixels."""
     draw = np.random.default_rng(0)
     with tarfile.open(file, "w") as tar:
         for number in range(count):
@@ -77,7 +77,7 @@ def synthetic_images(file: Path, count: int, size: int) -> Path:
 
 
 def teacher_file(folder: Path) -> Path:
-    """Random weights of a small teacher: the time of a step is asked for, not what is learnt."""
+    """Write random weights of a small teacher; they do not matter for the time of a step."""
     torch.manual_seed(0)
     file = folder / "teacher.safetensors"
     save_file(timm.create_model("test_vit", img_size=64, num_classes=0).state_dict(), file)
@@ -85,9 +85,9 @@ def teacher_file(folder: Path) -> Path:
 
 
 def recipe_for(objective: str, options: argparse.Namespace, folder: Path) -> Recipe:
-    """The tiny recipe of an objective, without end, with nothing written down but the rows of metrics.csv."""
+    """Return the tiny recipe of an objective with no last step, diagnostics or checkpoints."""
     recipe = replace(
-        recipe_of(f"tiny_{objective}"),
+        get_recipe(f"tiny_{objective}"),
         batch_size=options.batch,
         epochs=None,
         steps=FOREVER,
@@ -113,27 +113,27 @@ def recipe_for(objective: str, options: argparse.Namespace, folder: Path) -> Rec
 
 
 class BareLoop:
-    """What one would write by hand: no engine, no folder, no checks; the same objective, optimizer and batches."""
+    """A hand-written loop: the same objective, optimizer and batches, without engine, run folder and checks."""
 
     def __init__(self, recipe: Recipe, images: LabelledImages, device: str) -> None:
         kind = objectives.get(recipe.objective)
-        options, classes = options_of(recipe.objective, recipe.objective_options), tuple(images.classes)
+        options, classes = make_options(recipe.objective, recipe.objective_options), tuple(images.classes)
 
         def backbone(outputs: int) -> torch.nn.Module:
             return make_backbone(recipe, outputs, None)
 
         model = backbone(kind.classes(options, classes))
-        look = load_model(model, img_size=recipe.image_size).data_config
+        config = load_model(model, img_size=recipe.image_size).data_config
         setting = Setting(recipe.image_size, classes, recipe.batch_size, FOREVER, recipe.seed, backbone)
         self.recipe, self.device = recipe, device
         self.objective = kind(model, options, setting).train().to(device)
-        self.optimizer = optimizer_of(self.objective, recipe)
+        self.optimizer = make_optimizer(self.objective, recipe)
         set_schedule(self.optimizer, recipe, 0, FOREVER)  # the first step's numbers, for all
         self.trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.progress = Progress(0, FOREVER, len(images) / recipe.batch_size, recipe.seed)
         self.batches: Iterator[tuple[TrainingBatch, Any]] = training_batches(
             images,
-            kind.views(options, recipe.image_size, look["mean"], look["std"]),
+            kind.views(options, recipe.image_size, config["mean"], config["std"]),
             batch_size=recipe.batch_size,
             steps=FOREVER,
             seed=recipe.seed,
@@ -141,7 +141,7 @@ class BareLoop:
         )
 
     def step(self, batches: Iterator[tuple[TrainingBatch, Any]]) -> None:
-        """One step of the optimizer."""
+        """Do one step of the optimizer."""
         batch, _ = next(batches)
         batch = batch.to(self.device)
         autocast = torch.autocast(torch.device(self.device).type, torch.bfloat16, self.recipe.precision != "32-true")
@@ -162,9 +162,9 @@ class BareLoop:
 def measure_time(
     objective: str, options: argparse.Namespace, images: LabelledImages, folder: Path
 ) -> tuple[pd.DataFrame, int]:
-    """Seconds of some steps of each way, round by round: `train` runs once, the others in its progress call.
+    """Return the seconds of some steps of each way, by round, and the number of steps in a round.
 
-    Also the number of steps in a round.
+    `train` runs once, the other ways in its progress callback.
     """
     recipe, steps = recipe_for(objective, options, folder), options.steps
     bare = BareLoop(recipe, images, options.device)
@@ -211,7 +211,7 @@ def measure_time(
 
 
 def time_table(frames: Iterable[tuple[pd.DataFrame, int]], batch: int) -> pd.DataFrame:
-    """Images per second (median), and the speed over the bare loop's of the same round: median and its interval."""
+    """Return images per second (median), and speed relative to the bare loop in the same round (median, interval)."""
     rows = []
     for frame, steps in frames:
         seconds = frame.pivot(index="round", columns="way", values="s").dropna()
@@ -230,17 +230,17 @@ def time_table(frames: Iterable[tuple[pd.DataFrame, int]], batch: int) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-# -- waiting, and what is written down
+# -- waiting for images, and work besides the steps
 
 
 @contextmanager
 def timed_steps(found: list[tuple[float, float]]) -> Iterator[None]:
-    """Collect what each step of a training tells of its own seconds, and of those in which it waited for images."""
+    """Collect the seconds of each step of a training, and those spent waiting for images."""
     plain = Tally.add
 
     def add(self: Tally, seconds: float, waiting: float, values: Any) -> None:
         plain(self, seconds, waiting, values)
-        if not values:  # the sum over the whole run; the one for the next row of metrics.csv has the losses, too
+        if not values:  # the tally of the whole run; the one for the next row of metrics.csv also has losses
             found.append((seconds, waiting))
 
     Tally.add = add  # type: ignore[method-assign]
@@ -251,7 +251,7 @@ def timed_steps(found: list[tuple[float, float]]) -> Iterator[None]:
 
 
 def waiting_table(options: argparse.Namespace, images: LabelledImages, folder: Path) -> pd.DataFrame:
-    """The share of waiting for images, with and without a process that reads them."""
+    """Return the share of time spent waiting for images, with and without processes that read them."""
     rows = []
     for objective in options.objectives.split(","):
         for workers in sorted({0, 1, options.workers}):
@@ -269,10 +269,10 @@ def waiting_table(options: argparse.Namespace, images: LabelledImages, folder: P
             rows.append(
                 {
                     "objective": objective,
-                    "processes that read": workers,
+                    "workers": workers,
                     "steps": len(found) - WARM,
                     "images/s": (len(found) - WARM) * options.batch / seconds,
-                    "share of waiting": waiting / seconds,
+                    "share of time waiting": waiting / seconds,
                     "data_wait_share in run.json": run.settings["data_wait_share"],
                 }
             )
@@ -281,7 +281,7 @@ def waiting_table(options: argparse.Namespace, images: LabelledImages, folder: P
 
 @contextmanager
 def timed_methods(found: dict[str, list[float]]) -> Iterator[None]:
-    """Collect the seconds of each call of the parts of a training that are not its steps."""
+    """Collect the seconds of each call of the parts of a training."""
     plain = {name: getattr(TrainingLoop, name) for name in PARTS}
 
     def watched(name: str) -> Callable[..., Any]:
@@ -306,15 +306,15 @@ PARTS = {
     "_one_step": "step",
     "_write_row": "row of metrics.csv and TensorBoard",
     "_diagnose": "diagnostics",
-    "save": "checkpoint",
+    "save_checkpoint": "checkpoint",
 }
 
 
 def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Path) -> pd.DataFrame:
-    """Seconds of a call of each part, all done after every step, and their share at the recipe's own intervals."""
+    """Return the seconds of each part, done after every step, and their share at the intervals of the recipe."""
     rows = []
     for objective in options.objectives.split(","):
-        own = recipe_of(f"tiny_{objective}")
+        unchanged = get_recipe(f"tiny_{objective}")
         recipe = replace(
             recipe_for(objective, options, folder), steps=8, log_every=1, diagnose_every=1, checkpoint_minutes=1e-9
         )
@@ -323,9 +323,9 @@ def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Pat
             train(recipe, images, folder / f"costs_{objective}", device=options.device)
         median = {name: float(np.median(found[name][WARM:])) for name in PARTS}
         steps = {
-            "_write_row": own.log_every,
-            "_diagnose": own.diagnose_every,
-            "save": 60 * own.checkpoint_minutes / median["_one_step"],
+            "_write_row": unchanged.log_every,
+            "_diagnose": unchanged.diagnose_every,
+            "save_checkpoint": 60 * unchanged.checkpoint_minutes / median["_one_step"],
         }
         for name, part in PARTS.items():
             often = steps.get(name)
@@ -336,8 +336,8 @@ def costs_table(options: argparse.Namespace, images: LabelledImages, folder: Pat
                     "part": part,
                     "calls": len(found[name]) - WARM,
                     "median ms": 1e3 * median[name],
-                    "least": 1e3 * min(found[name][WARM:]),
-                    "most": 1e3 * max(found[name][WARM:]),
+                    "min": 1e3 * min(found[name][WARM:]),
+                    "max": 1e3 * max(found[name][WARM:]),
                     "every … steps": str(round(often)) if often else "1",
                     "% of the steps' time": share,
                 }
@@ -362,16 +362,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["time", "costs", "all"])
     parser.add_argument("--objectives", default=",".join(OBJECTIVES))
-    parser.add_argument("--data", help="images instead of synthetic ones")
-    parser.add_argument("--images", type=int, default=1024, help="how many synthetic ones")
+    parser.add_argument("--data", help="images to use instead of synthetic ones")
+    parser.add_argument("--images", type=int, default=1024, help="number of synthetic images")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=2, help="in a round")
-    parser.add_argument("--seconds", type=float, default=40, help="time: of each objective")
-    parser.add_argument("--short", type=float, default=8, help="costs: seconds of each training that waits for images")
-    parser.add_argument("--workers", type=int, default=0, help="time: processes that read, of train and bare loop each")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a round")
+    parser.add_argument("--seconds", type=float, default=40, help="time: seconds for each objective")
+    parser.add_argument("--short", type=float, default=8, help="costs: seconds for each measurement of waiting")
+    parser.add_argument("--workers", type=int, default=0, help="time: processes that read images, for each way")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--suffix", default="", help="behind the results page's name")
+    parser.add_argument("--suffix", default="", help="suffix of the name of the results page")
     options = parser.parse_args()
     suffix = ("" if options.device == "cpu" else f"_{options.device.split(':')[0]}") + options.suffix
     with tempfile.TemporaryDirectory() as temporary:
@@ -389,26 +389,26 @@ def main() -> None:
             write(
                 f"train_time{suffix}",
                 "Speed of a training over a bare PyTorch loop",
-                f"{what} Processes that read images, beside the training's own: {options.workers}. The bare loop has "
-                "the same objective module (with its teacher and heads), optimizer and batches (`training_batches`), "
-                "so the ratio is that of the engine: Fabric, seeds, schedules, the exchange of losses, the check for "
-                "NaN, rows of metrics.csv. Each round goes some steps of every way in one process; `train` runs once, "
-                "the bare loop in its progress call, in random order. Speed over the bare loop of the same round "
-                "(above 1 is faster): median and bootstrap 95 % interval of the median; beside it that of all rounds "
-                "together. With its images in memory the bare loop reads and augments nothing: how much the data "
-                "costs.",
+                f"{what} Additional processes that read images: {options.workers}. The bare loop has the same "
+                "objective module (with teacher and heads), optimizer and batches (`training_batches`), so the ratio "
+                "shows the cost of the engine: Fabric, seeds, schedules, exchange of losses, check for NaN, rows of "
+                "metrics.csv. Each round does some steps of every way, in one process: `train` runs once, the bare "
+                "loop in its progress callback, in random order. Speed relative to the bare loop in the same round "
+                "(above 1 is faster): median and bootstrap 95 % interval of the median, and the ratio of totals over "
+                "all rounds. With images in memory the bare loop reads and augments nothing, which shows the cost of "
+                "the data.",
                 options.device,
                 time_table(frames, options.batch),
             )
         if options.what in ("costs", "all"):
             write(
                 f"train_costs{suffix}",
-                "What a training does beside its steps",
-                f"{what} First table: the share of the steps' time in which they wait for images, without the first "
-                f"{WARM} steps, and with them as run.json has it. Second table: a training that writes a row, looks at "
-                "its fixed batch (of 32 images) and writes a checkpoint after every step; median, least and most of a "
-                "call in ms, and what it adds to the time of the steps at the recipe's own intervals (rows and "
-                "diagnostics every so many steps, a checkpoint every ten minutes).",
+                "Costs of a training besides its steps",
+                f"{what} First table: share of the steps' time spent waiting for images, without the first {WARM} "
+                "steps, and with them as in run.json. Second table: a training that writes a row, diagnoses its fixed"
+                " batch (32 images) and writes a checkpoint after every step; median, minimum and maximum of a call "
+                "in ms, and what it adds to the time of the steps at the intervals of the recipe (rows and "
+                "diagnostics every few steps, a checkpoint every ten minutes).",
                 options.device,
                 waiting_table(options, images, folder),
                 costs_table(options, images, folder),

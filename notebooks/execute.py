@@ -1,9 +1,9 @@
-"""Run the notebooks from top to bottom, each in a new kernel and an empty folder, and keep their outputs.
+"""Run the notebooks, each in a new kernel and an empty folder, and store their outputs.
 
     python notebooks/execute.py                      # all of them, in place
     python notebooks/execute.py 02 --out elsewhere   # those whose name begins with 02, into another folder
 
-Needs the extra [dev]. The outputs that are committed are those of real weights, which TOKENLENS_TEST_DATA points to.
+Needs the extra [dev]. For outputs to commit, set TOKENLENS_TEST_DATA to a folder with real weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS = 300
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs, without times and without what only a running kernel can show.
+    """Return the notebook with its outputs, without execution times and widgets.
 
     Raises:
         CellExecutionError: if a cell fails.
@@ -53,9 +53,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def main() -> int:
-    """0 if every notebook ran, else 1; what has failed is not written."""
+    """Run the chosen notebooks and return 0, or 1 if one failed; failed notebooks are not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=[""], help="how the notebooks' names begin (default: all)")
+    parser.add_argument("names", nargs="*", default=[""], help="prefixes of notebook names (default: all)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the results (default: in place)")
     arguments = parser.parse_args()
     failed = 0

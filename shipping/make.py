@@ -1,10 +1,10 @@
-"""From the run folder of a training to a model that comes with tokenlens.
+"""Turn a finished training into a model that comes with tokenlens.
 
     python shipping/make.py RUN NAME --probes PROBE PROBE …
 
 RUN is a finished run of ``tokenlens train``, each PROBE a run of ``tokenlens probe`` on it, on the same model untrained
-(``--no-pretrained``), on ``raw_pixels`` or on another model. Writes tokenlens/models/shipped/NAME: ``model.safetensors`` in
-float16, ``config.json`` in timm's format and ``MODEL_CARD.md``; what was there before is replaced at the end.
+(``--no-pretrained``), on ``raw_pixels`` or on another model. Writes tokenlens/models/shipped/NAME with
+``model.safetensors`` in float16, ``config.json`` in timm's format and ``MODEL_CARD.md``, replacing an older version.
 """
 
 from __future__ import annotations
@@ -27,67 +27,71 @@ from tokenlens.models.checkpoints import weights_sha256
 from tokenlens.models.loading import LoadedModel, load_model
 from tokenlens.models.shipped import CARD
 from tokenlens.probes import ProbeResult
+from tokenlens.storage.files import write_json
 from tokenlens.storage.hashing import file_sha256
-from tokenlens.training.run import TrainedRun
+from tokenlens.training.trained_run import TrainedRun
 
 sys.path.insert(0, str(Path(__file__).parent))
-from card import Facts, card, described
+from card import Facts, describe_model, write_card
 
-SHIPPED = Path(__file__).resolve().parent.parent / "tokenlens" / "shipped"
-LARGEST = 12_000_000
-"""Bytes of weights: they are in the wheel that everybody downloads."""
+SHIPPED = Path(__file__).resolve().parent.parent / "tokenlens" / "models" / "shipped"
+MAX_BYTES = 12_000_000
+"""Limit for a file of weights, which is part of the wheel that everybody downloads."""
 
 
 def make(run: str | Path, name: str, probes: Sequence[str | Path] = (), out: str | Path = SHIPPED) -> Path:
     """Write the folder of a shipped model.
 
     Args:
-        run: a finished training.
-        name: of the model.
+        run: run folder of a finished training.
+        name: name of the model.
         probes: run folders of probes.
-        out: the folder in which the model gets its own.
+        out: folder in which to create the model's folder.
 
     Raises:
-        ValueError: for an unfinished training, weights that float16 does not hold or that are too large, probes of
-            weights under this model's name that are not its, and what the card's licences do not cover.
+        ValueError: for an unfinished training, weights beyond the range of float16, a file that is too large, probes of
+            other weights under this model's name, and a teacher without a known licence.
     """
     trained = TrainedRun.load(run)
     if not trained.finished:
         raise ValueError(f"{trained.path} is {trained.state} at step {trained.step}; only a finished training ships")
-    whole = load_model(f"local-dir:{trained.path}", device="cpu")
+    exact = load_model(f"local-dir:{trained.path}", device="cpu")
     results = [ProbeResult.load(folder) for folder in probes]
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=_made(Path(out))) as temporary:
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=out) as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
         file = folder / "model.safetensors"
-        save_file(halved(whole.module), file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors writes files that their owner alone may read
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"{name} takes {file.stat().st_size:,} bytes, more than the {LARGEST:,} that a wheel gets")
+        save_file(to_float16(exact.module), file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(
+                f"{name} takes {file.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed in a wheel"
+            )
         config = json.loads((trained.path / "config.json").read_text(encoding="utf-8"))
-        write_json(published(config, described(whole.module, trained)), folder / "config.json")
-        half = load_model(f"local-dir:{folder}", device="cpu")
+        write_json(folder / "config.json", publish_config(config, describe_model(exact.module, trained)))
+        rounded = load_model(f"local-dir:{folder}", device="cpu")
         facts = Facts(
             name=name,
             run=trained,
-            module=whole.module,
+            module=exact.module,
             bytes=file.stat().st_size,
             sha256=file_sha256(file),
-            moved=moved(whole, half),
-            probes=[(whose(result, trained, file), result) for result in results],
+            change=measure_change(exact, rounded),
+            probes=[(identify_model(result, trained, file), result) for result in results],
         )
-        (folder / CARD).write_text(card(facts), encoding="utf-8")
+        (folder / CARD).write_text(write_card(facts), encoding="utf-8")
         target = Path(out) / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(folder, target)
     return target
 
 
-def halved(module: nn.Module) -> dict[str, Tensor]:
-    """The weights in float16.
+def to_float16(module: nn.Module) -> dict[str, Tensor]:
+    """Return the weights in float16.
 
     Raises:
-        ValueError: if one of them is beyond its range.
+        ValueError: if one of them is beyond the range of float16.
     """
     tensors = {name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}
     beyond = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -96,30 +100,30 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def published(config: dict[str, Any], description: str) -> dict[str, Any]:
-    """The run's configuration without what it has from timm's own weights of the architecture."""
-    about = {key: value for key, value in config["pretrained_cfg"].items() if key != "tag"}
-    return config | {"pretrained_cfg": about | {"description": description}}
+def publish_config(config: dict[str, Any], description: str) -> dict[str, Any]:
+    """Return the run's configuration with a description, and without the tag of timm's weights."""
+    pretrained_cfg = {key: value for key, value in config["pretrained_cfg"].items() if key != "tag"}
+    return config | {"pretrained_cfg": pretrained_cfg | {"description": description}}
 
 
 @torch.no_grad()
-def moved(whole: LoadedModel, half: LoadedModel) -> dict[str, float]:
-    """How far float16 weights move the final norm's tokens on the sample views, in shares of their length."""
-    images = torch.stack([whole.transform()(sample.view(index)) for index in range(sample.VIEWS)])
-    exact: Tensor = whole.module.forward_features(images)  # type: ignore[operator]
-    rounded: Tensor = half.module.forward_features(images)  # type: ignore[operator]
-    shares = (rounded - exact).norm(dim=-1) / exact.norm(dim=-1)
+def measure_change(exact: LoadedModel, rounded: LoadedModel) -> dict[str, float]:
+    """Measure how far float16 weights move the final norm's tokens on the sample views, relative to their length."""
+    images = torch.stack([exact.transform()(sample.view(index)) for index in range(sample.VIEWS)])
+    before: Tensor = exact.module.forward_features(images)  # type: ignore[operator]
+    after: Tensor = rounded.module.forward_features(images)  # type: ignore[operator]
+    shares = (after - before).norm(dim=-1) / before.norm(dim=-1)
     return {"images": float(len(images)), "mean": shares.mean().item(), "largest": shares.max().item()}
 
 
-def whose(result: ProbeResult, run: TrainedRun, file: Path) -> str:
-    """``"own"``, ``"untrained"`` (the same model with random weights), ``"pixels"``, or the name of another model."""
+def identify_model(result: ProbeResult, run: TrainedRun, file: Path) -> str:
+    """Return whose features a probe used: ``"this"``, ``"untrained"``, ``"pixels"``, or another model's name."""
     if result.model == "raw_pixels":
         return "pixels"
     identity = result.provenance["identity"]
     weights = identity["weights"]
     if weights in (file_sha256(run.path / "model.safetensors"), file_sha256(file)):
-        return "own"
+        return "this"
     if result.untrained:
         twin = load_model(
             f"local-dir:{run.path}",
@@ -138,18 +142,8 @@ def whose(result: ProbeResult, run: TrainedRun, file: Path) -> str:
     return Path(result.model).name + (" (untrained)" if result.untrained else "")
 
 
-def write_json(values: dict[str, Any], file: Path) -> None:
-    """Readable, with a line end."""
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("name", metavar="NAME")

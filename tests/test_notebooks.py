@@ -1,4 +1,4 @@
-"""The notebooks: they run anywhere, and what is stored of them is complete, current, small and tells of no machine."""
+"""The notebooks run anywhere, and their stored outputs are complete, current, small and free of local paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def outputs_of(path: Path) -> list[dict[str, Any]]:
 
 
 def text_of(outputs: list[dict[str, Any]], *kinds: str) -> str:
-    """What was printed, and the results of some kinds."""
+    """Return the printed text, and the results of some MIME types."""
     found = []
     for output in outputs:
         found.append("".join(output.get("text", [])))
@@ -39,13 +39,13 @@ def text_of(outputs: list[dict[str, Any]], *kinds: str) -> str:
 
 
 def figures_of(outputs: list[dict[str, Any]]) -> list[str]:
-    """The figures that are SVG: all but those with photographs."""
+    """Return the SVG figures, which are all but those with photographs."""
     found = [output.get("data", {}).get("image/svg+xml") for output in outputs]
     return ["".join(svg) for svg in found if svg]
 
 
 def executed(path: Path, out: Path, data: str) -> list[dict[str, Any]]:
-    """The outputs of a notebook that was run from a new kernel."""
+    """Run a notebook in a new kernel and return its outputs."""
     command = (FOLDER / "execute.py", path.stem, "--out", out)
     exit_code, _, stderr = finished(process(*command, cwd=out, TOKENLENS_TEST_DATA=data), seconds=300)
     assert exit_code == 0, stderr
@@ -73,7 +73,7 @@ def test_it_runs_with_the_model_that_ships_and_says_so(path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.pretrained
 def test_what_is_stored_is_what_the_code_gives(tmp_path):
-    """Of the notebook whose text leans most on its numbers."""
+    """Checked for the notebook whose text quotes most numbers."""
     data = os.environ.get("TOKENLENS_TEST_DATA", "")
     if not Path(data, "weights", "dinov2_vits14.safetensors").is_file():
         pytest.skip("TOKENLENS_TEST_DATA names no folder with weights/dinov2_vits14.safetensors")
@@ -109,7 +109,7 @@ def test_it_is_small(path):
 
 
 @each
-def test_it_tells_of_no_machine(path):
+def test_it_contains_no_local_path(path):
     text = re.sub(r'"[\w+/=\\\n]{200,}"', '""', path.read_text(encoding="utf-8"))  # pictures in base64
     assert not re.search(r"(?<![\w.:/])/(root|work|home|Users|tmp|var|private)/", text)
     assert not re.search(r"\b[A-Z]:\\\\", text)
@@ -118,13 +118,13 @@ def test_it_tells_of_no_machine(path):
 
 @each
 def test_two_figures_of_a_notebook_share_no_id(path):
-    """All are on one page, and a clip path or a marker would be taken from the first."""
+    """All figures are on one page, where a repeated id would refer to the first of them."""
     ids = [found for figure in figures_of(outputs_of(path)) for found in re.findall(r'\sid="([^"]+)"', figure)]
     assert len(ids) == len(set(ids))
 
 
 @each
-def test_its_links_lead_somewhere(path):
+def test_its_links_work(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     for link in re.findall(r"\]\(([^)\s]+)\)", prose):

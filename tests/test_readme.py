@@ -1,7 +1,8 @@
-"""The README's commands and code, run or checked as far as a test can without a download or an installation."""
+"""The commands and code of the README, run as far as possible without a download or an installation."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -22,9 +23,9 @@ SETUP = f"python3 -m venv .venv && .venv/bin/pip install . && {INSTALLED}"
 
 
 def test_two_commands_come_first_and_set_everything_up():
-    first, from_the_hub, tests, *_ = commands(README)
+    first, second, tests, *_ = commands(README)
     assert first == f"{SETUP}tokenlens analyze tokenlens_tiny"
-    assert from_the_hub == f"{INSTALLED}tokenlens analyze vit_base_patch16_224"
+    assert second == f"{INSTALLED}tokenlens analyze vit_base_patch16_224"
     assert tests == "make test"
 
 
@@ -47,15 +48,15 @@ def test_make_test_installs_what_it_needs_and_runs_pytest(tmp_path):
     )
     assert dry.returncode == 0, dry.stderr
     steps = [" -m venv ", " -m pip install ", "command -v chromium", " -m pytest"]
-    places = [dry.stdout.find(step) for step in steps]
-    assert -1 not in places
-    assert places == sorted(places)
+    positions = [dry.stdout.find(step) for step in steps]
+    assert -1 not in positions
+    assert positions == sorted(positions)
 
 
 @pytest.mark.slow
 def test_the_main_job_needs_no_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("uses the network"))
     command, *arguments = shlex.split(commands(README)[0].removeprefix(SETUP))
     assert command == "tokenlens"
     result = tokenlens(*arguments, env={"TOKENLENS_ANALYZE_LIMIT": "8"})
@@ -70,17 +71,16 @@ def test_every_other_command_is_understood(monkeypatch):
     def reached(*_args, **_options):
         raise LookupError("reached")
 
-    for reads in (
-        "analysis.analyze",
-        "run_folder.load_analysis",
-        "comparison.load_run",
-        "comparison.compare",
-        "recipes.train",
-        "probes.probe",
-        "models.sketch_model",
-        "verification_data.find_data",
+    for module, name in (
+        ("tokenlens.analysis", "analyze"),
+        ("tokenlens.comparison.compare", "compare"),
+        ("tokenlens.storage.result", "check_manifest"),
+        ("tokenlens.training.train", "train"),
+        ("tokenlens.probes", "probe"),
+        ("tokenlens.models", "create_meta_model"),
+        ("tokenlens.verification.data", "find_data"),
     ):
-        monkeypatch.setattr(f"tokenlens.{reads}", reached)
+        monkeypatch.setattr(importlib.import_module(module), name, reached)
     for line in commands(README):
         command, *arguments = shlex.split(line.removeprefix(SETUP).removeprefix(INSTALLED))
         if command != "tokenlens":

@@ -1,195 +1,97 @@
-"""Imports point one way: read from the source of every module, imports inside functions included."""
+"""The layout of the package: one direction of imports, no cycles, unique names, tests beside their modules.
+
+Imports are read from the source of every module, those inside functions and under ``TYPE_CHECKING`` included.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-
-import pytest
+from graphlib import TopologicalSorter
+from sys import stdlib_module_names
 
 from tests.support.command_line import REPOSITORY, finished, process
 
-LEVELS = (
-    {"cache", "catalog", "tokens", "moments", "hub", "checkpoint", "decoding", "names", "shipped", "timm_names"},
-    {"attention", "differences", "model_names", "recipe", "sample", "seeds", "stopping"},
-    {"recording", "records", "places"},
-    {"families", "batch", "splits", "streams"},
-    {"specialization", "data", "shards"},
-    {"models", "image_trees", "labelled_rows"},
-    {"summaries", "sums", "labelled"},
-    {"cells", "compiled_sums", "masked_images", "whole_pattern"},
-    {"summarizer"},
-    {"metrics"},
-    {"analysis", "token_maps"},
-    {"run_folder", "headlines", "pairing"},
-    {"series", "similarity"},
-    {"comparison"},
-    {"objectives", "probes"},
-    {"backbone", "diagnosing", "optimization", "parallel", "training_checkpoint", "training_data", "training_words"},
-    {"training_run"},
-    {"training_loop"},
-    {"training"},
-    {"recipes"},
-    {"findings", "seed_effects", "variants"},
-    {"paired_numbers", "regimes", "start_weights"},
-    {"paired_findings", "stage_effects", "verification_data", "verification_runs"},
-    {"verification_plan", "verification_result"},
-    {"verification"},
-    {"figures"},
-    {"report", "plot"},
-    {"widgets"},
-)
-"""A module imports from the lines above its own only, a folder also from itself."""
+ORDER = [
+    *("tokens", "catalog", "statistics", "storage", "images", "families", "recording", "specialization", "models"),
+    *("reduction", "metrics", "analysis", "comparison", "training", "probes", "interventions", "verification"),
+    *("overlays", "figures", "report", "explorer"),
+]
+"""A package imports only from those before it."""
 
-UPWARD = {
-    ("analysis", "Analysis.plot", "figures"),
-    ("analysis", "Analysis.save", "run_folder"),
-    ("analysis", "Analysis.load", "run_folder"),
-    ("analysis", "Analysis._repr_html_", "report"),
-    ("comparison", "Comparison.plot", "figures"),
-    ("comparison", "Comparison.save", "report"),
-    ("comparison", "Comparison._repr_html_", "report"),
-    ("training_run", "TrainedRun.draw", "figures"),
-    ("training_run", "TrainedRun.plot", "figures"),
-    ("verification_result", "Verification.save", "report"),
-}
-"""The one allowance: what an Analysis, a Comparison, a TrainedRun or a Verification does for its user when asked,
-imported at that moment."""
-
-DRAWING = {"figures", "plot", "report", "widgets"}
-DRAWING_LIBRARIES = {"matplotlib", "seaborn", "mpl_toolkits"}
+PATHS = [path for folder in ("tokenlens", "cli") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+NAMES = {".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
+FILES = {name: path for name, path in NAMES.items() if not name.startswith("cli")}
+PACKAGES = [name for name, path in FILES.items() if path.name == "__init__.py"]
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in NAMES.items()}
 
 
-class Import(NamedTuple):
-    """``what`` (a dotted path) is imported in the module ``of``, inside ``where`` (a function; empty on top)."""
-
-    file: str
-    of: str
-    where: str
-    what: str
-
-
-def source_files(package: str) -> list[Path]:
-    return sorted((REPOSITORY / package).rglob("*.py"))
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield what a piece of source imports: modules of ours by their full name, others by their dotted path."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in FILES or node.module not in FILES else str(node.module) for name in names)
 
 
-def imports_of(path: Path, root: Path) -> Iterator[Import]:
-    """All imports that happen at run time; those under ``if TYPE_CHECKING`` do not."""
-    parts = path.relative_to(root).with_suffix("").parts
-    of = parts[1] if len(parts) > 1 else parts[0]
-    package = list(parts[:-1])
-
-    def visit(node: ast.AST, where: tuple[str, ...]) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-                continue
-            inside = where
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                inside = (*where, child.name)
-            names: list[str] = []
-            if isinstance(child, ast.Import):
-                names = [alias.name for alias in child.names]
-            elif isinstance(child, ast.ImportFrom):
-                base = ".".join(
-                    [*package[: len(package) - child.level + 1], child.module or ""]
-                    if child.level
-                    else [child.module or ""]
-                ).strip(".")
-                # ``from tokenlens import data`` imports a module, too.
-                names = [f"{base}.{alias.name}" for alias in child.names]
-            yield from (Import(str(path.relative_to(root)), of, ".".join(where), name) for name in names)
-            yield from visit(child, inside)
-
-    return visit(ast.parse(path.read_text(encoding="utf-8")), ())
+def on_top(name: str) -> set[str]:
+    """Return the top-level packages that a module imports when it is imported."""
+    body = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {found.partition(".")[0] for found in imports(ast.Module(body, []))}
 
 
-LIBRARY = [found for path in source_files("tokenlens") for found in imports_of(path, REPOSITORY)]
-COMMANDS = [found for path in source_files("cli") for found in imports_of(path, REPOSITORY / "cli")]
+OURS = {name: set(imports(tree)) & FILES.keys() - {name} for name, tree in TREES.items() if name != "tokenlens"}
 
 
-MODULES = set().union(*LEVELS)
+def test_packages_import_only_from_packages_before_them():
+    room = {name: ORDER.index(name.split(".")[1]) for name in FILES if name != "tokenlens"}
+    assert not [(name, other) for name in room for other in OURS[name] if room.get(other, len(ORDER)) > room[name]]
+    assert {path.name for path in (REPOSITORY / "tokenlens").glob("*.py")} == {"__init__.py", "tokens.py", "catalog.py"}
+    private = [(name, other) for name, found in OURS.items() for other in found if "._" in other]
+    assert not [(name, other) for name, other in private if not name.startswith(other.partition("._")[0])]
+    TopologicalSorter(OURS).prepare()  # raises CycleError
 
 
-def level_of(module: str) -> int:
-    return next(number for number, names in enumerate(LEVELS) if module in names)
+def test_public_classes_have_unique_names():
+    classes = [node.name for name in FILES for node in TREES[name].body if isinstance(node, ast.ClassDef)]
+    assert not [name for name, count in Counter(classes).items() if count > 1 and not name.startswith("_")]
 
 
-def inner(found: Import) -> str | None:
-    """The module or folder of tokenlens that is imported."""
-    parts = found.what.split(".")
-    return parts[1] if parts[0] == "tokenlens" and len(parts) > 1 else None
+def test_an_init_file_only_re_exports_names_that_can_be_imported():
+    for name in PACKAGES:
+        kinds = {type(node) for node in TREES[name].body}
+        assert name == "tokenlens" or kinds <= {ast.ImportFrom, ast.Expr, ast.Assign}, name
+        module = importlib.import_module(name)
+        assert all(hasattr(module, public) for public in getattr(module, "__all__", ())), name
 
 
-def test_every_module_has_its_level():
-    package = REPOSITORY / "tokenlens"
-    modules = {path.relative_to(package).parts[0].removesuffix(".py") for path in source_files("tokenlens")}
-    assert modules - {"__init__"} <= MODULES, "a new module of tokenlens needs its place in LEVELS"
+def test_tests_sit_where_their_modules_sit():
+    tests = REPOSITORY / "tests"
+    folders = {path.parent.relative_to(tests).parts for path in tests.rglob("test_*.py")} - {("cli",), ("shipping",)}
+    assert {".".join(("tokenlens", *folder)) for folder in folders} <= set(PACKAGES)
 
 
-def test_imports_point_one_way():
-    wrong = []
-    for found in LIBRARY:
-        target = inner(found)
-        if target not in MODULES or found.of in (target, "__init__"):  # __init__: names of the package itself
-            continue
-        if (found.of, found.where, target) in UPWARD or level_of(target) < level_of(found.of):
-            continue
-        wrong.append(f"{found.file} {found.where}: {found.what}")
-    assert not wrong
+def test_libraries_are_imported_where_they_belong():
+    for name in FILES:
+        assert not {found.partition(".")[0] for found in imports(TREES[name])} & {"tokenlens_cli", "typer", "rich"}
+        drawing = name.split(".")[1:2] in (["overlays"], ["figures"], ["report"], ["explorer"])
+        assert drawing or not on_top(name) & {"matplotlib", "seaborn", "mpl_toolkits"}, name
+        if not name.startswith(("tokenlens.families", "tokenlens.specialization")):
+            texts = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
+            theirs = ("timm.models.vision", "timm.models.eva", "timm.models.beit", "transformers.models")
+            assert not [text for text in texts if isinstance(text, str) and text.startswith(theirs)], name
+    for name in NAMES.keys() - FILES.keys():  # --help must start at once
+        assert on_top(name) <= {"__future__", "typer", "tokenlens_cli", *stdlib_module_names}, name
+    statistics = [on_top(name) for name in FILES if name.startswith("tokenlens.statistics.")]
+    assert set().union(*statistics) <= {"__future__", "numpy", "scipy", "tokenlens", *stdlib_module_names}
 
 
-def test_the_allowance_is_used():
-    used = {(found.of, found.where, inner(found)) for found in LIBRARY}
-    assert used >= UPWARD
-
-
-def test_the_package_itself_imports_nothing():
-    outside = {found.what for found in LIBRARY if found.file == str(Path("tokenlens", "__init__.py"))}
-    assert all(name.startswith(("__future__", "importlib", "typing")) for name in outside)
-
-
-def test_only_drawing_modules_import_drawing_libraries():
-    wrong = [
-        found
-        for found in LIBRARY + COMMANDS
-        if found.what.partition(".")[0] in DRAWING_LIBRARIES and found.of not in DRAWING
-    ]
-    assert not wrong
-    assert any(found.what.partition(".")[0] in DRAWING_LIBRARIES for found in LIBRARY)
-
-
-def test_the_library_knows_nothing_of_the_command_line():
-    foreign = {"tokenlens_cli", "typer", "rich", "click"}
-    assert not [found for found in LIBRARY if found.what.partition(".")[0] in foreign]
-
-
-def test_commands_import_heavy_things_only_when_they_run():
-    light = {"__future__", "typer", "tokenlens_cli"}
-    top = {found.what.partition(".")[0] for found in COMMANDS if not found.where} - light
-    from sys import stdlib_module_names
-
-    assert not top - set(stdlib_module_names)
-
-
-def test_only_families_name_the_modules_of_other_libraries():
-    """Import paths of somebody's model classes stand in families/ and specialization/ alone."""
-    wrong = []
-    for path in source_files("tokenlens"):
-        if path.relative_to(REPOSITORY / "tokenlens").parts[0] in ("families", "specialization"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-            if text.startswith(("timm.models.vision", "timm.models.eva", "timm.models.beit", "transformers.models")):
-                wrong.append(f"{path.name}:{node.lineno}")
-    assert not wrong
-
-
-@pytest.mark.parametrize("name", ["analyze", "TokenLayout"])
-def test_public_names_come_when_they_are_used(name, tmp_path):
+def test_importing_tokenlens_imports_no_torch(tmp_path):
     loaded = "'torch' in sys.modules"
-    code = f"import sys, tokenlens; before = {loaded}; tokenlens.{name}; print(before, {loaded})"
+    code = f"import sys, tokenlens; before = {loaded}; tokenlens.analyze; print(before, {loaded})"
     exit_code, stdout, stderr = finished(process("-c", code, cwd=tmp_path))
-    assert exit_code == 0, stderr
-    assert stdout.split() == ["False", "True"]
+    assert (exit_code, stdout.split()) == (0, ["False", "True"]), stderr

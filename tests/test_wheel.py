@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own, without a download: the libraries come from this one."""
+"""The wheel, installed in a fresh environment that borrows the libraries of this one, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,20 @@ def ran(*command: object, cwd: Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy of what a clone holds."""
-    place = tmp_path_factory.mktemp("wheel")
+    """A wheel built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("tokenlens", "cli"):
-        shutil.copytree(REPOSITORY / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".gitignore", "pyproject.toml", "README.md", "LICENSE"):  # what git ignores is left out of a wheel
-        shutil.copy(REPOSITORY / name, place / "source")
+        shutil.copytree(REPOSITORY / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (
+        ".gitignore",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):  # git-ignored files are left out
+        shutil.copy(REPOSITORY / name, folder / "source")
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
-    ran(sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", place, place / "source", cwd=place)
-    [built] = place.glob("*.whl")
+    ran(sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", folder, folder / "source", cwd=folder)
+    [built] = folder.glob("*.whl")
     return built
 
 
@@ -66,11 +71,11 @@ def test_it_runs_from_a_fresh_environment(wheel, tmp_path):
     ran(*pip, "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=tmp_path)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     installed = Path(ran(scripts / "python", "-c", where, cwd=tmp_path).strip())
-    # This environment's libraries, but not what its own .pth files lead to, such as an editable tokenlens.
+    # The libraries of this environment without its .pth files, one of which may lead to an editable tokenlens.
     libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (installed / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n", encoding="utf-8")
-    origin = "import tokenlens, tokenlens_cli; print(tokenlens.__file__); print(tokenlens_cli.__file__)"
-    for line in ran(scripts / "python", "-c", origin, cwd=tmp_path).splitlines():
+    files = "import tokenlens, tokenlens_cli; print(tokenlens.__file__); print(tokenlens_cli.__file__)"
+    for line in ran(scripts / "python", "-c", files, cwd=tmp_path).splitlines():
         assert Path(line).is_relative_to(installed)
     assert "analyze" in ran(scripts / "tokenlens", "--help", cwd=tmp_path)
     command = (scripts / "tokenlens", "analyze", MODEL, *TINY, "--metrics", "token_norm")

@@ -1,4 +1,4 @@
-"""What the [CLS] token and the patch tokens of a Vision Transformer do to each other.
+"""Measure and change how the [CLS] token and the patch tokens of a Vision Transformer interact.
 
 >>> import tokenlens
 >>> analysis = tokenlens.analyze("vit_tiny_patch16_224", pretrained=False, limit=2)  # doctest: +SKIP
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from tokenlens.explorer.explore import explore
     from tokenlens.families.base import BlockTaps, Family, Tap
     from tokenlens.figures import photographs as plot
-    from tokenlens.probes import ProbeResult
-    from tokenlens.probes import _probe as probe
+    from tokenlens.probes import ProbeResult, probe
     from tokenlens.recording.recording import Recording
     from tokenlens.specialization import Specialization, merge, specialize
     from tokenlens.tokens import Site, TokenLayout
     from tokenlens.training.train import train
-    from tokenlens.verification.verify import Verification, verify
+    from tokenlens.verification import Verification, verify
 
 _PACKAGES = {
     "Analysis": "analysis",

@@ -1,4 +1,4 @@
-"""Named things, one per file, found in their folder: the file name is the public name."""
+"""Catalogues of named entries, one file each: the file name is the public name."""
 
 from __future__ import annotations
 
@@ -12,28 +12,41 @@ from types import ModuleType
 from typing import Any
 
 SHARED = ("base", "page", "style")
-"""Files of a catalogue's folder that belong to all of its things."""
+"""Files that all entries of a catalogue share."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 5) -> list[str]:
-    """The known names that look most like ``name``, best first."""
+    """Return the known names most similar to ``name``, best first."""
     known = list(known)
     inside = [candidate for candidate in known if name and name in candidate]
     close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
     return list(dict.fromkeys(close + inside))[:n]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean …?`` with the known names most similar to ``name``, or nothing if none is similar."""
+    close = nearest(name, known)
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def check_known(name: str, known: Iterable[str], kind: str) -> None:
+    """Raise LookupError with the nearest names, unless ``name`` is one of ``known``."""
+    known = list(known)
+    if name not in known:
+        raise LookupError(f"no {kind} is called {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}.")
+
+
 class Catalog:
-    """The things of one kind that live in one package, a file each.
+    """The entries of one kind, each a file of one package.
+
+    Folders, files whose name starts with an underscore, and those of ``SHARED`` are not entries. Listing names imports
+    nothing.
 
     Args:
         package: import path of the folder, e.g. ``"tokenlens.metrics"``.
-        kind: what one thing is called in messages, e.g. ``"metric"``.
-        base: where a thing is a class, the name of the base class that the package itself defines; the file then
-            holds exactly one subclass of it. Without it the thing is the module.
-
-    Folders, files whose name starts with an underscore, and those of ``SHARED`` are not things. Listing names imports
-    nothing.
+        kind: word for an entry in messages, e.g. ``"metric"``.
+        base: for entries that are classes, the name of their base class in ``base.py``; each file holds exactly one
+            subclass of it. By default an entry is the module.
     """
 
     def __init__(self, package: str, kind: str, base: str | None = None) -> None:
@@ -42,7 +55,7 @@ class Catalog:
         self.base = base
 
     def names(self) -> list[str]:
-        """All names, sorted, without importing any of the files."""
+        """Return all names, sorted, without importing any of the files."""
         spec = importlib.util.find_spec(self.package)
         if spec is None or spec.submodule_search_locations is None:
             return []
@@ -54,16 +67,12 @@ class Catalog:
         )
 
     def module(self, name: str) -> ModuleType:
-        """Import the file of one name; LookupError with the nearest names if there is none."""
-        names = self.names()
-        if name not in names:
-            close = nearest(name, names)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
-            raise LookupError(f"no {self.kind} is called {name!r}.{hint} Available: {', '.join(names)}.")
+        """Import the file of one entry; raise LookupError with the nearest names if there is none."""
+        check_known(name, self.names(), self.kind)
         return importlib.import_module(f"{self.package}.{name}")
 
     def get(self, name: str) -> Any:
-        """The thing of one name: the module, or the one subclass of ``base`` that the module defines."""
+        """Return one entry: the module, or the one subclass of ``base`` that it defines."""
         module = self.module(name)
         if self.base is None:
             return module
@@ -83,5 +92,5 @@ class Catalog:
         return own[0]
 
     def describe(self, name: str) -> str:
-        """First line of the docstring of one thing's file."""
+        """Return the first line of the docstring of an entry's file."""
         return (self.module(name).__doc__ or "").strip().split("\n")[0]

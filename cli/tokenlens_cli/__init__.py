@@ -1,1 +1,1 @@
-"""The command line of tokenlens: one file per command; see docs/add-a-command.md."""
+"""The command line of tokenlens, one file per command. docs/add-a-command.md shows how to add one."""

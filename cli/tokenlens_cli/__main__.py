@@ -1,4 +1,4 @@
-"""``python -m tokenlens_cli``, for ``torchrun -m tokenlens_cli``."""
+"""Run the command line with ``python -m tokenlens_cli`` or ``torchrun -m tokenlens_cli``."""
 
 from tokenlens_cli.app import app
 

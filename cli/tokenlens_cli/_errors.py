@@ -1,4 +1,4 @@
-"""What the user gets to see of an error: one sentence on stderr and an exit code; a traceback with ``--debug``."""
+"""Show errors as one sentence on stderr and an exit code, with a traceback only under ``--debug``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenlens_cli._output import say
-from tokenlens_cli._processes import first_to_fail
+from tokenlens_cli._processes import is_first_to_fail
 
 STATED_ERROR = 1
 INTERRUPTED = 130
@@ -20,12 +20,12 @@ _DEBUG = inspect.Parameter(
     "debug",
     inspect.Parameter.KEYWORD_ONLY,
     default=False,
-    annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+    annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback if there is an error.")],
 )
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends in a sentence and an exit code instead of a traceback; it gains the option ``--debug``."""
+    """Return the command with the option ``--debug`` and with exceptions turned into a sentence and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, debug: bool = False, **options: Any) -> None:
@@ -35,9 +35,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             say("interrupted; nothing was written")
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-            raise  # typer's own ways to end a command; it also ends quietly when the output's reader is gone
+            raise  # typer ends these by itself, a broken pipe without a message
         except Exception as error:
-            if first_to_fail():
+            if is_first_to_fail():
                 if debug:
                     traceback.print_exc()
                 say(f"error: {sentence(error)}")
@@ -49,7 +49,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, on one line.
+    """Describe an error on one line.
 
     >>> sentence(ValueError("expected 3,\\n got 4"))
     'expected 3, got 4'
@@ -61,10 +61,10 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return f"out of memory; a smaller --batch-size or --img-size needs less ({text or name})"
+        return f"out of memory; try a smaller --batch-size or --img-size ({text or name})"
     if name == "SafetensorError":
         return f"the arrays could not be written or read: {text}"
     stated = isinstance(error, ValueError | LookupError | OSError) and not isinstance(error, KeyError | IndexError)
     if stated and text:
         return text
-    return f"{name}: {text}; this was not expected, so it is a bug here or in the model: --debug shows where"
+    return f"{name}: {text}; this is unexpected and probably a bug in tokenlens or in the model; --debug shows where"

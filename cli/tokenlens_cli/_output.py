@@ -1,4 +1,4 @@
-"""Results on stdout, progress and messages on stderr."""
+"""Print results to stdout, and progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 SECONDS_BETWEEN_LINES = 15.0
-"""How often progress is told where there is no terminal to draw a bar on."""
+"""Interval between progress lines where stderr is no terminal."""
 
 Progress = Callable[[int, int | None], None]
 
 
 def say(message: str) -> None:
-    """A message, on stderr."""
+    """Print a message to stderr."""
     typer.echo(message, err=True)
 
 
+def say_skipped(images: Sequence[Mapping[str, str]]) -> None:
+    """Print how many images were unreadable, and the first five of them, to stderr."""
+    if images:
+        named = "; ".join(f"{item.get('split', '')} {item['name']}: {item['reason']}".strip() for item in images[:5])
+        more = f"; and {len(images) - 5} more, all listed in the run folder" if len(images) > 5 else ""
+        say(f"{len(images)} unreadable {'image was' if len(images) == 1 else 'images were'} skipped: {named}{more}")
+
+
 def print_json(result: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; numbers that JSON does not have (NaN, infinity) become null."""
+    """Print one JSON object to stdout, with NaN and infinity as null."""
     typer.echo(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False, indent=1))
 
 
@@ -40,46 +48,56 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-@contextmanager
-def progress_of(what: str) -> Iterator[Progress]:
-    """A function to call with images done and in all: a bar on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        with _bar(what) as update:
-            yield update
-    else:
-        say(what)
-        yield _lines()
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> format_duration(7.4), format_duration(312), format_duration(3599.7), format_duration(300_000)
+    ('7 s', '5 min 12 s', '1 h 0 min', '3 d 11 h')
+    """
+    whole = round(seconds)
+    for large, small, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size} {large} {whole % size // part} {small}"
+    return f"{whole} s"
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Progress]:
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.markup import escape
+def show_progress(title: str) -> Iterator[Progress]:
+    """Yield a function to call with the numbers of images done and in total (None if unknown).
 
-    columns = (
-        rich.TextColumn(escape(what)),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("images"),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+    It draws a progress bar on a terminal, and prints a line now and then elsewhere.
+    """
+    if not sys.stderr.isatty():
+        say(title)
+        yield _print_lines()
+        return
+    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+    with make_bar(title, "images", TimeElapsedColumn(), "left", TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines() -> Progress:
-    started = told = time.monotonic()
+def make_bar(title: str, *columns: Any) -> Any:
+    """Return rich's progress bar on stderr: the title, the bar, how much of how much is done, and more columns."""
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.markup import escape
+
+    first = (rich.TextColumn(escape(title)), rich.BarColumn(), rich.MofNCompleteColumn())
+    more = [rich.TextColumn(column) if isinstance(column, str) else column for column in columns]
+    return rich.Progress(*first, *more, console=Console(stderr=True), transient=True, refresh_per_second=4)
+
+
+def _print_lines() -> Progress:
+    started = last_line = time.monotonic()
 
     def update(done: int, total: int | None) -> None:
-        nonlocal told
+        nonlocal last_line
         now = time.monotonic()
-        if now - told < SECONDS_BETWEEN_LINES:
+        if now - last_line < SECONDS_BETWEEN_LINES:
             return
-        told = now
+        last_line = now
         speed = done / (now - started)
         of = "" if total is None else f" of {total}"
         left = "" if total is None else f", about {max(total - done, 0) / speed:.0f} s left"

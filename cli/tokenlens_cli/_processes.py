@@ -1,4 +1,4 @@
-"""Several processes as one: ``torchrun --nproc-per-node N -m tokenlens_cli …``, or started by the training's engine."""
+"""Run one command in several processes, started by torchrun or by the training's engine, and report errors once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rank:
     """One process of a command.
 
     Args:
-        device: where its model goes.
+        device: device for its model.
         index: its number, from 0.
     """
 
@@ -26,14 +26,13 @@ class Rank:
     index: int = 0
 
     @property
-    def leads(self) -> bool:
-        """Whether it is the one that prints and writes."""
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
         return self.index == 0
 
 
-def leads() -> bool:
-    """Whether this process is the one that prints and writes, whoever has started them; also before it has joined the
-    others."""
+def is_first_process() -> bool:
+    """Return whether this process prints and writes, however it was started; also before it has joined the others."""
     if "torch" in sys.modules:
         from torch import distributed
 
@@ -41,25 +40,25 @@ def leads() -> bool:
             return distributed.get_rank() == 0
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
-    # torchrun says RANK, Lightning Fabric only these two.
+    # torchrun sets RANK, Lightning Fabric only the other two.
     return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
-def meet() -> None:
-    """Let processes that torchrun has started agree on who tells an error, before they join for the work itself."""
+def join_error_store() -> None:
+    """Under torchrun, connect to its store, through which processes agree on who reports an error."""
     global _store
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from torch import distributed
 
-        _store, _, _ = next(distributed.rendezvous("env://"))  # torchrun's own; it outlives all of them
+        _store, _, _ = next(distributed.rendezvous("env://"))  # torchrun's own store, which outlives all processes
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Rank]:
-    """Join the other processes that torchrun has started, if it has; all of them leave together.
+    """Join the other processes that torchrun started, if any; all of them leave together.
 
-    The processes exchange one object, at the end. gloo does that whatever the device is, and also where two processes
-    share a GPU, which NCCL refuses.
+    The processes exchange one object, at the end. gloo does that on any device, also where two processes share a GPU,
+    which NCCL refuses.
 
     Args:
         device: as the user gave it; ``auto`` and ``cuda`` become this process's own GPU.
@@ -77,15 +76,15 @@ def joined(device: str) -> Iterator[Rank]:
         device = f"cuda:{local}"
     _store, index, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group("gloo", store=_store, rank=index, world_size=count)
-    # No try: after an error the others are told by the broken connection when this process ends.
+    # No try: after an error this process ends, and the broken connection ends the others.
     yield Rank(device, index)
     distributed.barrier()
     distributed.destroy_process_group()
     _store = None
 
 
-def first_to_fail() -> bool:
-    """Whether no other process has failed before this one: the others fail only because it did, and keep quiet."""
+def is_first_to_fail() -> bool:
+    """Return whether no other process failed before this one; those that fail as a consequence stay silent."""
     store = _store
     if store is None and "torch" in sys.modules:
         from torch import distributed
@@ -97,5 +96,6 @@ def first_to_fail() -> bool:
     try:
         return bool(store.add(_ERRORS, 1) == 1)
     except Exception:
-        # The process that keeps the store is gone: the first one, which has told why, or whoever started it does.
-        return leads()
+        # The process that holds the store has ended: either the first process, which reported the error, or the one
+        # that started all, which reports it.
+        return is_first_process()

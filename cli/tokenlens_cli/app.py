@@ -1,6 +1,6 @@
-"""The ``tokenlens`` command. Its subcommands are the files of this folder, found by name.
+"""The ``tokenlens`` command, whose subcommands are the files of this folder.
 
-Nothing heavy is imported here or at the top of a command's file: help and completion must start at once.
+Nothing heavy is imported here or at the top of a command's file, so that help and completion start at once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "TOKENLENS", "help_option_names": ["-h", "--help"]},
     epilog=(
-        "Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 a stated error, 2 wrong usage, "
-        "130 interrupted."
+        "`tokenlens COMMAND --help` describes a command. Results go to stdout, progress and messages to stderr. Exit "
+        "codes: 0 success, 1 error, 2 wrong usage, 130 interrupted."
     ),
 )
 
 
 class Command(TyperCommand):
-    """A command that says once, and not beside each option, which environment variables it reads."""
+    """A command whose help does not repeat the environment variable at every option."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -39,7 +39,7 @@ class Command(TyperCommand):
 
 
 def command_names() -> list[str]:
-    """The commands: the files of this folder, but this one and those whose name starts with an underscore."""
+    """Return the names of all commands: the files of this folder except app.py and those that start with ``_``."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return sorted(name for name in found if not name.startswith("_") and name != "app")
 
@@ -65,10 +65,12 @@ def tokenlens(
         ),
     ] = False,
 ) -> None:
-    """What the [CLS] token and the patch tokens of a Vision Transformer do to each other."""
+    """Analyze how the [CLS] token and the patch tokens of a Vision Transformer interact."""
 
 
 for _name in command_names():
-    _variables = f"Every option also reads the environment: TOKENLENS_{_name.upper()}_<OPTION>, with _ for -."
+    _variables = (
+        f"Every option can also be set by an environment variable, TOKENLENS_{_name.upper()}_<OPTION>, with _ for -."
+    )
     _command = guarded(importlib.import_module(f"tokenlens_cli.{_name}").command)
     app.command(_name, cls=Command, epilog=_variables)(_command)

@@ -1,4 +1,4 @@
-"""``tokenlens compare``: several runs or models side by side, a run folder and a report."""
+"""``tokenlens compare``: compare several runs or models and write a run folder with a report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenlens_cli._output import print_json, progress_of
+from tokenlens_cli import _options as options
+from tokenlens_cli._output import print_json, show_progress
 from tokenlens_cli._processes import joined
-from tokenlens_cli.analyze import chosen_metrics, default_folder, save
+from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
-    from tokenlens.comparison.comparison import Comparison
+    from tokenlens.comparison import Comparison
 
-TOLD = 3
-"""How many of the largest differences of each model are printed."""
+LARGEST_SHOWN = 3
+"""How many of each model's largest differences are printed."""
 
 
 def command(
@@ -23,133 +24,105 @@ def command(
         list[str],
         typer.Argument(
             metavar="RUN|MODEL RUN|MODEL …",
-            help="Run folders that `tokenlens analyze` has written, and models by name; at least two. Models are "
-            "analyzed first, on the images of the first run.",
+            help="At least two run folders of `tokenlens analyze` or model names.",
         ),
     ],
     baseline: Annotated[
-        str, typer.Option(metavar="LABEL|POSITION", help="The one that the others are set against, counted from 0.")
+        str,
+        typer.Option(
+            metavar="LABEL|POSITION", help="The run or model that the others are compared with: a label, or 0, 1, …"
+        ),
     ] = "0",
     label: Annotated[
         list[str] | None,
-        typer.Option(help="What to call each of them, in their order; by default their models' names."),
+        typer.Option(help="Label of a run or model; give one for each, in the same order. Defaults to model names."),
     ] = None,
     pair: Annotated[
         bool | None,
         typer.Option(
             "--pair/--no-pair",
-            help="Pair by image over the images in common, or never; by default where both saw the same images in the "
-            "same order.",
+            help="Always (or never) pair results by image. Default: pair if both saw the same images in the same "
+            "order.",
         ),
     ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|FILE|sample|hfds/…|wds/…",
-            help="Images to analyze models on; by default those of the first run, at its --limit, --seed and "
-            "--img-size, and sample without a run.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use this many images for models, as in `tokenlens analyze`.")
-    ] = None,
-    img_size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels, for models.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per forward pass of models.")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|mps|…", help="Where models compute; by default auto.")
-    ] = None,
-    pretrained: Annotated[
-        bool | None,
-        typer.Option("--pretrained/--no-pretrained", help="Published weights for models, or random ones by --seed."),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(metavar="a,b|all", help="What to compute of models, as in `tokenlens analyze`."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the subset of images and of random weights, for models.")
-    ] = None,
+    images: options.Images[str | None] = None,
+    limit: options.Limit = None,
+    img_size: options.ImgSize = None,
+    batch_size: options.BatchSize[int | None] = None,
+    device: options.Device[str | None] = None,
+    pretrained: options.Pretrained[bool | None] = None,
+    metrics: options.Metrics = None,
+    seed: options.Seed[int | None] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; by default reports/compare_<a>_<b>….")
+        Path | None, typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/compare_<a>_<b>….")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run if there is one already.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Save the numbers only, draw nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    overwrite: options.Overwrite = False,
+    no_report: options.NoReport = False,
+    json: options.Json = False,
 ) -> None:
-    """Set the numbers of several models against one of them, with intervals and tests.
+    """Compare several models with one of them, with intervals and tests.
 
-    Of runs nothing is computed again: neither models nor images are needed. Writes a run folder: the runs themselves,
-    the tables, the figures and a page that leads with what differs most.
+    Saved runs are compared from their numbers, without loading models or images. Models given by name are analyzed
+    first; the options from --images to --seed apply to them, and default to the images and settings of the first run.
+    Writes a run folder with the compared runs, the tables, the figures and an HTML report.
     """
-    folder = out if out is not None else default_folder("compare_" + "_".join(map(_short, subjects)))
-    options: dict[str, Any] = {
+    folder = out if out is not None else default_folder("compare_" + "_".join(map(_short_name, subjects)))
+    settings: dict[str, Any] = {
         "images": images,
         "limit": limit,
         "img_size": img_size,
         "batch_size": batch_size,
         "device": device,
         "pretrained": pretrained,
-        "metrics": chosen_metrics(metrics),
+        "metrics": options.parse_metrics(metrics),
         "seed": seed,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    chosen = baseline if label and baseline in label else int(baseline) if baseline.isdecimal() else baseline
+    settings |= {"baseline": chosen, "labels": label, "pair": pair}
     with joined(device or "auto") as rank:
-        from tokenlens.comparison.compare import compare
+        from tokenlens.comparison import compare
         from tokenlens.storage.run_folder import check_writable
 
-        if rank.leads:
-            if folder.resolve() in {Path(subject).resolve() for subject in subjects}:
-                raise ValueError(f"--out {folder} is one of the runs that are compared; choose another --out")
-            check_writable(folder, overwrite)
         if rank.device != "auto":
-            given["device"] = rank.device
-        chosen = baseline if label and baseline in label else int(baseline) if baseline.isdecimal() else baseline
-        settings: dict[str, Any] = {"baseline": chosen, "labels": label, "pair": pair}
-        if not rank.leads:
-            compare(*subjects, **settings, **given)
+            settings["device"] = rank.device
+        if not rank.is_first:
+            compare(*subjects, **settings)
             return
-        comparison = _compared(subjects, settings, given)
-        save(comparison, folder, overwrite=overwrite, report=not no_report)
+        if folder.resolve() in {Path(subject).resolve() for subject in subjects}:
+            raise ValueError(f"--out {folder} is one of the runs that are compared; choose another folder")
+        check_writable(folder, overwrite)
+        comparison = _compare_with_progress(subjects, settings)
+        save_result(comparison, folder, overwrite=overwrite, report=not no_report)
         _print_result(comparison, folder, report=not no_report, json=json)
 
 
-def _compared(subjects: list[str], settings: dict[str, Any], given: dict[str, Any]) -> Comparison:
+def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Comparison:
     from tokenlens.comparison.compare import compare, is_run
 
     models = [subject for subject in subjects if not is_run(subject)]
     if not models:
-        return compare(*subjects, **settings, **given)
-    with progress_of(f"analyzing {', '.join(models)}") as progress:
-        return compare(*subjects, **settings, **given, progress=progress)
+        return compare(*subjects, **settings)
+    with show_progress(f"analyzing {', '.join(models)}") as progress:
+        return compare(*subjects, **settings, progress=progress)
 
 
-def _short(subject: str) -> str:
-    """The name of a run's folder, or of a model."""
+def _short_name(subject: str) -> str:
+    """Return the folder name of a run, or the name of a model."""
     path = Path(subject)
     return path.resolve().name if path.is_dir() else subject
 
 
 def _print_result(comparison: Comparison, folder: Path, *, report: bool, json: bool) -> None:
     page = folder / "report.html" if report else None
-    differences, summary = comparison.differences, comparison.summary
-    told = {}
-    for label in comparison.others:
-        mine = differences[differences["label"] == label]
-        most = summary[(summary["label"] == label) & summary["significant"]].head(TOLD)
-        told[label] = {
-            "pairing": vars(comparison.pairing[label]),
-            "numbers": len(mine),
-            "tested": int(mine["p"].notna().sum()),
-            "significant": int(mine["significant"].sum()),
-            "most": most.drop(columns=["label", "baseline"]).to_dict("records"),
-        }
+    differences = {label: _differences(comparison, label) for label in comparison.others}
     if json:
         print_json(
             {
                 "labels": comparison.labels,
                 "baseline": comparison.baseline,
                 "untrained": [label for label, analysis in comparison.analyses.items() if analysis.untrained],
-                "differences": told,
+                "differences": differences,
                 "similarity": comparison.similarity.to_dict("records"),
                 "similarity_note": comparison.similarity_note,
                 "seconds": comparison.provenance["seconds"],
@@ -158,36 +131,46 @@ def _print_result(comparison: Comparison, folder: Path, *, report: bool, json: b
             }
         )
         return
-    for label, found in told.items():
-        count = (
-            f"{found['significant']} of {found['tested']} numbers differ"
-            if found["significant"]
-            else (f"none of {found['tested']} numbers differs")
-        )
+    for label, found in differences.items():
+        many = f"{found['significant']} of {found['tested']} numbers differ"
+        count = many if found["significant"] else f"none of {found['tested']} numbers differs"
         typer.echo(
-            f"{label} against {comparison.baseline}: {found['pairing']['reason']}; {count} beyond chance (false "
+            f"{label} against {comparison.baseline}: {found['pairing']['reason']}; {count} significantly (false "
             "discovery rate 5 %)"
         )
         for row in found["most"]:
-            typer.echo(f"  {_line(row)}")
-    alike = comparison.similarity[comparison.similarity["label_1"] == comparison.baseline]
-    for row in alike[alike["label_2"] != comparison.baseline].to_dict("records"):
+            typer.echo(f"  {_describe_difference(row)}")
+    similar = comparison.similarity[comparison.similarity["label_1"] == comparison.baseline]
+    for row in similar[similar["label_2"] != comparison.baseline].to_dict("records"):
         typer.echo(
             f"{row['group']} features of {row['label_2']} and {row['label_1']}: CKA {_number(row['value'])} "
             f"({_number(row['ci_low'])} to {_number(row['ci_high'])}), {row['n']} images"
         )
     if comparison.similarity_note:
-        typer.echo(f"likeness of features: {comparison.similarity_note}")
+        typer.echo(f"similarity of features: {comparison.similarity_note}")
     typer.echo(f"run: {folder}" if page is None else f"report: {page}")
 
 
-def _line(row: dict[str, Any]) -> str:
-    """A difference in words: which number, the two values, the interval and the effect."""
+def _differences(comparison: Comparison, label: str) -> dict[str, Any]:
+    """Count how many numbers of a model differ from the baseline, and list the largest differences."""
+    differences, summary = comparison.differences, comparison.summary
+    chosen = differences[differences["label"] == label]
+    largest = summary[(summary["label"] == label) & summary["significant"]].head(LARGEST_SHOWN)
+    return {
+        "pairing": vars(comparison.pairing[label]),
+        "numbers": len(chosen),
+        "tested": int(chosen["p"].notna().sum()),
+        "significant": int(chosen["significant"].sum()),
+        "most": largest.drop(columns=["label", "baseline"]).to_dict("records"),
+    }
+
+
+def _describe_difference(row: dict[str, Any]) -> str:
     name = " ".join(filter(None, [row["metric"], row["part"]]))
     effect = f", {_number(row['effect'])} SD" if row["effect"] == row["effect"] else ""
     return (
         f"{name}, {row['group']} at {row['site']}, mean over blocks: {_number(row['value'])} against "
-        f"{_number(row['baseline_value'])}, by {_number(row['difference'])} ({_number(row['ci_low'])} to "
+        f"{_number(row['baseline_value'])}, difference {_number(row['difference'])} ({_number(row['ci_low'])} to "
         f"{_number(row['ci_high'])}){effect}"
     )
 

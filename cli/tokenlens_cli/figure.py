@@ -1,4 +1,4 @@
-"""``tokenlens figure``: one figure of a run, in the size and format that a paper wants."""
+"""``tokenlens figure``: draw one figure of a run in the size and format that a paper needs."""
 
 from __future__ import annotations
 
@@ -8,87 +8,98 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenlens_cli import _options as options
 from tokenlens_cli._output import print_json, say
-
-
-def _complete_figures(incomplete: str) -> list[str]:
-    from tokenlens.catalog import Catalog
-
-    return [name for name in Catalog("tokenlens.figures", "figure").names() if name.startswith(incomplete)]
 
 
 def command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder of `tokenlens analyze`, `compare` or `train`.")
+        Path, typer.Argument(metavar="RUN", help="A run folder of `tokenlens analyze`, `compare`, `train` or `verify`.")
     ],
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A figure (`tokenlens list figures`).", autocompletion=_complete_figures),
+        typer.Argument(
+            metavar="NAME",
+            help="The figure (see `tokenlens list figures`).",
+            autocompletion=options.complete_entries("tokenlens.figures"),
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(
             metavar="FILE|DIR",
-            help="A file, whose ending is the format, or a folder; by default NAME.svg in the current folder.",
+            help="The file to write, whose ending selects the format, or a folder. Defaults to NAME.svg in the current "
+            "folder.",
         ),
     ] = Path("."),
     width: Annotated[
-        str, typer.Option(metavar="single|double|MM", help="One column of a paper (85 mm), two (170 mm), or a number.")
+        str,
+        typer.Option(
+            metavar="single|double|MM",
+            help="One column of a paper (85 mm), two columns (170 mm), or a width in millimetres.",
+        ),
     ] = "double",
     height: Annotated[
-        float | None, typer.Option(metavar="MM", help="In millimetres; by default what the figure needs.")
+        float | None, typer.Option(metavar="MM", help="Height in millimetres. Defaults to what the figure needs.")
     ] = None,
     format: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="svg,pdf,png",
-            help="Formats with commas between them; by default the file's ending, else svg. A PDF embeds its fonts.",
+            help="Formats, separated by commas. Defaults to the ending of --out, or svg. PDF files embed their fonts.",
         ),
     ] = None,
     style: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="A matplotlib style, or a file of settings, on top of the shared look."),
+        typer.Option(
+            metavar="NAME|FILE", help="A matplotlib style or style file, applied on top of the default style."
+        ),
     ] = None,
-    dpi: Annotated[float, typer.Option(min=30, max=2400, help="Dots per inch of a PNG.")] = 300,
+    dpi: Annotated[
+        float, typer.Option(min=30, max=2400, metavar="N", help="Resolution of PNG files in dots per inch.")
+    ] = 300,
     blocks: Annotated[
-        str | None, typer.Option(metavar="0-5", help="Only these blocks, e.g. 0-5,11; -1 is the last one.")
+        str | None, typer.Option(metavar="0-5", help="Show only these blocks, e.g. 0-5,11. -1 is the last block.")
     ] = None,
     set: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="OPTION=VALUE",
-            help="An option of the figure, e.g. metric=token_norm or norms=norm1,norm2; may be given again.",
+            help="An option of the figure, e.g. metric=token_norm or norms=norm1,norm2. Can be repeated.",
         ),
     ] = None,
     outlines: Annotated[
-        bool, typer.Option("--outlines", help="Make the text of an SVG into shapes, which need no font.")
+        bool, typer.Option("--outlines", help="Convert the text of SVG files to shapes, which need no fonts.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """Draw one figure of a run from its saved numbers; needs neither model nor images.
+    """Draw one figure of a run as SVG, PDF or PNG.
 
-    Files of the same name are replaced, but a run folder is never written into.
+    Uses the numbers that are saved in the run folder; neither the model nor the images are needed. Existing files are
+    replaced, but nothing is written into a run folder.
     """
-    options = dict(option(text) for text in set or [])
-    paths = targets(out, name, format)
+    chosen = dict(parse_option(text) for text in set or [])
+    paths = output_files(out, name, format)
     for path in paths:
         check_outside_runs(path)
 
-    from tokenlens.figures.base import draw, save_figure
+    from tokenlens.figures import draw, save_figure
     from tokenlens.storage.result import Result
 
     subject = Result.load(run)
-    sizes: dict[str, Any] = {"width": millimetres(width), "height": height, "style": style, "blocks": blocks}
-    if reserved := sorted(options.keys() & {*sizes, "ax", "subject", "name"}):
-        raise typer.BadParameter(f"{', '.join(reserved)} cannot be set so; see --help", param_hint="--set")
+    sizes: dict[str, Any] = {"width": parse_width(width), "height": height, "style": style, "blocks": blocks}
+    if reserved := sorted(chosen.keys() & {*sizes, "ax", "subject", "name"}):
+        raise typer.BadParameter(
+            f"{', '.join(reserved)} cannot be set with --set; see the other options in --help", param_hint="--set"
+        )
     try:
-        figure = draw(subject, name, **sizes, **options)
+        figure = draw(subject, name, **sizes, **chosen)
     except TypeError as error:
-        if not options:
+        if not chosen:
             raise
-        raise ValueError(f"the figure {name} cannot use {', '.join(set or [])}: {error}") from error
+        raise ValueError(f"the figure {name} does not accept {', '.join(set or [])}: {error}") from error
     replaced = [path for path in paths if path.exists()]
     folder, stem = paths[0].parent, paths[0].stem
     save_figure(figure, folder, stem, [path.suffix[1:] for path in paths], dpi=dpi, outlines=outlines)
@@ -110,10 +121,10 @@ def command(
             typer.echo(f"figure: {path}")
 
 
-def millimetres(text: str) -> str | float:
-    """A width as the figures take it: a word as it is, a number as a number.
+def parse_width(text: str) -> str | float:
+    """Return the width in millimetres, or the text itself if it is not a number.
 
-    >>> millimetres("single"), millimetres("120"), millimetres("120mm")
+    >>> parse_width("single"), parse_width("120"), parse_width("120mm")
     ('single', 120.0, 120.0)
     """
     try:
@@ -122,11 +133,11 @@ def millimetres(text: str) -> str | float:
         return text
 
 
-def option(text: str) -> tuple[str, Any]:
-    """What ``--set`` means: numbers, true, false and null as in JSON, lists with commas, all else as text.
+def parse_option(text: str) -> tuple[str, Any]:
+    """Return name and value of ``--set``: JSON numbers, booleans and null, lists with commas, or text.
 
-    >>> option("metric=token_norm"), option("norms=norm1,norm2"), option("log=true"), option("block=3")
-    (('metric', 'token_norm'), ('norms', ['norm1', 'norm2']), ('log', True), ('block', 3))
+    >>> parse_option("metric=token_norm"), parse_option("norms=norm1,norm2"), parse_option("log=true")
+    (('metric', 'token_norm'), ('norms', ['norm1', 'norm2']), ('log', True))
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -143,15 +154,15 @@ def _value(text: str) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else text
 
 
-def targets(out: Path, name: str, format: str | None) -> list[Path]:
-    """The files to write.
+def output_files(out: Path, name: str, format: str | None) -> list[Path]:
+    """Return the files to write.
 
     Raises:
-        typer.BadParameter: for a format that there is not, and for a file whose ending says another one.
+        typer.BadParameter: for an unknown format, or one that contradicts the ending of ``out``.
 
-    >>> [path.as_posix() for path in targets(Path("paper/fig1.pdf"), "depth_profile", None)]
+    >>> [path.as_posix() for path in output_files(Path("paper/fig1.pdf"), "depth_profile", None)]
     ['paper/fig1.pdf']
-    >>> [path.as_posix() for path in targets(Path("paper"), "depth_profile", "svg,pdf")]
+    >>> [path.as_posix() for path in output_files(Path("paper"), "depth_profile", "svg,pdf")]
     ['paper/depth_profile.svg', 'paper/depth_profile.pdf']
     """
     known = ("svg", "png", "pdf")
@@ -160,7 +171,7 @@ def targets(out: Path, name: str, format: str | None) -> list[Path]:
         formats = list(dict.fromkeys(part.strip().lower().lstrip(".") for part in format.split(",") if part.strip()))
         if not formats or set(formats) - set(known):
             raise typer.BadParameter(
-                f"expected {', '.join(known)} with commas between them, got {format!r}", param_hint="--format"
+                f"expected some of {', '.join(known)}, separated by commas, got {format!r}", param_hint="--format"
             )
     ending = out.suffix[1:].lower()
     if out.is_dir() or not ending:
@@ -173,7 +184,7 @@ def targets(out: Path, name: str, format: str | None) -> list[Path]:
 
 
 def check_outside_runs(path: Path) -> None:
-    """FileExistsError for a file inside a run folder, whose manifest vouches for what is in it."""
+    """Raise FileExistsError for a file inside a run folder, because its manifest lists all of its files."""
     from tokenlens.storage.run_folder import MANIFEST
 
     for folder in path.resolve().parents:

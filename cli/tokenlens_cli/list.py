@@ -1,7 +1,8 @@
-"""``tokenlens list``: what there is to choose from, by name."""
+"""``tokenlens list``: list what can be chosen by name."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -10,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenlens_cli import _options as options
 from tokenlens_cli._output import print_json, say
 
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """What can be listed; all but models are entries of a catalogue of the same name."""
 
     models = "models"
     metrics = "metrics"
@@ -24,46 +26,58 @@ class Kind(StrEnum):
     objectives = "objectives"
     recipes = "recipes"
     probes = "probes"
+    scales = "scales"
+
+
+CATALOGS = {
+    Kind.metrics: "tokenlens.metrics",
+    Kind.figures: "tokenlens.figures",
+    Kind.families: "tokenlens.families",
+    Kind.components: "tokenlens.specialization",
+    Kind.objectives: "tokenlens.training.objectives.base",
+    Kind.recipes: "tokenlens.training.recipe",
+    Kind.probes: "tokenlens.probes",
+    Kind.scales: "tokenlens.verification.scales.base",
+}
+"""The module that holds each catalogue."""
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[Kind, typer.Argument(metavar="WHAT", help="What to list.")],
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="PATTERN", help="Only names that contain this, or match it where it has * or ? in it."),
+        typer.Argument(metavar="PATTERN", help="Only names that contain PATTERN, or match it if it has * or ? in it."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=0, help="Show this many; 0 shows all. How many there are is always said.")
+        int, typer.Option(min=0, metavar="N", help="Show at most N names, or all with 0. The total is always printed.")
     ] = 60,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """List models, metrics, figures, families, components of a specialization, objectives, recipes or probes.
+    """List the available models, metrics, figures or other parts.
 
-    Models are those that come with tokenlens, which need no download, and timm's names that tokenlens can look into,
-    with their weights tags. Besides those, hf-hub:owner/name, local-dir:PATH and, in Python, any module of a known
-    family can be analyzed.
+    Models are those that come with tokenlens and those of timm that tokenlens supports, with their weights tags.
+    Models on the Hugging Face Hub (hf-hub:owner/name) and in folders (local-dir:PATH) are not listed.
     """
-    everything = _LISTS[kind]()
-    found = [item for item in everything if pattern is None or matches(item["name"], pattern)]
+    entries = _models() if kind is Kind.models else _catalog_entries(kind)
+    found = [entry for entry in entries if pattern is None or matches(entry["name"], pattern)]
     shown = found[:limit] if limit else found
     if json:
         print_json({"kind": kind.value, "pattern": pattern, "count": len(found), "shown": len(shown), "items": shown})
         return
-    width = max((len(item["name"]) for item in shown), default=0)
-    for item in shown:
-        typer.echo(f"{item['name']:<{width}}  {_text(item)}".rstrip())
+    width = max((len(entry["name"]) for entry in shown), default=0)
+    for entry in shown:
+        typer.echo(f"{entry['name']:<{width}}  {_describe(entry)}".rstrip())
     if not found:
-        from tokenlens.catalog import nearest
+        from tokenlens.catalog import did_you_mean
 
-        close = nearest(pattern or "", (item["name"] for item in everything))
-        hint = f"; near it: {', '.join(close)}" if close else ""
-        say(f"none of the {len(everything)} {kind.value} matches {pattern!r}{hint}")
+        hint = did_you_mean(pattern or "", (entry["name"] for entry in entries))
+        say(f"none of the {len(entries)} {kind.value} matches {pattern!r}.{hint}")
     elif len(shown) < len(found):
-        say(f"{len(shown)} of {len(found)} {kind.value}; a PATTERN narrows them down, --limit 0 shows all")
+        say(f"{len(shown)} of {len(found)} {kind.value}; add a PATTERN to narrow them down, or --limit 0 to show all")
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a name contains the pattern or, where that has wildcards, matches it as a whole.
+    """Return whether a name contains the pattern or, if the pattern has wildcards, matches it as a whole.
 
     >>> matches("vit_base_patch16_224", "base"), matches("vit_base_patch16_224", "base*")
     (True, False)
@@ -71,10 +85,17 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else pattern in name
 
 
-def _text(item: dict[str, Any]) -> str:
-    cost = f" ({'opt-in: ' if item.get('opt_in') else ''}{item['cost']})" if item.get("cost") else ""
-    of = f"of {'an' if item['of'] == 'analysis' else 'a'} {item['of']}: " if item.get("of") else ""
-    return f"{of}{item['description']}{cost}"
+def _describe(entry: dict[str, Any]) -> str:
+    cost = f" ({'opt-in: ' if entry.get('opt_in') else ''}{entry['cost']})" if entry.get("cost") else ""
+    of = f"of {'an' if entry['of'] == 'analysis' else 'a'} {entry['of']}: " if entry.get("of") else ""
+    return f"{of}{entry['description']}{cost}"
+
+
+def _catalog_entries(kind: Kind) -> list[dict[str, Any]]:
+    catalog = getattr(importlib.import_module(CATALOGS[kind]), kind.value)
+    names = _SORTED[kind]() if kind in _SORTED else catalog.names()
+    details = _DETAILS.get(kind, lambda name: {})
+    return [{"name": name, "description": catalog.describe(name), **details(name)} for name in names]
 
 
 def _models() -> list[dict[str, Any]]:
@@ -86,7 +107,7 @@ def _models() -> list[dict[str, Any]]:
     for name in timm.list_pretrained():
         tags.setdefault(name.partition(".")[0], []).append(name)
     architectures = sorted(name for module in _timm_modules() for name in timm.list_models(module=module))
-    return [{"name": name, "description": shipped.describe(name)} for name in shipped.names()] + [
+    return [{"name": name, "description": shipped.describe(name)} for name in shipped.list_names()] + [
         {"name": name, "description": "" if name in tags.get(architecture, ()) else "no published weights"}
         for architecture in architectures
         for name in tags.get(architecture, [architecture])
@@ -94,107 +115,79 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _timm_modules() -> Iterable[str]:
-    """timm's modules that define or build on a class that one of the families owns."""
+    """Yield timm modules that contain a model class supported by a family."""
     import timm
 
-    from tokenlens.families.base import families
+    from tokenlens.families import families
 
-    owned = {getattr(families.get(name), "timm_class", None) for name in families.names()}
+    supported = {getattr(families.get(name), "timm_class", None) for name in families.names()}
     for module in timm.models.list_modules():
         values = vars(sys.modules.get(f"timm.models.{module}", object)).values()
         classes = [cls for value in values if isinstance(value, type) for cls in value.__mro__]
-        if any(f"{cls.__module__}.{cls.__qualname__}" in owned for cls in classes):
+        if any(f"{cls.__module__}.{cls.__qualname__}" in supported for cls in classes):
             yield module
 
 
-def _metrics() -> list[dict[str, Any]]:
-    from tokenlens.metrics.base import metrics
+def _sort_figures() -> list[str]:
+    from tokenlens.figures.base import KINDS, figures_of
 
-    return [
-        {
-            "name": name,
-            "description": metrics.describe(name),
-            "opt_in": metric.opt_in,
-            "cost": metric.cost,
-            "sites": list(metric.sites),
-            "named_sites": list(metric.named_sites),
-            "requires": list(metric.requires),
-        }
-        for name in metrics.names()
-        for metric in [metrics.get(name)]
-    ]
+    return [name for kind in KINDS for name in figures_of(kind)]
 
 
-def _figures() -> list[dict[str, Any]]:
-    from tokenlens.figures.base import KINDS, figures, figures_of
+def _sort_components() -> list[str]:
+    from tokenlens.specialization import Specialization
 
-    return [
-        {"name": name, "description": figures.describe(name), "of": kind} for kind in KINDS for name in figures_of(kind)
-    ]
+    return list(Specialization.components())
 
 
-def _families() -> list[dict[str, Any]]:
-    from tokenlens.families.base import families
+def _metric_details(name: str) -> dict[str, Any]:
+    from tokenlens.metrics import metrics
 
-    return [{"name": name, "description": families.describe(name)} for name in families.names()]
-
-
-def _components() -> list[dict[str, Any]]:
-    from tokenlens.specialization import PRESETS, Specialization, components
-
-    return [
-        {
-            "name": name,
-            "description": components.describe(name),
-            "presets": {preset: getattr(PRESETS[preset], name) for preset in PRESETS},
-        }
-        for name in Specialization.components()
-    ]
+    metric = metrics.get(name)
+    return {
+        "opt_in": metric.is_opt_in(),
+        "cost": metric.cost,
+        "sites": list(metric.sites),
+        "expensive_sites": list(metric.expensive_sites),
+        "needs": sorted(metric.needs),
+    }
 
 
-def _objectives() -> list[dict[str, Any]]:
+def _figure_details(name: str) -> dict[str, Any]:
+    from tokenlens.figures import figures
+
+    return {"of": figures.get(name).KIND}
+
+
+def _component_details(name: str) -> dict[str, Any]:
+    from tokenlens.specialization import PRESETS
+
+    return {"presets": {preset: getattr(PRESETS[preset], name) for preset in PRESETS}}
+
+
+def _objective_details(name: str) -> dict[str, Any]:
     from dataclasses import fields
 
     from tokenlens.training.objectives.base import objectives
 
-    return [
-        {
-            "name": name,
-            "description": objectives.describe(name),
-            "labelled": objectives.get(name).labelled,
-            "options": {field.name: field.default for field in fields(objectives.get(name).Options)},
-        }
-        for name in objectives.names()
-    ]
+    objective = objectives.get(name)
+    return {
+        "labelled": objective.labelled,
+        "options": {field.name: field.default for field in fields(objective.Options)},
+    }
 
 
-def _recipes() -> list[dict[str, Any]]:
-    from tokenlens.training.recipe import recipe_of, recipes
+def _recipe_details(name: str) -> dict[str, Any]:
+    from tokenlens.training.recipe import get_recipe, recipes
 
-    return [
-        {
-            "name": name,
-            "description": recipes.describe(name),
-            "about": (recipes.module(name).__doc__ or "").strip(),
-            "recipe": recipe_of(name).to_dict(),
-        }
-        for name in recipes.names()
-    ]
+    return {"about": (recipes.module(name).__doc__ or "").strip(), "recipe": get_recipe(name).to_dict()}
 
 
-def _probes() -> list[dict[str, Any]]:
-    from tokenlens.probes import probes
-
-    return [{"name": name, "description": probes.describe(name)} for name in probes.names()]
-
-
-_LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
-    Kind.models: _models,
-    Kind.metrics: _metrics,
-    Kind.figures: _figures,
-    Kind.families: _families,
-    Kind.components: _components,
-    Kind.objectives: _objectives,
-    Kind.recipes: _recipes,
-    Kind.probes: _probes,
+_SORTED: dict[Kind, Callable[[], list[str]]] = {Kind.figures: _sort_figures, Kind.components: _sort_components}
+_DETAILS: dict[Kind, Callable[[str], dict[str, Any]]] = {
+    Kind.metrics: _metric_details,
+    Kind.figures: _figure_details,
+    Kind.components: _component_details,
+    Kind.objectives: _objective_details,
+    Kind.recipes: _recipe_details,
 }

@@ -1,4 +1,4 @@
-"""``tokenlens probe``: a small head on a frozen model's features, and how well it does."""
+"""``tokenlens probe``: train and test a small head on the features of a frozen model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenlens_cli._output import print_json, progress_of, say
-from tokenlens_cli.analyze import default_folder
+from tokenlens_cli import _options as options
+from tokenlens_cli._output import print_json, say_skipped, show_progress
+from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
     from tokenlens.probes import ProbeResult
-
-
-def _complete_tasks(incomplete: str) -> list[str]:
-    from tokenlens.catalog import Catalog
-
-    return [name for name in Catalog("tokenlens.probes", "probe").names() if name.startswith(incomplete)]
 
 
 def command(
@@ -25,100 +20,84 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="tokenlens_tiny, which needs no download, a timm name with or without a weights tag, "
-            "hf-hub:owner/name, local-dir:PATH, a run folder of `tokenlens train`, or raw_pixels: no model, for "
-            "comparison.",
+            help=f"The model: {options.MODEL_NAMES}; or raw_pixels as a baseline.",
         ),
     ],
     task: Annotated[
         str,
         typer.Option(
             metavar="knn|linear|segmentation|…",
-            autocompletion=_complete_tasks,
-            help="What is done with the features (`tokenlens list probes`).",
+            autocompletion=options.complete_entries("tokenlens.probes"),
+            help="The probe (see `tokenlens list probes`).",
         ),
     ],
     data: Annotated[
         str,
         typer.Option(
             metavar="DIR|FILE|hfds/…|wds/…",
-            help="Labelled images: a folder with train/ and val/ and a folder for each class, a tar file of one, "
-            "webdataset shards, a Hugging Face data set; for segmentation a folder of images and masks.",
+            help="Labelled images: a folder with train/ and val/ and a folder per class, a tar file of one, webdataset "
+            "shards or a Hugging Face data set. For segmentation, a folder of images and masks.",
         ),
     ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Weights from a file instead of the published ones: safetensors, or plain tensors."
-        ),
-    ] = None,
-    pretrained: Annotated[
-        bool,
-        typer.Option(
-            "--pretrained/--no-pretrained",
-            help="Published weights, or random ones by --seed; all that comes of random weights is marked untrained.",
-        ),
-    ] = True,
+    checkpoint: options.Checkpoint = None,
+    pretrained: options.Pretrained[bool] = True,
     source: Annotated[
         str | None,
         typer.Option(
             metavar="cls|patch_mean|both",
-            help="What of the model stands for an image; by default CLS where it has one. Segmentation takes the "
-            "patches.",
+            help="Features that represent an image. Defaults to CLS if there is one; segmentation uses patches.",
         ),
     ] = None,
     blocks: Annotated[
         str | None,
         typer.Option(
             metavar="N,…",
-            help="Features of these blocks, each through the final norm, side by side; negative ones count from the "
-            "end. By default the output of the final norm.",
+            help="Concatenate the features of these blocks, each after the final norm; -1 is the last block. By "
+            "default, use the output of the final norm.",
         ),
     ] = None,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels; by default the model's own.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per forward pass; the number does not depend on it.")
-    ] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images besides this one.")] = 0,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps|…", help="Where to compute; auto is cuda, then mps, then cpu.")
-    ] = "auto",
-    amp: Annotated[bool, typer.Option("--amp/--no-amp", help="Run the model in bfloat16; the head is not.")] = False,
+    img_size: options.ImgSize = None,
+    batch_size: options.BatchSize[int] = 32,
+    workers: options.Workers = 0,
+    device: options.Device[str] = "auto",
+    amp: Annotated[
+        bool, typer.Option("--amp/--no-amp", help="Run the model in bfloat16. The head is not affected.")
+    ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=2, help="Use this many images of each split, always the same random ones.")
+        int | None,
+        typer.Option(min=2, metavar="N", help="Use only N images of each split: a fixed random subset."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of random weights, of what is held out, and of the order of training.")
+        int, typer.Option(min=0, metavar="N", help="Seed for random weights, held-out images and the training order.")
     ] = 0,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep the features on disk, and take those that are kept.")
+        bool, typer.Option("--cache/--no-cache", help="Store the features on disk, and reuse stored ones.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; by default reports/<model>_<task>.")
+        Path | None, typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/<model>_<task>.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run if there is one already.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    overwrite: options.Overwrite = False,
+    no_report: options.NoReport = False,
+    json: options.Json = False,
 ) -> None:
-    """Train a small head on a frozen model's features and test it: accuracy, or mean IoU, with an interval.
+    """Train a small head on a frozen model's features and test it.
 
-    knn and linear classify images, segmentation classifies pixels. Prints the protocol beside the number and writes a
-    run folder. What a comparison needs: the same with --no-pretrained, and with raw_pixels for MODEL.
+    knn and linear classify images, segmentation classifies pixels. Prints the accuracy or mean IoU with its interval
+    and protocol, and writes a run folder. For baselines, run it with --no-pretrained, and with raw_pixels as MODEL.
     """
     folder = out if out is not None else default_folder(f"{model}_{task}")
-    wanted = chosen_blocks(blocks)
+    chosen = parse_blocks(blocks)
     from tokenlens.probes import probe
     from tokenlens.storage.run_folder import check_writable
 
     check_writable(folder, overwrite)
-    with progress_of(f"{task} on features of {model}") as progress:
+    with show_progress(f"{task} on features of {model}") as progress:
         result = probe(
             model,
             task,
             data,
             source=source,
-            blocks=wanted,
+            blocks=chosen,
             checkpoint=checkpoint,
             pretrained=pretrained,
             img_size=img_size,
@@ -131,8 +110,8 @@ def command(
             cache=cache,
             progress=progress,
         )
-    tell_what_was_skipped(result)
-    result.save(folder, overwrite=overwrite)
+    say_skipped(result.provenance["skipped"])
+    save_result(result, folder, overwrite=overwrite, report=not no_report)
     if json:
         print_json(as_json(result, folder))
         return
@@ -140,10 +119,10 @@ def command(
         typer.echo(line)
 
 
-def chosen_blocks(text: str | None) -> list[int] | None:
-    """What ``--blocks`` means.
+def parse_blocks(text: str | None) -> list[int] | None:
+    """Return the blocks that ``--blocks`` lists, or None for the default.
 
-    >>> chosen_blocks("8, -1")
+    >>> parse_blocks("8, -1")
     [8, -1]
     """
     if text is None:
@@ -152,21 +131,12 @@ def chosen_blocks(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
-            f"expected numbers of blocks with commas between them, got {text!r}", param_hint="--blocks"
+            f"expected block numbers separated by commas, got {text!r}", param_hint="--blocks"
         ) from None
 
 
-def tell_what_was_skipped(result: ProbeResult) -> None:
-    """Unreadable images, on stderr."""
-    skipped = result.provenance["skipped"]
-    if skipped:
-        named = "; ".join(f"{item['split']} {item['name']}: {item['reason']}" for item in skipped[:5])
-        more = f"; and {len(skipped) - 5} more, all named in result.json" if len(skipped) > 5 else ""
-        say(f"{len(skipped)} unreadable {'image was' if len(skipped) == 1 else 'images were'} skipped: {named}{more}")
-
-
 def text(result: ProbeResult, folder: Path) -> list[str]:
-    """The number, its protocol, the secondary numbers, and where they are."""
+    """Return lines with the main number, its protocol, the secondary numbers and the run folder."""
     rows = result.table.to_dict("records")
     lines = [result.headline, "protocol:", *(f"  {line}" for line in result.protocol_lines()), "more numbers:"]
     names = [f"{row['quantity']}{', ' if row['of'] else ''}{row['of']}" for row in rows]
@@ -181,17 +151,10 @@ def text(result: ProbeResult, folder: Path) -> list[str]:
 
 
 def as_json(result: ProbeResult, folder: Path) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the result for ``--json``."""
+    names = ("model", "task", "untrained", "value", "ci_low", "ci_high", "n", "unit", "protocol")
     return {
-        "model": result.model,
-        "task": result.task,
-        "untrained": result.untrained,
-        "value": result.value,
-        "ci_low": result.ci_low,
-        "ci_high": result.ci_high,
-        "n": result.n,
-        "unit": result.unit,
-        "protocol": result.protocol,
+        **{name: getattr(result, name) for name in names},
         "table": result.table.to_dict("records"),
         "skipped": result.provenance["skipped"],
         "seconds": result.provenance["seconds"],

@@ -1,4 +1,4 @@
-"""``tokenlens report``: figures and page of a run once more, from its saved numbers."""
+"""``tokenlens report``: draw the figures and the report of a run again."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
+from tokenlens_cli import _options as options
 from tokenlens_cli._output import print_json, say
 
 
 def command(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run folder that `tokenlens analyze` or `tokenlens compare` has written."),
+        typer.Argument(
+            metavar="RUN", help="A run folder of `tokenlens analyze`, `compare`, `train`, `probe` or `verify`."
+        ),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """Draw the figures and the page of a run again, from its saved numbers; needs neither model nor images."""
+    """Draw the figures and the report of a run again.
+
+    Uses the numbers that are saved in the run folder; neither the model nor the images are needed.
+    """
     from tokenlens.storage.result import Result
 
     result = Result.load(run)

@@ -1,4 +1,4 @@
-"""``tokenlens specialize``: a standard model with two sets of weights, what it costs, and its file."""
+"""``tokenlens specialize``: specialize a standard model and save it, or compute what that would cost."""
 
 from __future__ import annotations
 
@@ -9,91 +9,77 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenlens_cli import _options as options
 from tokenlens_cli._output import print_json, say
 
 if TYPE_CHECKING:
-    from tokenlens.specialization import Cost, Plan
+    from tokenlens.specialization import SpecializationCost, SpecializationPlan
 
 
 class Registers(StrEnum):
-    """Whose weights register tokens use."""
+    """The token group whose weights the register tokens use."""
 
     cls = "cls"
     patch = "patch"
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A standard model: tokenlens_tiny, which needs no download, a timm name with or without a weights "
-            "tag, hf-hub:owner/name, local-dir:PATH or a run folder of `tokenlens train`.",
-        ),
-    ],
+    model: options.Model,
     preset: Annotated[
         str,
         typer.Option(
             metavar="norms|paper|qkv_all|everything",
-            help="What gets two sets of weights: all norms; norms, LayerScale and QKV in the first third of the "
-            "blocks; QKV in all blocks; every linear map as well.",
+            help="Which modules get separate weights. norms: all norms. paper: norms and LayerScale, and QKV in the "
+            "first third of the blocks. qkv_all: the same with QKV in all blocks. everything: all linear layers too.",
         ),
     ] = "paper",
     registers: Annotated[
-        Registers, typer.Option(help="Whether register tokens share the weights of CLS or of the patches.")
+        Registers, typer.Option(help="Whether register tokens use the weights of CLS or of the patches.")
     ] = Registers.cls,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Weights from a file instead of the published ones: safetensors, or plain tensors."
-        ),
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained/--no-pretrained", help="Published weights, or random ones by --seed.")
-    ] = True,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels; by default the model's own.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    checkpoint: options.Checkpoint = None,
+    pretrained: options.Pretrained[bool] = True,
+    img_size: options.ImgSize = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed for random weights.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write the specialized model: a .safetensors file, or a folder for model.safetensors; beside "
-            "it a config.json that rebuilds it. local-dir:FOLDER then names it.",
+            help="Where to write the model: a .safetensors file, or a folder for model.safetensors. A config.json is "
+            "written next to it, so that local-dir:FOLDER loads the model.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
+    overwrite: options.Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would cost; loads no weights and writes nothing.")
+        bool, typer.Option("--dry-run", help="Print the cost without loading weights or writing files.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """Give a Vision Transformer separate weights for prefix tokens (CLS, distillation, registers) and patches.
+    """Give CLS and patch tokens separate weights in a model.
 
-    Prints the parameters and FLOPs per component. The specialized model computes what the standard one does until it is
-    trained; `specialized:PRESET:MODEL` names it for all other commands without any file.
+    The special tokens (CLS, distillation and registers) get one set of weights, the patches another. Prints the added
+    parameters and FLOPs per component. Until it is trained, the specialized model computes the same function as the
+    standard one. Other commands take `specialized:PRESET:MODEL` as MODEL without saving it first.
     """
     if out is None and not dry_run:
-        raise typer.BadParameter("say where to write the model, or --dry-run to see what it costs", param_hint="--out")
+        raise typer.BadParameter("expected a file or folder to write, or --dry-run", param_hint="--out")
     from dataclasses import replace
 
-    from tokenlens.models.loading import load_model, sketch_model
-    from tokenlens.specialization import as_specialization, costs, save, specialize
+    from tokenlens.models import create_meta_model, load_model
+    from tokenlens.specialization import as_specialization, compute_costs, save, specialize
 
     wanted = replace(as_specialization(preset), registers=registers.value)
-    target = None if dry_run or out is None else save_target(out, overwrite)
+    target = None if dry_run or out is None else find_target(out, overwrite)
     if target is None:
-        module = sketch_model(model, img_size=img_size)
+        module = create_meta_model(model, img_size=img_size)
     else:
         loaded = load_model(
             model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device="cpu", seed=seed
         )
         module = loaded.module
-    plan, found = costs(module, wanted)
+    plan, found = compute_costs(module, wanted)
     if target is not None:
         save(specialize(module, wanted), *target)
-        say(f"read it as local-dir:{target[0]}")
+        say(f"load it as local-dir:{target[0]}")
     if json:
         print_json(
             {
@@ -102,14 +88,14 @@ def command(
                 "specialization": wanted.to_dict(),
                 "prefix": list(plan.groups),
                 "blocks": plan.blocks,
-                "replaced": [replacement.path for replacement in plan.replacements],
+                "replaced": [module.path for module in plan.modules],
                 "costs": [asdict(cost) for cost in found],
                 "notes": list(plan.notes),
                 "file": None if target is None else str(target[0] / target[1]),
             }
         )
         return
-    for line in table(plan, found):
+    for line in format_table(plan, found):
         typer.echo(line)
     for note in plan.notes:
         typer.echo(note)
@@ -117,34 +103,31 @@ def command(
         typer.echo(f"model: {target[0] / target[1]}")
 
 
-def save_target(out: Path, overwrite: bool) -> tuple[Path, str]:
-    """Folder and name of the file of weights.
-
-    Raises:
-        ValueError: if there is something already that must not be replaced.
-    """
+def find_target(out: Path, overwrite: bool) -> tuple[Path, str]:
+    """Return the folder and the name of the weights file; raise ValueError if it exists and must not be replaced."""
     folder, name = (out.parent, out.name) if out.suffix == ".safetensors" else (out, "model.safetensors")
-    there = [str(folder / file) for file in (name, "config.json") if (folder / file).exists()]
-    if there and not overwrite:
-        raise ValueError(f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''} already; --overwrite replaces")
+    existing = [str(folder / file) for file in (name, "config.json") if (folder / file).exists()]
+    if existing and not overwrite:
+        exist = "exists" if len(existing) == 1 else "exist"
+        raise ValueError(f"{' and '.join(existing)} already {exist}; use --overwrite to replace it")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; expected a folder, or the name of a .safetensors file")
+        raise ValueError(f"{folder} is a file; expected a folder or the name of a .safetensors file")
     return folder, name
 
 
-def table(plan: Plan, found: list[Cost]) -> list[str]:
-    """Lines of text: a row for each component, and the whole model last."""
+def format_table(plan: SpecializationPlan, found: list[SpecializationCost]) -> list[str]:
+    """Return the lines of a text table: one row per component, and the whole model last."""
     rows = [("component", "blocks", "modules", "parameters", "added", "GFLOPs", "added")]
     for cost in found:
         rows.append(
             (
                 cost.component,
-                _blocks(plan, cost.component),
+                _format_blocks(plan, cost.component),
                 str(cost.modules),
                 f"{cost.parameters:,}",
-                _share(cost.added_parameters, cost.parameters),
+                _format_added(cost.added_parameters, cost.parameters),
                 f"{cost.flops / 1e9:.3f}",
-                _share(cost.added_flops, cost.flops),
+                _format_added(cost.added_flops, cost.flops),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -157,23 +140,23 @@ def table(plan: Plan, found: list[Cost]) -> list[str]:
     ]
 
 
-def _share(added: int, of: int) -> str:
-    """+12,345 (+1.2 %)."""
+def _format_added(added: int, of: int) -> str:
+    """Format an added amount, e.g. +12,345 (+1.2 %)."""
     if not of:
         return "–"
     amount = f"{added:+,}" if abs(added) < 1e6 else f"{added / 1e6:+.2f} M"
     return f"{amount} ({100 * added / of:+.2f} %)"
 
 
-def _blocks(plan: Plan, component: str) -> str:
-    """0–3, final norm."""
-    mine: list[Any] = [entry.block for entry in plan.replacements if component in (entry.component, "model")]
-    numbers = sorted({number for number in mine if number is not None})
+def _format_blocks(plan: SpecializationPlan, component: str) -> str:
+    """Format the blocks of a component, e.g. 0–3, final."""
+    found: list[Any] = [module.block for module in plan.modules if component in (module.component, "model")]
+    numbers = sorted({number for number in found if number is not None})
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    words = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
-    return ", ".join(words + ["final"] * (None in mine))
+    ranges = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    return ", ".join(ranges + ["final"] * (None in found))

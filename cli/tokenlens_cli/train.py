@@ -1,4 +1,4 @@
-"""``tokenlens train``: a recipe and images, a run folder with the trained model in it."""
+"""``tokenlens train``: train a model by a recipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,41 +14,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenlens_cli import _options as options
 from tokenlens_cli._errors import INTERRUPTED
-from tokenlens_cli._output import SECONDS_BETWEEN_LINES, print_json, say
-from tokenlens_cli._processes import leads, meet
+from tokenlens_cli._output import SECONDS_BETWEEN_LINES, format_duration, make_bar, print_json, say
+from tokenlens_cli._processes import is_first_process, join_error_store
 
 if TYPE_CHECKING:
-    from tokenlens.training.run import TrainedRun
+    from tokenlens.training.trained_run import TrainedRun
 
-Report = Callable[[int, int, Mapping[str, float]], None]
-"""Called after each step with steps done, steps in all, and ``loss``, ``images_per_second`` and ``eta_seconds``."""
-
-
-def _complete_recipes(incomplete: str) -> list[str]:
-    from tokenlens.catalog import Catalog
-
-    return [name for name in Catalog("tokenlens.training.recipes", "recipe").names() if name.startswith(incomplete)]
+ProgressCallback = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each step with steps done, steps in total, and ``loss``, ``images_per_second`` and ``eta_seconds``."""
 
 
 def command(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A recipe (`tokenlens list recipes`).", autocompletion=_complete_recipes),
+        typer.Argument(
+            metavar="RECIPE",
+            help="Name of a recipe (`tokenlens list recipes`).",
+            autocompletion=options.complete_entries("tokenlens.training.recipes"),
+        ),
     ],
     data: Annotated[
         str,
         typer.Option(
             metavar="DIR|FILE|hfds/…|wds/…",
-            help="Images to train on: a folder with train/ and val/, or of classes, or of images alone; a tar file of "
-            "one; webdataset shards; a Hugging Face data set.",
+            help="Training images: a folder with train/ and val/, of classes, or of images; a tar file of one; "
+            "webdataset shards; a Hugging Face data set.",
         ),
     ],
     specialize: Annotated[
         str | None,
         typer.Option(
             metavar="norms|paper|qkv_all|everything",
-            help="Train the specialized model: the same but for separate weights of prefix tokens and patches.",
+            help="Train the specialized model: the same, with separate weights for prefix tokens and patches.",
         ),
     ] = None,
     set: Annotated[
@@ -55,8 +55,8 @@ def command(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A value of the recipe, e.g. epochs=3, model_options.depth=4 or objective_options.mixup=0; may be "
-            "given again.",
+            help="Change one value of the recipe, e.g. epochs=3, model_options.depth=4 or objective_options.mixup=0. "
+            "Can be repeated.",
         ),
     ] = None,
     out: Annotated[
@@ -64,48 +64,50 @@ def command(
         typer.Option(metavar="DIR", help="The run folder; by default runs/<recipe>[_<preset>]_seed<seed>."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of weights, order and every draw; by default the recipe's.")
+        int | None,
+        typer.Option(min=0, help="Seed for weights, image order and all random draws; by default the recipe's."),
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume/--no-resume", help="Go on with a run that is there and not finished, or refuse to."),
+        bool, typer.Option("--resume/--no-resume", help="Resume an unfinished run in the folder, or refuse to.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again where there is a run already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a run in the folder and start over.")] = False,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Stop at a checkpoint after so long, with exit code 0; the same command goes on from there."
+            min=0,
+            help="Stop at a checkpoint after this time, with exit code 0. Run the same command again to resume.",
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|RUN|MODEL",
-            help="Weights to start the model from: safetensors or plain tensors, a run folder of `tokenlens train`, or "
-            "a model that comes with tokenlens (tokenlens_tiny).",
+            help="Weights to start from: safetensors or plain tensors, a run folder of `tokenlens train`, or a model "
+            "that ships with tokenlens (tokenlens_tiny).",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute; auto is cuda, then mps, then cpu.")
-    ] = "auto",
+    device: options.Device[str] = "auto",
     devices: Annotated[
-        int, typer.Option(min=1, help="Processes on each machine; under torchrun those that it has started.")
+        int, typer.Option(min=1, help="Processes on each machine, one device each; ignored under torchrun.")
     ] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; under torchrun those that it has started.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines; ignored under torchrun.")] = 1,
+    no_report: options.NoReport = False,
+    json: options.Json = False,
 ) -> None:
     """Train a model by a recipe, standard or specialized.
 
-    Writes a run folder: settings, numbers over the steps, checkpoints, and the model, which every other command takes
-    by the folder's name. An interrupted training goes on with the same command, to the same weights.
+    Writes a run folder with settings, metrics over the steps, checkpoints, a report, and the model. Every other command
+    accepts the folder as a model. Run the same command again to resume an interrupted training; it reaches the same
+    weights.
     """
-    meet()
+    join_error_store()
     if devices > 1:
-        # For the processes that will be started: of one that has failed the others would log at length that it is gone.
+        # For the processes that will be started: when one fails, the others would log at length that it is gone.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tokenlens.training.train import train
 
-    with progress_of(recipe) as progress:
+    with show_progress(recipe) as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the report could not be drawn")  # printed with the result
         try:
             run = train(
                 recipe,
@@ -122,128 +124,100 @@ def command(
                 max_minutes=max_minutes,
                 progress=progress,
                 checkpoint=checkpoint,
+                report=not no_report,
             )
         except KeyboardInterrupt as interrupt:
-            if leads():
-                say(str(interrupt) or "interrupted; the same command goes on from the last checkpoint, if there is one")
+            if is_first_process():
+                say(str(interrupt) or "interrupted. Run the same command again to resume from the last checkpoint")
             raise typer.Exit(INTERRUPTED) from None
-    if leads():
+    if is_first_process():
         print_result(run, json=json)
 
 
 @contextmanager
-def progress_of(what: str) -> Iterator[Report]:
-    """A function to call after each step: a bar on a terminal, a line now and then elsewhere.
-
-    The processes that are not called show nothing.
-    """
-    if not sys.stderr.isatty() or not leads():
-        yield _lines(what)
+def show_progress(title: str) -> Iterator[ProgressCallback]:
+    """Yield a function to call after each step: it draws a bar on a terminal, and prints occasional lines elsewhere."""
+    if not sys.stderr.isatty() or not is_first_process():
+        yield _print_lines(title)
         return
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.progress import TimeElapsedColumn
 
-    columns = (
-        rich.TextColumn(escape(what)),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("steps"),
-        rich.TextColumn("loss {task.fields[loss]:.4g}, {task.fields[speed]:.3g} images/s,"),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("and about {task.fields[left]} left"),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+    speed = "loss {task.fields[loss]:.4g}, {task.fields[speed]:.3g} images/s,"
+    with make_bar(title, "steps", speed, TimeElapsedColumn(), "elapsed, about {task.fields[left]} left") as bar:
         task: Any = None
 
-        def report(done: int, steps: int, numbers: Mapping[str, float]) -> None:
+        def update(done: int, steps: int, numbers: Mapping[str, float]) -> None:
             nonlocal task
-            fields: dict[str, Any] = {
-                "loss": numbers["loss"],
-                "speed": numbers["images_per_second"],
-                "left": _left(numbers),
-            }
+            fields = {"loss": numbers["loss"], "speed": numbers["images_per_second"], "left": _time_left(numbers)}
             if task is None:
                 task = bar.add_task("", total=steps, completed=done, **fields)
             bar.update(task, completed=done, **fields)
 
-        yield report
+        yield update
 
 
-def _lines(what: str) -> Report:
-    told = 0.0
+def _print_lines(title: str) -> ProgressCallback:
+    last_line = 0.0
 
-    def report(done: int, steps: int, numbers: Mapping[str, float]) -> None:
-        nonlocal told
+    def update(done: int, steps: int, numbers: Mapping[str, float]) -> None:
+        nonlocal last_line
         now = time.monotonic()
-        if not told:
-            say(f"training {what}: {steps} steps" + (f", of which {done - 1} are done" if done > 1 else ""))
-        elif now - told < SECONDS_BETWEEN_LINES:
+        if not last_line:
+            say(f"training {title}: {steps} steps" + (f", {done - 1} of them done already" if done > 1 else ""))
+        elif now - last_line < SECONDS_BETWEEN_LINES:
             return
-        told = now
+        last_line = now
         say(
             f"step {done} of {steps}, loss {numbers['loss']:.4g}, {numbers['images_per_second']:.3g} images/s, about "
-            f"{_left(numbers)} left"
+            f"{_time_left(numbers)} left"
         )
 
-    return report
+    return update
 
 
-def _left(numbers: Mapping[str, float]) -> str:
+def _time_left(numbers: Mapping[str, float]) -> str:
     seconds = numbers["eta_seconds"]
-    return duration(seconds) if math.isfinite(seconds) else "?"
-
-
-def duration(seconds: float) -> str:
-    """A time in the two units that matter.
-
-    >>> duration(7.4), duration(312), duration(4000), duration(300_000)
-    ('7 s', '5 min 12 s', '1 h 6 min', '3 d 11 h')
-    """
-    whole = round(seconds)
-    for large, small, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size} {large} {whole % size // part} {small}"
-    return f"{whole} s"
+    return format_duration(seconds) if math.isfinite(seconds) else "?"
 
 
 def print_result(run: TrainedRun, *, json: bool) -> None:
-    """What came out, and where it is."""
-    told, metrics = run.settings, run.metrics
+    """Print the result and the run folder."""
+    settings, metrics = run.settings, run.metrics
     loss = float(metrics["loss"].iloc[-1]) if len(metrics) else None
-    if other := told["sessions"][-1].get("rounds_differently"):
-        say(f"it went on where sums are rounded differently ({'; '.join(other)}): not bit by bit as in one session")
-    if told["skipped"]:
-        many = told["skipped"] != 1
-        say(f"{told['skipped']} unreadable image{'s were' if many else ' was'} skipped, see {run.path / 'skipped.csv'}")
+    if differences := settings["sessions"][-1].get("rounds_differently"):
+        say(f"this session rounds differently ({'; '.join(differences)}): weights differ from those of one session")
+    if settings["skipped"]:
+        many = settings["skipped"] != 1
+        say(f"{settings['skipped']} unreadable image{'s were' if many else ' was'} skipped, see {run.path}/skipped.csv")
+    if error := settings.get("report_error"):
+        say(error)
     if not run.finished:
-        say(f"{run.state} at step {run.step} of {told['steps']}; the same command goes on from there")
+        say(f"{run.state} at step {run.step} of {settings['steps']}. Run the same command again to resume")
     if json:
         figure = run.path / "figures" / "emergence.svg"
         print_json(
             {
-                "recipe": told["name"],
+                "recipe": settings["name"],
                 "model": run.recipe.model,
                 "specialization": run.recipe.specialization,
                 "seed": run.recipe.seed,
                 "state": run.state,
                 "step": run.step,
-                "steps": told["steps"],
                 "loss": loss,
-                "seconds": told["seconds"],
-                "images_per_second": told["images_per_second"],
-                "data_wait_share": told["data_wait_share"],
-                "skipped": told["skipped"],
+                **{
+                    name: settings[name]
+                    for name in ("steps", "seconds", "images_per_second", "data_wait_share", "skipped")
+                },
                 "run": str(run.path),
                 "figure": str(figure) if figure.exists() else None,
             }
         )
         return
     preset = run.recipe.specialization
-    specialized = "" if preset is None else f", specialized ({preset if isinstance(preset, str) else 'own'})"
+    specialized = "" if preset is None else f", specialized ({preset if isinstance(preset, str) else 'custom'})"
     last = "" if loss is None else f"; loss {loss:.4g}"
     typer.echo(
-        f"{told['name']}{specialized}, seed {run.recipe.seed}: {run.step} of {told['steps']} steps in "
-        f"{duration(told['seconds'])}, {told['images_per_second']:.3g} images/s{last}"
+        f"{settings['name']}{specialized}, seed {run.recipe.seed}: {run.step} of {settings['steps']} steps in "
+        f"{format_duration(settings['seconds'])}, {settings['images_per_second']:.3g} images/s{last}"
     )
     typer.echo(f"run: {run.path}")

@@ -1,9 +1,7 @@
-"""What pages of docs/ link to elsewhere in the repository becomes part of the site, at the same path.
+"""Add files outside docs/ to the site if a page links to them, at the same path.
 
-A link such as ``../notebooks/02_how_norms_separate.ipynb`` works in the repository by itself. For the site, mkdocs
-calls the functions below: every file outside docs/ that a page links to, and what those link to in turn, is added.
-Markdown, notebooks (with their stored outputs) and Python files become pages; anything else is copied. A link to what
-is not there is left as it is, and mkdocs says so.
+mkdocs calls the functions ``on_…``. Linked Markdown files, notebooks (with their stored outputs) and Python files
+become pages, whose own links are followed in turn; other files are copied. mkdocs reports broken links.
 """
 
 from __future__ import annotations
@@ -27,19 +25,19 @@ FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 sources: dict[str, Path] = {}
-"""The file of the repository behind each page and file of the site, by its path in the site."""
+"""For each path in the site the file in the repository that it comes from."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files that are linked to, directly or not."""
+    """Add the files that pages link to, directly or indirectly."""
     sources.clear()
     sources.update({file.src_uri: DOCS / file.src_uri for file in files})
     waiting = [path for file in files if file.is_documentation_page() for path in _linked_in(file)]
     while waiting:
         path = waiting.pop()
-        if path.is_relative_to(DOCS) or place_of(path) in sources:
+        if path.is_relative_to(DOCS) or site_path(path) in sources:
             continue
-        for file in _made_of(path, config):
+        for file in _convert(path, config):
             files.append(file)
             sources[file.src_uri] = path
             if file.is_documentation_page() and path.suffix != ".py":
@@ -48,32 +46,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Make links lead to where the site has what they name."""
+    """Rewrite links to files of the repository as links within the site."""
     source = sources[page.file.src_uri]
     here = os.path.dirname(page.file.src_uri)
 
-    def moved(link: re.Match[str]) -> str:
+    def rewrite(link: re.Match[str]) -> str:
         path = _target(link[2], source)
-        uri = place_of(path) if path else None
+        uri = site_path(path) if path else None
         return f"{link[1]}{os.path.relpath(uri, here or '.')}{link[3]}" if uri in sources else link[0]
 
     parts = FENCED.split(markdown)
-    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
+    return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
-def place_of(path: Path) -> str:
-    """The path in the site of a file of the repository."""
+def site_path(path: Path) -> str:
+    """Return the path in the site of a file of the repository."""
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     uri = path.relative_to(REPOSITORY).as_posix()
-    # mkdocs takes a README.md for the index of its folder, and at the top there is one.
+    # mkdocs uses a README.md as the index of its folder, and the top folder has an index.md already.
     uri = {"README.md": "readme.md"}.get(uri, uri)
     return {".ipynb": f"{uri.removesuffix('.ipynb')}.md", ".py": f"{uri}.md"}.get(path.suffix, uri)
 
 
-def _made_of(path: Path, config: MkDocsConfig) -> list[File]:
-    """The page or file that the site gets of a file of the repository, and the pictures in it."""
-    uri = place_of(path)
+def _convert(path: Path, config: MkDocsConfig) -> list[File]:
+    """Return the page or file for a file of the repository, and the pictures in it."""
+    uri = site_path(path)
     if path.suffix == ".ipynb":
         text, resources = MarkdownExporter().from_filename(str(path))
         folder = f"{Path(uri).stem}_files"
@@ -91,13 +89,13 @@ def _made_of(path: Path, config: MkDocsConfig) -> list[File]:
 
 
 def _linked_in(file: File) -> list[Path]:
-    """The files of the repository that a page links to."""
+    """Return the files of the repository that a page links to."""
     prose = (part for part in FENCED.split(file.content_string) if not part.startswith("```"))
     return [path for _, link, _ in LINK.findall("".join(prose)) if (path := _target(link, sources[file.src_uri]))]
 
 
 def _target(link: str, source: Path) -> Path | None:
-    """The file that a link in a file means; the README of a folder; None where there is no such file."""
+    """Return the file that a link refers to (for a folder its README), or None if it does not exist."""
     path = Path(os.path.normpath(source.parent / link))
     path = path / "README.md" if path.is_dir() else path
     return path if path.is_file() and path.is_relative_to(REPOSITORY) else None

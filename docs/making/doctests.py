@@ -1,4 +1,4 @@
-"""Doctests of docstrings as code: Markdown would take ``>>>`` for three quotations."""
+"""Show doctests as code; Markdown would parse ``>>>`` as nested quotations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FLAG = re.compile(r" +# doctest: \+\w+")
 
 
 class Doctests(griffe.Extension):
-    """Fences every paragraph that begins with ``>>>``."""
+    """A griffe extension that puts a code fence around every paragraph that begins with ``>>>``."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called for each thing that was read."""
+        """Rewrite the docstring of one object."""
         if obj.docstring:
             text = obj.docstring.value
             obj.docstring.value = DOCTEST.sub(lambda test: f"```pycon\n{FLAG.sub('', test[0])}\n```", text)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -23,10 +25,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import tokenlens
 from tests.metrics import _cases
 from tests.metrics._cases import images, photographs
-from tokenlens.analysis.analysis import SERIES, Analysis
-from tokenlens.analysis.analyze import NonFiniteActivation
-from tokenlens.metrics.base import metrics as catalog
-from tokenlens.statistics.moments import JACKKNIFE_GROUPS
+from tests.support.command_line import REPOSITORY
+from tokenlens.analysis.analysis import KEY_COLUMNS, Analysis
+from tokenlens.analysis.run import NonFiniteActivation
+from tokenlens.metrics import metrics as catalog
+from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS
 
 ATTENTION = ["attention_entropy", "attention_mass", "cls_attention_map"]
 SET_LEVEL = ["cls_cls_cosine", "patch_mean_cosine", "centroid_separation", "dimension_selectivity", "cka"]
@@ -36,14 +39,17 @@ def fresh(name: str = "registers") -> Any:
     return copy.deepcopy(_cases.model(name))
 
 
-@cache
-def everything() -> Analysis:
-    return tokenlens.analyze(_cases.model("registers"), images("registers"), metrics="all")
+def analyzed(given: Any = None, metrics: Any = "all", **options: Any) -> Analysis:
+    given = images("registers") if given is None else given
+    return tokenlens.analyze(_cases.model("registers"), given, metrics=metrics, **options)
+
+
+everything = cache(analyzed)
 
 
 def numbers(analysis: Analysis) -> pd.DataFrame:
-    rows = analysis.table.set_index(list(SERIES)).sort_index()
-    return rows[["value", "sd", "n", "ci_low", "ci_high"]]
+    rows = analysis.table.set_index(list(KEY_COLUMNS)).sort_index()
+    return rows[["value", "sd", "n", "ci_low", "ci_high"]].astype(float)
 
 
 def spoil(module: nn.Module, change: Callable[[Tensor], None]) -> None:
@@ -63,7 +69,7 @@ def spoil(module: nn.Module, change: Callable[[Tensor], None]) -> None:
 @pytest.mark.parametrize("metric", [name for name in catalog.names() if name != "weight_distance"])
 def test_each_metric_alone_gives_what_it_gives_among_all(metric):
     """No metric lives on sums that only another one asked for."""
-    alone = tokenlens.analyze(_cases.model("registers"), images("registers"), metrics=[metric])
+    alone = analyzed(metrics=[metric])
     assert alone.metrics == [metric]
     together = everything().table[everything().table["metric"] == metric].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone.table, together, rtol=1e-7, atol=1e-7)
@@ -71,22 +77,19 @@ def test_each_metric_alone_gives_what_it_gives_among_all(metric):
 
 
 def test_the_default_metrics_are_those_that_cost_little():
-    default = tokenlens.analyze(_cases.model("registers"), images("registers"))
-    opt_in = {name for name in catalog.names() if catalog.get(name).opt_in}
+    default = analyzed(metrics=None)
+    opt_in = {name for name in catalog.names() if catalog.get(name).is_opt_in()}
     assert set(default.metrics) | set(default.not_applicable) == set(catalog.names()) - opt_in
     assert set(everything().metrics) | set(everything().not_applicable) == set(catalog.names())
 
 
-def test_a_metric_that_does_not_exist():
-    with pytest.raises(LookupError, match="cls_patch_cosine"):
-        tokenlens.analyze(fresh(), images("registers"), metrics=["cls_patch_cosin"])
-    with pytest.raises(ValueError, match="empty"):
-        tokenlens.analyze(fresh(), images("registers"), metrics=[])
-
-
-def test_one_metric_may_be_named_without_a_list_and_twice():
+def test_which_metrics_can_be_named():
     for metrics in ("token_norm", ["token_norm", "token_norm"]):
-        assert tokenlens.analyze(fresh(), images("registers"), metrics=metrics).metrics == ["token_norm"]
+        assert analyzed(metrics=metrics).metrics == ["token_norm"]
+    with pytest.raises(LookupError, match="cls_patch_cosine"):
+        analyzed(metrics=["cls_patch_cosin"])
+    with pytest.raises(ValueError, match="empty"):
+        analyzed(metrics=[])
 
 
 def test_select():
@@ -107,36 +110,30 @@ def test_how_images_are_dealt_out_does_not_matter():
     pixels = images("registers")
     loader = DataLoader(TensorDataset(pixels), batch_size=5)
     for given, size in ((pixels, 3), (TensorDataset(pixels), 8), (loader, 1)):
-        analysis = tokenlens.analyze(_cases.model("registers"), given, metrics="all", batch_size=size)
-        np.testing.assert_allclose(
-            numbers(analysis).astype(float), numbers(everything()).astype(float), rtol=1e-5, atol=1e-5
-        )
+        analysis = analyzed(given, batch_size=size)
+        np.testing.assert_allclose(numbers(analysis), numbers(everything()), rtol=1e-5, atol=1e-5)
         assert analysis.provenance["images"]["hashes"] == everything().provenance["images"]["hashes"]
 
 
 def test_a_limit_takes_some_of_them():
-    analysis = tokenlens.analyze(_cases.model("registers"), images("registers"), limit=3)
+    analysis = analyzed(metrics=None, limit=3)
     assert analysis.images == len(analysis.per_image) == 3
     assert set(analysis.per_image.index) < set(everything().per_image.index)
     kept = everything().per_image.loc[analysis.per_image.index, "token_norm"]
     np.testing.assert_allclose(analysis.per_image["token_norm"], kept, rtol=1e-5)
 
 
-def test_one_image_has_values_but_no_spread():
-    analysis = tokenlens.analyze(_cases.model("registers"), images("registers")[:1], metrics="all")
-    table = analysis.table
+def test_one_image_has_values_but_no_spread_and_two_have_one():
+    table = analyzed(images("registers")[:1]).table
     assert table[["sd", "ci_low", "ci_high"]].isna().all(axis=None)
-    alone = table[~table["metric"].isin(["cls_cls_cosine", "patch_mean_cosine", "cka"])]
-    assert alone["value"].notna().all()
-    assert (alone["n"] == 1).all()
-    assert table[table["metric"].isin(["cls_cls_cosine", "patch_mean_cosine", "cka"])]["value"].isna().all()
-
-
-def test_two_images_have_a_spread():
-    table = tokenlens.analyze(_cases.model("registers"), images("registers")[:2]).table
-    per_image = table[~table["metric"].isin(SET_LEVEL)]
-    assert per_image[["sd", "ci_low", "ci_high"]].notna().all(axis=None)
-    assert table[table["metric"].isin(SET_LEVEL)][["ci_low", "ci_high"]].isna().all(axis=None)
+    between = table["metric"].isin(["cls_cls_cosine", "patch_mean_cosine", "cka"])
+    assert table[~between]["value"].notna().all()
+    assert (table[~between]["n"] == 1).all()
+    assert table[between]["value"].isna().all()
+    table = analyzed(images("registers")[:2], metrics=None).table
+    of_set = table["metric"].isin(SET_LEVEL)
+    assert table[~of_set][["sd", "ci_low", "ci_high"]].notna().all(axis=None)
+    assert table[of_set][["ci_low", "ci_high"]].isna().all(axis=None)
 
 
 def test_images_of_two_sizes_are_refused():
@@ -156,11 +153,11 @@ def test_an_unreadable_image_is_left_out_everywhere(tmp_path):
         pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     (tmp_path / "2.png").write_bytes(b"no image")
-    analysis = tokenlens.analyze(_cases.model("registers"), tmp_path, batch_size=2, metrics="all")
+    analysis = analyzed(tmp_path, batch_size=2)
     assert list(analysis.per_image.index) == ["0.png", "1.png", "3.png", "4.png"]
     assert analysis.images == 4
     assert [item["name"] for item in analysis.provenance["images"]["skipped"]] == ["2.png"]
-    alone = tokenlens.analyze(_cases.model("registers"), tmp_path / "3.png", metrics="all")
+    alone = analyzed(tmp_path / "3.png")
     np.testing.assert_allclose(alone.per_image.iloc[0], analysis.per_image.loc["3.png"], rtol=1e-4, atol=1e-6)
 
 
@@ -172,38 +169,23 @@ def test_progress_counts_to_the_end():
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 8, 100])
 def test_moments_go_on_beyond_the_kept_images(keep):
-    analysis = tokenlens.analyze(
-        _cases.model("registers"), images("registers"), metrics="all", keep_images=keep, batch_size=2
-    )
+    analysis = analyzed(keep_images=keep, batch_size=2)
     kept = min(keep, 8)
     assert len(analysis.per_image) == kept
     assert analysis.provenance["images"]["kept_per_image"] == kept
     assert analysis.provenance["images"]["count"] == analysis.images == 8
     assert list(analysis.per_image.index) == list(everything().per_image.index)[:kept]
     np.testing.assert_allclose(analysis.per_image, everything().per_image.iloc[:kept], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        numbers(analysis).astype(float), numbers(everything()).astype(float), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_the_table_is_the_mean_of_the_kept_values():
-    rows = everything().table.fillna({"block": -1, "head": -1}).set_index(list(SERIES))
-    rows = rows.loc[list(everything().per_image.columns)]
-    values = everything().per_image.to_numpy(dtype=np.float64)
-    np.testing.assert_allclose(rows["value"], values.mean(axis=0), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(rows["sd"], values.std(axis=0, ddof=1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(numbers(analysis), numbers(everything()), rtol=1e-5, atol=1e-5)
 
 
 def test_beyond_20_images_the_jackknife_leaves_out_groups():
     """23 images: the metrics' intervals, from analyses of the images that are left."""
     pixels, chosen = photographs(23, 32, 32), ["cls_cls_cosine", "centroid_separation", "cka"]
-    model = _cases.model("registers")
 
     def values(keep: np.ndarray) -> np.ndarray:
-        analysis = tokenlens.analyze(model, pixels[keep], metrics=chosen, batch_size=32)
-        return numbers(analysis)["value"].to_numpy()
+        return numbers(analyzed(pixels[keep], metrics=chosen, batch_size=32))["value"].to_numpy()
 
-    analysis = tokenlens.analyze(model, pixels, metrics=chosen, batch_size=32)
     everyone = np.arange(23)
     groups, whole = everyone % JACKKNIFE_GROUPS, values(everyone)
     left_out = np.stack([values(everyone[groups != group]) for group in range(JACKKNIFE_GROUPS)])
@@ -211,7 +193,7 @@ def test_beyond_20_images_the_jackknife_leaves_out_groups():
     centre = (whole - (1 - 1 / h) * left_out).sum(0)
     variance = ((h * whole - (h - 1) * left_out - centre) ** 2 / (h - 1)).mean(0)
     half = stats.t.ppf(0.975, JACKKNIFE_GROUPS - 1) * np.sqrt(variance)
-    table = numbers(analysis)
+    table = numbers(analyzed(pixels, metrics=chosen, batch_size=32))
     np.testing.assert_allclose(table["ci_high"] - table["value"], half, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(table["value"] - table["ci_low"], half, rtol=1e-3, atol=1e-6)
 
@@ -310,23 +292,8 @@ def test_the_provenance():
     provenance = analysis.provenance
     assert json.loads(json.dumps(provenance)) == provenance
     assert set(provenance) >= {
-        "model",
-        "family",
-        "untrained",
-        "weights",
-        "images",
-        "transform",
-        "image_size",
-        "seed",
-        "device",
-        "dtype",
-        "versions",
-        "command",
-        "commit",
-        "started",
-        "seconds",
-        "world_size",
-        "batch_size",
+        *("model", "family", "untrained", "weights", "images", "transform", "image_size", "seed", "device", "dtype"),
+        *("versions", "command", "commit", "started", "seconds", "world_size", "batch_size"),
     }
     assert set(provenance["weights"]) >= {"source", "sha256", "pretrained"}
     assert len(provenance["weights"]["sha256"]) == 64
@@ -339,7 +306,7 @@ def test_the_provenance():
 
 
 def test_the_weights_and_the_images_are_told_apart_by_their_hashes():
-    one = tokenlens.analyze(_cases.model("registers"), images("registers"), metrics=["token_norm"]).provenance
+    one = analyzed(metrics=["token_norm"]).provenance
     other = fresh()
     with torch.no_grad():
         other.norm.weight[0] += 1e-3
@@ -350,9 +317,8 @@ def test_the_weights_and_the_images_are_told_apart_by_their_hashes():
 
 
 def test_random_weights_are_called_untrained():
-    trained = tokenlens.analyze(_cases.model("registers"), images("registers"), metrics=["token_norm"])
-    random = tokenlens.analyze(_cases.model("registers"), images("registers"), metrics=["token_norm"], pretrained=False)
-    assert (trained.untrained, random.untrained) == (False, True)
+    random = analyzed(metrics=["token_norm"], pretrained=False)
+    assert (everything().untrained, random.untrained) == (False, True)
     assert "untrained" in repr(random)
 
 
@@ -360,26 +326,33 @@ def test_the_same_twice_and_the_random_state_untouched():
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    again = tokenlens.analyze(_cases.model("registers"), images("registers"), metrics="all")
+    again = analyzed()
     assert torch.equal(torch.random.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
     pd.testing.assert_frame_equal(again.table, everything().table, check_exact=True)
     pd.testing.assert_frame_equal(again.per_image, everything().per_image, check_exact=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_model_in_another_precision(dtype):
-    analysis = tokenlens.analyze(fresh().to(dtype), images("registers"), metrics="all")
-    assert analysis.provenance["dtype"] == str(dtype).removeprefix("torch.")
+    amp = dtype == torch.float32
+    analysis = tokenlens.analyze(fresh().to(dtype), images("registers"), metrics="all", amp=amp)
+    assert analysis.provenance["dtype"] == ("bfloat16 autocast" if amp else str(dtype).removeprefix("torch."))
     expected = everything().select("cls_patch_cosine")["value"]
-    np.testing.assert_allclose(analysis.select("cls_patch_cosine")["value"], expected, atol=0.02)
+    difference = np.abs(analysis.select("cls_patch_cosine")["value"] - expected)
+    assert 0 < difference.max() < 0.02
     recording = tokenlens.record(fresh().to(dtype), images("registers"), sites=["resid_post"])
     assert recording[0, "resid_post"].dtype == dtype
 
 
-def test_amp():
-    analysis = tokenlens.analyze(_cases.model("registers"), images("registers"), amp=True, metrics="all")
-    assert analysis.provenance["dtype"] == "bfloat16 autocast"
-    expected = everything().select("cls_patch_cosine")["value"]
-    difference = np.abs(analysis.select("cls_patch_cosine")["value"] - expected)
-    assert 0 < difference.max() < 0.02
+def test_the_files_to_read_are_those_that_run():
+    page = REPOSITORY / "docs" / "decisions" / "0013-layout-of-the-package.md"
+    listed = re.findall(r"^\d+\. `(.+?)`", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ran = set()
+    sys.setprofile(lambda frame, *_: ran.add(frame.f_code.co_filename) if frame.f_code.co_name != "<module>" else None)
+    try:
+        analyzed(metrics=["cls_patch_cosine"])
+    finally:
+        sys.setprofile(None)
+    assert 0 < len(listed) <= 15
+    assert {str(REPOSITORY / file) for file in listed} <= ran

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import MODEL, tiny_analyze, tokenlens
+from tests.support.command_line import MODEL, refused, tiny_analyze, tokenlens
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.comparison.comparison import Comparison
 
@@ -32,30 +33,14 @@ def runs(tmp_path_factory):
     return folder
 
 
-def refused(result, *parts: str) -> None:
-    """One sentence on stderr, exit code 1, nothing on stdout."""
-    assert result.exit_code == 1, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    for part in parts:
-        assert part in last
-
-
 def test_saved_runs_need_neither_models_nor_images(runs, tmp_path, monkeypatch):
-    for name in (
-        "tokenlens.analysis.analysis.load_model",
-        "tokenlens.analysis.analysis.open_images",
-        "tokenlens.comparison.comparison.analyze",
-    ):
-        monkeypatch.setattr(name, None)
+    monkeypatch.setattr(import_module("tokenlens.comparison.compare"), "analyze", None)
     result = tokenlens("compare", runs / "one", runs / "two", "--no-report", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     label, baseline = (f"{MODEL} (untrained) · {name}" for name in ("two", "one"))
     assert lines[0].startswith(f"{label} against {baseline}: the same 6 images, paired by image; ")
-    assert lines[0].endswith(" numbers differ beyond chance (false discovery rate 5 %)")
+    assert lines[0].endswith(" numbers differ significantly (false discovery rate 5 %)")
     assert lines[1].startswith("  update_ratio ")
     assert ", mean over blocks: " in lines[1]
     assert [line for line in lines if line.startswith(f"cls features of {label} and {baseline}: CKA ")]
@@ -72,7 +57,7 @@ def test_a_run_and_itself(runs, tmp_path):
 def test_other_images_are_unpaired(runs, tmp_path):
     result = tokenlens("compare", runs / "one", runs / "elsewhere", "--no-report", "--out", tmp_path / "out")
     assert ": 0 of 4 and 6 images in common: compared unpaired; " in result.stdout.splitlines()[0]
-    assert "likeness of features: " in result.stdout
+    assert "similarity of features: " in result.stdout
     refused(
         tokenlens("compare", runs / "one", runs / "elsewhere", "--pair", "--out", tmp_path / "paired"),
         "cannot be paired",
@@ -105,7 +90,7 @@ def test_json_and_labels(runs, tmp_path):
     found = told["differences"][labels[0]]
     loaded = Comparison.load(tmp_path / "out")
     assert loaded.pair is False
-    assert found["pairing"]["reason"] == "the same 6 images: compared unpaired as asked"
+    assert found["pairing"]["reason"] == "the same 6 images: compared unpaired as requested"
     assert found["numbers"] == len(loaded.differences)
     assert found["significant"] == loaded.differences["significant"].sum()
     assert len(told["similarity"]) == 8
@@ -173,9 +158,9 @@ def test_what_is_refused(runs, tmp_path):
     refused(tokenlens("compare", runs / "one", "vit_bose_patch16_224", "--out", out), "Did you mean vit_base_patch16")
     refused(tokenlens("compare", runs / "one", runs / "photographs", "--out", out), "not a finished run folder")
     for options, message in (
-        (("--limit", 3), "limit: for models that are analyzed, but all 2 are runs"),
-        (("--label", "a"), "a label for each of the 2"),
-        (("--label", "a", "--label", "a"), "labels that differ"),
+        (("--limit", 3), "limit only applies to models that are analyzed, but all 2 subjects are saved runs"),
+        (("--label", "a"), "expected one label per subject (2)"),
+        (("--label", "a", "--label", "a"), "labels must differ"),
     ):
         refused(tokenlens("compare", runs / "one", runs / "two", *options, "--out", out), message)
     assert tokenlens("compare", "--out", out).exit_code == 2
@@ -185,7 +170,7 @@ def test_what_is_refused(runs, tmp_path):
 def test_what_is_there_stays(runs, tmp_path, monkeypatch):
     assert tokenlens("compare", runs / "one", runs / "two", "--no-report", "--out", tmp_path / "out").exit_code == 0
     before = (tmp_path / "out" / "MANIFEST.json").read_bytes()
-    monkeypatch.setattr("tokenlens.comparison.comparison.load_analysis", None)  # comes later
+    monkeypatch.setattr(import_module("tokenlens.comparison.compare"), "compare", None)  # is not reached
     refused(tokenlens("compare", runs / "one", runs / "two", "--out", tmp_path / "out"), "--overwrite")
     refused(
         tokenlens("compare", runs / "one", runs / "two", "--out", runs / "two", "--overwrite"),

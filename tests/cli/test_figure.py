@@ -15,7 +15,8 @@ from tokenlens.storage.run_folder import check_manifest
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic_analysis(blocks=4, heads=2, channels=16).save(tmp_path_factory.mktemp("figure") / "run")
+    folder = tmp_path_factory.mktemp("figure") / "run"
+    return synthetic_analysis(blocks=4, heads=2, channels=16).save(folder, report=False)
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +103,19 @@ def test_variables_of_the_environment_are_read(run, here):
     ("arguments", "code", "sentence"),
     [
         (["depth_profil"], 1, "no figure is called 'depth_profil'. Did you mean depth_profile"),
-        (["compare_heads"], 1, "the figure compare_heads is of a comparison, and this is an analysis"),
+        (["compare_heads"], 1, "the figure compare_heads needs a result of kind 'comparison', got 'analysis'"),
         (["cka", "--width", "wide"], 1, "a number of millimetres, got 'wide'"),
-        (["cka", "--width", "5"], 1, "a figure's width is between 30 and 1000 mm, got 5"),
+        (["cka", "--width", "5"], 1, "a figure's width must be 30 to 1000 mm, got 5"),
         (["cka", "--set", "colour=red"], 1, "the figure cka has no option colour. Options: ax, blocks, width"),
         (["cka", "--set", "colour"], 2, "expected OPTION=VALUE, got 'colour'"),
-        (["cka", "--set", "width=single"], 2, "width cannot be set so"),
-        (["cls_attention_map", "--set", "block=first"], 1, "cls_attention_map cannot use block=first"),
-        (["cka", "--blocks", "first"], 1, "blocks are a number, a list, a range, a slice or text like '0-5,11'"),
+        (["cka", "--set", "width=single"], 2, "width cannot be set with --set"),
+        (["cls_attention_map", "--set", "block=first"], 1, "cls_attention_map does not accept block=first"),
+        (["cka", "--blocks", "first"], 1, "blocks must be a number, a list, a range, a slice or text like '0-5,11'"),
         (["cka", "--blocks", "7"], 1, "there is no block '7' to draw: vit_small_patch14_dinov2 has 0 to 3"),
-        (["cka", "--format", "jpg"], 2, "expected svg, png, pdf with commas between them, got 'jpg'"),
+        (["cka", "--format", "jpg"], 2, "expected some of svg, png, pdf, separated by commas, got 'jpg'"),
         (["cka", "--out", "x.jpg"], 2, "x.jpg ends in .jpg, expected one of svg, png, pdf"),
         (["cka", "--out", "x.svg", "--format", "pdf"], 2, "x.svg ends in .svg, but --format says pdf"),
-        (["cka", "--out", "my figure.svg"], 1, "a figure's name has letters, digits and"),
+        (["cka", "--out", "my figure.svg"], 1, "a figure's name may contain letters, digits and"),
         (["cka", "--style", "grayscal"], 1, "no matplotlib style and no file 'grayscal'. Did you mean grayscale?"),
         (["depth_profile", "--set", "metric=knn"], 1, "knn was not computed for vit_small_patch14_dinov2"),
     ],

@@ -70,7 +70,7 @@ def test_a_file_that_loads_by_name(weights, tmp_path):
     assert json.loads(found.stdout)["metrics"] == ["weight_distance"]
     again = tokenlens(*arguments, "--out", tmp_path / "twin")
     assert again.exit_code == 1
-    assert "exist already; --overwrite replaces" in again.stderr
+    assert "already exist; use --overwrite to replace" in again.stderr
     assert tokenlens(*arguments, "--out", tmp_path / "twin", "--overwrite").exit_code == 0
     named = tokenlens(*arguments, "--out", tmp_path / "other" / "mine.safetensors", "--preset", "norms")
     assert named.exit_code == 0
@@ -94,8 +94,8 @@ def test_wrong_input(tmp_path):
         (("test_vit", "--preset", "papr", "--dry-run"), "no specialization is called 'papr'. Did you mean paper"),
         (("test_vitt", "--dry-run"), "Did you mean test_vit"),
         (("vit_base_patch16_siglip_224", "--dry-run"), "has only patches"),
-        (("resnet18", "--dry-run"), "no family of tokenlens owns"),
-        (("vit_tiny_patch16_224", "--out", tmp_path / "twin"), "cannot be had"),
+        (("resnet18", "--dry-run"), "tokenlens has no family for"),
+        (("vit_tiny_patch16_224", "--out", tmp_path / "twin"), "not available"),
     ):
         result = tokenlens("specialize", *arguments)
         assert result.exit_code == 1

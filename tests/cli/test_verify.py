@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import tokenlens
-from tests.support.tiny_verification import tiny_data, tiny_regime
+from tests.support.command_line import refused, tokenlens
+from tests.support.tiny_verification import replace_scale, tiny_data, tiny_scale
 from tokenlens.storage.run_folder import check_manifest
-from tokenlens.verification.scales.base import RegimeProbe
-from tokenlens.verification.verify import verify
+from tokenlens.verification import ScaleProbe, Verification
+
+TINY = tiny_scale(probes=(ScaleProbe("segmentation", 32), ScaleProbe("knn", 32, "cls")), analyzed_images=4)
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +22,24 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The regime called tiny, made tiny."""
-    regime = tiny_regime(probes=(RegimeProbe("segmentation", 32), RegimeProbe("knn", 32, "cls")))
-    monkeypatch.setattr("tokenlens.verification.scales.regime_of", lambda name: regime)
-    monkeypatch.setattr("tokenlens.verification.verify.regime_of", lambda name: regime)
-    return regime
+    """The scale called tiny, made tiny."""
+    replace_scale(TINY, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    regime = tiny_regime(probes=(RegimeProbe("segmentation", 32), RegimeProbe("knn", 32, "cls")))
-    return verify(regime, data, seeds=1, out=tmp_path_factory.mktemp("verify") / "toy")
+def finished(data, tmp_path_factory):
+    """The result of the command, with a stop before the first task, and its folder."""
+    out = tmp_path_factory.mktemp("verify") / "toy"
+    arguments = ("verify", "--data", data, "--seeds", 1, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        replace_scale(TINY, patch)
+        stopped = tokenlens(*arguments, "--max-minutes", "0", "--no-report")
+        return stopped, tokenlens(*arguments), out
+
+
+@pytest.fixture
+def run(finished):
+    return Verification.load(finished[2])
 
 
 def test_the_plan_says_what_is_left_and_writes_nothing(tiny, data, tmp_path):
@@ -39,26 +47,25 @@ def test_the_plan_says_what_is_left_and_writes_nothing(tiny, data, tmp_path):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0].split()[:5] == ["0", "train", "standard", "seed", "0"]
-    assert lines[-1].startswith("16 of 16 tasks left, about ")
+    assert lines[-1].startswith("tasks left: 16 of 16, about ")
     assert not (tmp_path / "toy").exists()
-    told = json.loads(tokenlens("verify", "--data", data, "--plan", "--out", tmp_path / "toy", "--json").stdout)
-    assert len(told["tasks"]) == 24
-    assert told["minutes"] > 0
+    printed = tokenlens("verify", "--data", data, "--plan", "--out", tmp_path / "toy", "--json")
+    plan = json.loads(printed.stdout)
+    assert len(plan["tasks"]) == 24
+    assert plan["minutes"] > 0
 
 
 def test_the_paper_plan_has_commands_for_a_cluster(data, tmp_path):
-    result = tokenlens("verify", "--recipe", "paper", "--data", data, "--plan", "--out", tmp_path / "toy")
+    result = tokenlens("verify", "--scale", "paper", "--data", data, "--plan", "--out", tmp_path / "toy")
     assert "tokenlens train dinov2_base_imagenet22k --data" in result.stdout
     assert "--specialize paper --seed 0" in result.stdout
 
 
 @pytest.mark.slow
-def test_from_nothing_to_verdicts(tiny, data, tmp_path):
-    out = tmp_path / "toy"
-    stopped = tokenlens("verify", "--data", data, "--seeds", 1, "--out", out, "--max-minutes", "0", "--no-report")
+def test_from_nothing_to_verdicts(finished):
+    stopped, result, out = finished
     assert stopped.exit_code == 0
-    assert "8 of 8 tasks are left" in stopped.stderr
-    result = tokenlens("verify", "--data", data, "--seeds", 1, "--out", out)
+    assert "tasks left: 8 of 8" in stopped.stderr
     assert result.exit_code == 0
     assert "1 of 8: train: standard, seed 0" in result.stderr
     assert "F3 (paper against standard): INCONCLUSIVE." in result.stdout
@@ -70,40 +77,35 @@ def test_from_nothing_to_verdicts(tiny, data, tmp_path):
 
 
 def test_given_runs_are_judged(run, tmp_path):
-    out = tmp_path / "judged"
-    result = tokenlens("verify", "--from", run.path, "--out", out, "--no-report", "--json")
+    arguments = ("verify", "--from", run.path, "--out", tmp_path / "judged", "--no-report")
+    result = tokenlens(*arguments, "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert [finding["name"] for finding in told["findings"]] == ["F1", "F1", "F2", "F2", "F3", "F4", "F5", "F6"]
-    assert told["finished"]
-    assert told["report"] is None
-    again = tokenlens("verify", "--from", run.path, "--out", out, "--no-report")
-    assert "F6 (paper against standard): INCONCLUSIVE." in again.stdout
+    judged = json.loads(result.stdout)
+    assert [finding["name"] for finding in judged["findings"]] == ["F1", "F1", "F2", "F2", "F3", "F4", "F5", "F6"]
+    assert judged["finished"]
+    assert judged["report"] is None
+    assert "F6 (paper against standard): INCONCLUSIVE." in tokenlens(*arguments).stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--recipe", "tinny"), "no regime is called 'tinny'. Did you mean tiny?"),
+        (("--scale", "tinny"), "no scale is called 'tinny'. Did you mean tiny?"),
         (("--data", "nowhere"), "there is no folder nowhere"),
-        ((), "no data are given; expected a folder with classification/"),
+        ((), "no data were given; expected a folder with classification/"),
         (("--from", "nowhere"), "there is no run folder nowhere"),
         (("--from", "nowhere", "--plan"), "leave them out with --from"),
     ],
 )
-def test_bad_input_gets_a_sentence(arguments, said, tmp_path, monkeypatch):
+def test_error_messages_gets_a_sentence(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = tokenlens("verify", *arguments)
-    assert result.exit_code == 1
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+    refused(tokenlens("verify", *arguments), said)
     assert not list(Path(tmp_path).iterdir())
 
 
 def test_an_unknown_variant_gets_a_sentence(tiny, data, tmp_path):
     result = tokenlens("verify", "--data", data, "--variants", "standard,papr", "--out", tmp_path / "toy")
-    assert result.exit_code == 1
-    assert "no variant is called 'papr'. Did you mean paper" in result.stderr
+    refused(result, "no variant is called 'papr'. Did you mean paper")
     assert not (tmp_path / "toy").exists()
 
 
@@ -133,5 +135,4 @@ def test_page_and_figures_are_drawn_again_from_the_numbers(run, tmp_path):
     assert drawn.exit_code == 0
     assert "difference of mean IoU" in (tmp_path / "pairs.svg").read_text(encoding="utf-8")
     wrong = tokenlens("figure", run.path, "cka", "--out", tmp_path / "cka.svg")
-    assert wrong.exit_code == 1
-    assert "is of an analysis, and this is a verification" in wrong.stderr
+    refused(wrong, "needs a result of kind 'analysis', got 'verification'")

@@ -1,4 +1,4 @@
-"""What explore shows is what NumPy makes of the recording; the page draws it and hands choices back."""
+"""The widget shows what NumPy computes from the recording, draws it in a browser and receives selections."""
 
 # Shapes: H heads, T tokens, D channels.
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,8 @@ import torch
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images, tiny_timm
 from tokenlens.explorer.exploration import Exploration, Selection, View
-from tokenlens.overlays.maps import position_of
+from tokenlens.overlays.selection import position_of
 from tokenlens.recording.recording import Recording
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @cache
@@ -41,7 +38,7 @@ def cosine(x_D: np.ndarray, y_D: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("token", ["cls", "reg2", (3, 1)])
-def test_a_choice_shows_what_numpy_computes(token):
+def test_views_agree_with_numpy(token):
     recording = recorded("timm_dinov2_registers", patterns=True)
     layout, at = recording.layout, position_of(recording.layout, token)
     view = only(Exploration([recorded("timm_dinov2_registers")]), image=2, block=0, site="resid_mid", token=token)
@@ -85,7 +82,7 @@ def test_one_head_is_chosen_for_attention_and_for_q_k_v():
     assert numbers(mean)["cosine to [CLS]"] == pytest.approx(np.mean(cosines_H), abs=1e-5)
     pattern_HTT = recording.patterns[1][0].numpy()
     assert numbers(one)["attention to [CLS]"] == pytest.approx(100 * pattern_HTT[1, at, 0], rel=1e-4)
-    # At the other sites a head is one of attention alone.
+    # At the other sites the head applies to attention only.
     assert numbers(only(exploration, site="norm1", head=1))["cosine to [CLS]"] == pytest.approx(1, abs=1e-5)
 
 
@@ -125,7 +122,7 @@ def test_models_of_every_kind(kind):
         ({"layer": 1}, "a selection has image, block, site, head, token, got layer"),
     ],
 )
-def test_a_choice_that_does_not_exist(changes, text):
+def test_unknown_selections_are_refused(changes, text):
     exploration = Exploration([recorded("timm_vit")])
     with pytest.raises(LookupError, match=text):
         exploration.choose(exploration.start(), **changes)
@@ -150,7 +147,7 @@ def deep() -> Recording:
     return tokenlens.record(model, images("timm_dinov2_registers", 3))
 
 
-def test_another_model_shows_the_same_depth_and_place():
+def test_another_model_shows_the_same_depth_and_position():
     first = recorded("timm_dinov2_registers")  # two blocks, a grid of 4 × 4
     exploration = Exploration([first, deep()])
     assert exploration.prefix == ["cls", "reg0", "reg1", "reg2", "reg3"]
@@ -162,7 +159,7 @@ def test_another_model_shows_the_same_depth_and_place():
         assert two.numbers == alone.numbers
 
 
-def test_what_only_one_model_has_is_said_by_the_other():
+def test_a_model_says_what_it_lacks():
     exploration = Exploration([recorded("timm_dinov2_registers"), deep()])
     one, two = exploration.views(exploration.choose(exploration.start(), token="reg1"))
     assert one.notes == []
@@ -176,7 +173,7 @@ def test_what_only_one_model_has_is_said_by_the_other():
 
 def test_recordings_of_other_images_are_refused():
     other = tokenlens.record(build("timm_vit"), images("timm_vit", 2))
-    with pytest.raises(ValueError, match=r"other images: VisionTransformer has 3 images.*has 2 images"):
+    with pytest.raises(ValueError, match=r"different images: VisionTransformer has 3 images.*has 2 images"):
         tokenlens.explore(recorded("timm_dinov2_registers"), other=other)
 
 
@@ -202,7 +199,7 @@ def test_the_widget_follows_its_selection():
     assert widget.selection["block"] == 0
 
 
-def test_options_of_record_go_through():
+def test_options_of_record_are_passed_on():
     widget = tokenlens.explore(build("timm_vit"), images("timm_vit", 3), limit=2, sites=["norm1"], blocks=[1])
     assert widget.exploration.sites == ["norm1", "q", "k"]
     assert widget.exploration.blocks == [1]
@@ -229,22 +226,17 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture
-def page():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1000, "height": 700})
-        tab.complaints = []
-        tab.on("console", lambda message: tab.complaints.append(message.text))
-        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        yield tab
-        browser.close()
+def page(browser):
+    tab = browser.new_page(viewport={"width": 1000, "height": 700})
+    tab.complaints = []
+    tab.on("console", lambda message: tab.complaints.append(message.text))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    yield tab
+    tab.close()
 
 
 def drawn(page, panel: str) -> str:
-    """A panel of the first model as a PNG, in base64."""
+    """Return a panel of the first model as a PNG in base64."""
     return page.evaluate("(panel) => document.querySelector(`[data-panel=${panel}] canvas.map`).toDataURL()", panel)
 
 

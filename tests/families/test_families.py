@@ -1,6 +1,4 @@
-"""Every kind of ViT: its layout, its sites, its attention; and that recording leaves no trace."""
-
-from __future__ import annotations
+"""Every family: its layout, sites and attention; recording leaves no trace in its models."""
 
 import re
 import subprocess
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from tests.support.command_line import REPOSITORY
+from tests.support.markdown import blocks
 from tests.support.tiny_models import KINDS, MODELS, images
 from tests.support.watching import hooks, tensors, watch
 from tokenlens.families.base import BlockTaps, Family, Tap, families, find_family
@@ -75,8 +74,9 @@ def test_output_is_bit_identical_and_hooks_are_gone(name):
     assert all(torch.equal(a, b) for a, b in zip(plain, tensors(watch(model, x)[1]), strict=True)), "twice"
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "error"), [*((name, RuntimeError) for name in ALL), *((name, KeyboardInterrupt) for name in SOME)]
+)
 def test_no_trace_after_an_error(name, error, monkeypatch):
     model, x = MODELS[name](), images(name)
     family, before = find_family(model), hooks(model)
@@ -96,7 +96,7 @@ def test_no_trace_after_an_error(name, error, monkeypatch):
 
 
 def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
-    """The relative position bias of a model, from its own tables."""
+    """Return the relative position bias of a model from its tables."""
     if getattr(attention, "relative_position_bias_table", None) is not None:
         return attention._get_rel_pos_bias().double()
     if getattr(model, "rel_pos_bias", None) is not None:
@@ -105,7 +105,7 @@ def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
 
 
 def after_attention(attention: nn.Module) -> nn.Module:
-    """The first module that the heads' output runs into."""
+    """Return the first module after the heads."""
     names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output")
     return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
@@ -127,7 +127,7 @@ def test_attention_equals_float64_softmax(name):
     assert sorted(witness.calls) == [0, 1]
     layout = family.layout(model, kind.image_size)
     for block, call in witness.calls.items():
-        assert (call.pattern_BHTT is None) == (kind.scores is None), "whether a kernel was used"
+        assert (call.pattern_BHTT is None) == (kind.scores is None), "whether a fused kernel was used"
         q, k, v = (t.double() for t in (call.q_BHTd, call.k_BHTd, call.v_BHTd))
         assert q.shape == k.shape == v.shape == (2, 2, layout.tokens, q.shape[-1])
         scale = q.shape[-1] ** -0.5 if kind.scores is None else kind.scores
@@ -162,54 +162,35 @@ def test_every_family_has_a_tiny_model():
     assert {kind.family for kind in KINDS.values()} == set(families.names())
 
 
-# -- image sizes
+FIXED_SIZE = ("timm_vit", "timm_beit", "timm_eva02", "hf_vit", "hf_clip_vision", "torchvision_vit")
+ANY_SIZE = ("timm_vit_wide", "timm_naflexvit", "dino_hub")
 
 
-@pytest.mark.parametrize("name", ["timm_vit", "timm_beit", "timm_eva02", "hf_vit", "hf_clip_vision", "torchvision_vit"])
+@pytest.mark.parametrize("name", FIXED_SIZE + ANY_SIZE)
 def test_wrong_image_size_is_named(name):
-    model = MODELS[name]()
-    with pytest.raises(ValueError, match=r"takes images of 32×32 pixels, got 40×40"):
-        find_family(model).layout(model, (40, 40))
-
-
-@pytest.mark.parametrize("name", ["timm_vit_wide", "timm_naflexvit", "dino_hub"])
-def test_image_that_does_not_divide_into_patches_is_named(name):
-    model = MODELS[name]()
-    with pytest.raises(ValueError, match=r"images of 30×32 pixels do not divide into patches of 8×8"):
-        find_family(model).layout(model, (30, 32))
-
-
-def test_a_family_that_counts_tokens_wrongly_is_stopped():
-    model, x = MODELS["timm_dinov2_registers"](), images("timm_dinov2_registers")
-
-    class Miscounting(type(find_family(model))):
-        def layout(self, model, image_size):
-            return TokenLayout((4, 4))
-
-    with pytest.raises(ValueError, match=r"has 21 tokens, but its family expected 17"):
-        watch(model, x, Miscounting())
-
-
-# -- models that cannot be watched
-
-
-def test_unknown_model_names_its_class():
-    with pytest.raises(LookupError, match=r"torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family"):
-        find_family(nn.Sequential(nn.Linear(2, 2)))
-
-
-def test_a_wrapped_model_is_named():
-    with pytest.raises(LookupError, match=r"DataParallel\. It wraps a VisionTransformer; hand over model\.module"):
-        find_family(nn.DataParallel(MODELS["timm_vit"]()))
+    model, fixed = MODELS[name](), name in FIXED_SIZE
+    size, text = ((40, 40), "takes images of 32×32 pixels, got 40×40") if fixed else ((30, 32), "patches of 8×8")
+    with pytest.raises(ValueError, match=text):
+        find_family(model).layout(model, size)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
-def test_a_traced_model_is_unknown():
-    with pytest.raises(LookupError, match=r"no family of tokenlens owns a torch\.jit"):
-        find_family(torch.jit.trace(MODELS["torchvision_vit"](), images("torchvision_vit"), check_trace=False))
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda vit: nn.Sequential(vit), r"torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family"),
+        (nn.DataParallel, r"DataParallel\. It wraps a VisionTransformer; pass model\.module"),
+        (lambda vit: torch.jit.trace(vit, images("torchvision_vit"), check_trace=False), r"no family for torch\.jit"),
+        (torch.compile, r"the model is compiled.*_orig_mod"),
+    ],
+    ids=["unknown", "wrapped", "traced", "compiled"],
+)
+def test_models_of_no_family_are_named(make, message):
+    with pytest.raises(LookupError, match=message):
+        find_family(make(MODELS["torchvision_vit"]()))
 
 
-def test_known_kind_of_model_with_foreign_blocks_names_them():
+def test_unknown_blocks_in_a_known_model_are_named():
     model = MODELS["timm_vit"]()
     model.blocks[1] = nn.TransformerEncoderLayer(32, 2, batch_first=True)
     with pytest.raises(LookupError, match=r"because of torch\.nn\.modules\.transformer\.TransformerEncoderLayer"):
@@ -217,54 +198,50 @@ def test_known_kind_of_model_with_foreign_blocks_names_them():
     assert hooks(model) == 0
 
 
-def test_compiled_model_is_refused():
-    with pytest.raises(LookupError, match=r"the model is compiled.*_orig_mod"):
-        find_family(torch.compile(MODELS["timm_vit"]()))
+def test_a_model_with_a_compiled_block_is_refused():
     model = MODELS["timm_vit"]()
     model.blocks[1].compile()
     with pytest.raises(LookupError, match=r"blocks\.1 is compiled"):
         find_family(model)
 
 
-def test_a_module_that_does_not_run_is_named_as_missing():
-    model, x = MODELS["dinov2_hub"](), images("dinov2_hub")
-    found = find_family(model)
-
-    class Misled(type(found)):
-        def taps(self, block):
-            taps = super().taps(block)
-            return BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path1)}, taps.attention)
-
-    with pytest.raises(IncompleteRecording, match=r"DinoVisionTransformer did not show 2 .* block 0 attn_out, block 1"):
-        watch(model, x, Misled())
+@pytest.mark.parametrize(
+    ("name", "method", "wrong", "message"),
+    [
+        ("timm_dinov2_registers", "layout", lambda *_: TokenLayout((4, 4)), "21 tokens, but its family expected 17"),
+        (
+            "dinov2_hub",
+            "taps",
+            lambda taps, block: BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path1)}, taps.attention),
+            r"DinoVisionTransformer did not show 2 .* block 0 attn_out, block 1",
+        ),
+        (
+            "dino_hub",
+            "taps",
+            lambda taps, block: BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path)}, taps.attention),
+            "block 0 attn_out was seen twice.*shared or called twice",
+        ),
+        (
+            "timm_vit",
+            "taps",
+            lambda taps, block: BlockTaps(taps.sites, block.mlp),
+            "2 expected sites: block 0 attention, block 1 attention",
+        ),
+    ],
+    ids=["layout", "a module that does not run", "a module that is called twice", "another module than attention"],
+)
+def test_a_family_that_is_wrong_is_stopped(name, method, wrong, message, monkeypatch):
+    model = MODELS[name]()
+    family = find_family(model)
+    right = getattr(family, method)
+    monkeypatch.setattr(family, method, lambda *args: wrong(right(*args), args[0]))
+    with pytest.raises(ValueError, match=message):  # IncompleteRecording is one
+        watch(model, images(name), family)
     assert hooks(model) == 0
 
 
-def test_a_module_that_is_called_twice_is_named():
-    model, x = MODELS["dino_hub"](), images("dino_hub")
-
-    class Misled(type(find_family(model))):
-        def taps(self, block):
-            taps = super().taps(block)
-            return BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path)}, taps.attention)
-
-    with pytest.raises(IncompleteRecording, match=r"block 0 attn_out was seen twice.*shared or called twice"):
-        watch(model, x, Misled())
-
-
-def test_attention_outside_the_named_module_is_missing():
-    model, x = MODELS["timm_vit"](), images("timm_vit")
-
-    class Misled(type(find_family(model))):
-        def taps(self, block):
-            return BlockTaps(super().taps(block).sites, block.mlp)
-
-    with pytest.raises(IncompleteRecording, match=r"2 expected sites: block 0 attention, block 1 attention"):
-        watch(model, x, Misled())
-
-
 class EncoderFamily(Family):
-    """A model on nn.TransformerEncoderLayer, whose fast path calls none of its children."""
+    """A family for nn.TransformerEncoderLayer, whose fast path calls none of its children."""
 
     def layout(self, model, image_size):
         return TokenLayout((4, 4), ())
@@ -279,8 +256,8 @@ class EncoderFamily(Family):
         return model(images.flatten(2).transpose(1, 2))
 
 
-def test_transformer_encoder_is_recorded_or_named():
-    # PyTorch 2.15 leaves its fast path where a child has a hook, and then all is seen; else the missing is named.
+def test_transformer_encoder_is_recorded_or_refused():
+    # PyTorch 2.15 leaves the fast path if a child has a hook, and everything is seen; else missing sites are named.
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     x = torch.randn(2, 8, 4, 4)
@@ -306,8 +283,7 @@ def test_matching_imports_no_library_of_models():
     assert run.stdout.strip() == "[]"
 
 
-def test_the_page_about_adding_a_family_runs():
-    page = (REPOSITORY / "docs" / "add-a-family.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) >= 3
-    exec(compile("\n".join(blocks), "add-a-family.md", "exec"), {"__name__": "page"})
+def test_the_page_on_adding_a_family_runs():
+    code = [block.text for block in blocks(REPOSITORY / "docs" / "add-a-family.md", "python")]
+    assert len(code) >= 3
+    exec(compile("\n".join(code), "add-a-family.md", "exec"), {"__name__": "page"})

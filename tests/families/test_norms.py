@@ -1,6 +1,4 @@
-"""The parameters of norm layers, those of every kind of ViT and single ones."""
-
-from __future__ import annotations
+"""The parameters of norm layers, in every family and alone."""
 
 import pytest
 import timm
@@ -9,7 +7,7 @@ from torch import nn
 
 from tests.support.tiny_models import KINDS, MODELS, images
 from tests.support.watching import watch
-from tokenlens.families.base import norm_parameters
+from tokenlens.families import norm_parameters
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -27,7 +25,7 @@ def test_parameters_give_the_norms_output(name):
         assert norm.kind == ("rms" if "rms" in name else "layer")
 
 
-def test_a_specialized_norm_has_two_sets():
+def test_a_specialized_norm_has_separate_parameters():
     norm = nn.Module()
     norm.cls, norm.patch = nn.LayerNorm(4, eps=1e-6), nn.LayerNorm(4, eps=1e-6)
     nn.init.normal_(norm.cls.weight)
@@ -39,7 +37,7 @@ def test_a_specialized_norm_has_two_sets():
 
 
 class ShiftedRMSNorm(nn.Module):
-    """As Gemma's: the weight is stored minus one."""
+    """A norm that stores γ − 1, as Gemma does."""
 
     def __init__(self, dim):
         super().__init__()
@@ -56,13 +54,10 @@ def test_norm_parameters_of_a_norm_that_stores_its_weight_minus_one():
     assert torch.equal(found.weight_patch, 1 + norm.weight)
 
 
-@pytest.mark.parametrize("norm", [timm.layers.RmsNorm(8), timm.layers.RmsNormFp32(8), nn.RMSNorm(8, eps=1e-6)])
-def test_norm_parameters_of_rms_norms(norm):
-    found = norm_parameters(norm)
-    assert (found.kind, found.eps, found.bias_prefix) == ("rms", 1e-6, None)
-
-
-def test_norm_parameters_without_weights():
+def test_norms_without_biases_and_without_weights():
+    for norm in (timm.layers.RmsNorm(8), timm.layers.RmsNormFp32(8), nn.RMSNorm(8, eps=1e-6)):
+        found = norm_parameters(norm)
+        assert (found.kind, found.eps, found.bias_prefix) == ("rms", 1e-6, None)
     found = norm_parameters(nn.LayerNorm(8, elementwise_affine=False))
     assert found.kind == "layer"
     assert found.weight_patch is found.bias_prefix is None
@@ -70,7 +65,7 @@ def test_norm_parameters_without_weights():
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.Identity(), nn.GroupNorm(2, 8), timm.layers.SimpleNorm(8)])
-def test_norm_parameters_names_a_norm_that_it_does_not_know(norm):
+def test_unknown_norms_are_named(norm):
     state = {name: value.clone() for name, value in norm.state_dict().items()}
     with pytest.raises(LookupError, match=type(norm).__name__):
         norm_parameters(norm)

@@ -1,147 +1,22 @@
-"""What holds for every figure of a comparison, then each one's own numbers."""
+"""The numbers of each figure of a comparison, and the colours of models."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from functools import cache
-from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tests.figures.test_figures import LONG_NAME, smallest_text, texts
-from tests.support.synthetic_analysis import synthetic_analysis
-from tests.support.synthetic_comparison import synthetic_comparison, with_values
-from tokenlens.comparison.compare import compare
-from tokenlens.figures.base import KINDS, NothingToDraw, draw, figures, figures_of, save_figure
+from tests.support.figure_subjects import figure_of, subject, texts
+from tests.support.synthetic_comparison import synthetic_comparison
+from tokenlens.figures import NothingToDraw, draw, figures
 from tokenlens.figures.style import COLOURS, MODEL_COLOURS, STAGE_COLOURS
 
-NAMES = figures_of("comparison")
-WIDTHS = ("double", "single")
 
-
-def of(*kinds, **options):
-    return compare(*(with_values(synthetic_analysis(**kind), seed=i) for i, kind in enumerate(kinds)), **options)
-
-
-SUBJECTS = {
-    "two": lambda: synthetic_comparison(models=2, n=16),
-    "six of different depth": lambda: synthetic_comparison(models=6, n=16, blocks=(12, 24, 6)),
-    "unpaired": lambda: synthetic_comparison(models=3, n=16, paired=False),
-    "long names, 40 blocks, 24 heads": lambda: of(
-        {"model": LONG_NAME, "blocks": 40, "heads": 24, "n": 8}, {"model": LONG_NAME, "untrained": True, "n": 8}
-    ),
-    "one without cls": lambda: of(
-        {"n": 8, "blocks": 3},
-        {"n": 8, "blocks": 2, "untrained": True},
-        {"n": 8, "blocks": 3, "groups": ("reg", "patch"), "model": "vit_little_patch16_reg4_gap_256"},
-    ),
-    "none with cls": lambda: of(*({"n": 8, "blocks": 3, "groups": ("reg", "patch"), "seed": seed} for seed in (0, 1))),
-    "one block, one image": lambda: of({"n": 1, "blocks": 1, "heads": 1}, {"n": 1, "blocks": 1, "heads": 1, "seed": 3}),
-}
-
-
-@cache
-def subject(kind):
-    return SUBJECTS[kind]()
-
-
-@cache
-def figure_of(kind, name, width="double") -> Figure | None:
-    try:
-        return draw(subject(kind), name, width=width)
-    except NothingToDraw:
-        return None
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_figure_is_frame_and_plot_with_its_words(name):
-    module = figures.module(name)
-    assert module.OF == "comparison"
-    assert module.TITLE
-    assert module.CAPTION.endswith(".")
-    frame = module.frame(subject("two"))
-    assert isinstance(frame, pd.DataFrame)
-    assert set(frame["n"].dropna()) == {16}
-    labels = set().union(
-        *(
-            frame[column].dropna()
-            for column in frame
-            if column.startswith(("label", "baseline")) and frame[column].dtype.kind not in "iufb"
-        )
-    )
-    assert labels == set(subject("two").labels)
-    before, settings = frame.copy(), dict(matplotlib.rcParams)
-    assert isinstance(module.plot(frame), Figure)
-    pd.testing.assert_frame_equal(frame, before)
-    assert dict(matplotlib.rcParams) == settings
-
-
-def test_figures_know_what_they_are_of():
-    assert {name for kind in KINDS for name in figures_of(kind)} == set(figures.names())
-    assert NAMES[0] == "compare_summary"
-    orders = [figures.module(name).ORDER for name in figures.names()]
-    assert len(set(orders)) == len(orders)
-    with pytest.raises(ValueError, match="the figure cka is of an analysis, and this is a comparison"):
-        draw(subject("two"), "cka")
-    with pytest.raises(ValueError, match="is of a comparison, and this is an analysis"):
-        draw(synthetic_analysis(blocks=1), "compare_heads")
-    with pytest.raises(ValueError, match="of an Analysis, a Comparison, a TrainedRun or a Verification, got str"):
-        draw("runs/x", "cka")
-    with pytest.raises(ValueError, match="got 'probe'"):
-        figures_of("probe")
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", NAMES)
-def test_it_says_models_and_n(name, width):
-    text = texts(figure_of("two", name, width)).replace("\n", "")
-    others = subject("two").labels if name != "compare_differences" else subject("two").others
-    for label in others:
-        assert label.replace(" ", "") in text.replace(" ", "")
-    assert "(untrained)" in text
-    assert "n = 16 images" in text
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("kind", SUBJECTS)
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_whatever_the_models(name, kind, width):
-    figure = figure_of(kind, name, width)
-    if figure is None:
-        assert kind in ("none with cls", "one block, one image") or (kind, name) == ("unpaired", "compare_similarity")
-        return
-    figure.draw_without_rendering()
-    drawn = figure.get_tightbbox()
-    across, high = figure.get_size_inches()
-    assert across * 25.4 == pytest.approx(170 if width == "double" else 85)
-    assert min(drawn.x0, drawn.y0) >= -0.02
-    assert drawn.x1 <= across + 0.02
-    assert drawn.y1 <= high + 0.02
-    titles = [title.get_window_extent() for panel in figure.axes if (title := panel._left_title).get_text()]
-    for index, box in enumerate(titles):
-        assert box.count_overlaps(titles[index + 1 :]) == 0
-    panels = [panel for panel in figure.axes if panel.get_label() != "<colorbar>" and panel.axison]
-    assert all(panel.get_window_extent().height > 15 for panel in panels)
-    assert all(panel.has_data() or panel.texts for panel in panels)
-    assert smallest_text(figure) >= 5.5
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_files_are_small_and_the_same_each_time(name, tmp_path):
-    (svg,) = save_figure(figure_of("six of different depth", name), tmp_path, name, formats=["svg"])
-    assert svg.stat().st_size <= 200_000
-    (one,) = save_figure(figure_of("two", name), tmp_path, name, formats=["svg"])
-    assert one.stat().st_size <= 100_000
-    ElementTree.fromstring(one.read_text(encoding="utf-8"))
-
-
-def test_models_have_colours_of_their_own():
+def test_models_do_not_share_colours_with_token_groups():
     assert not {colour.lower() for colour in MODEL_COLOURS} & {
         colour.lower() for colour in (*COLOURS.values(), *STAGE_COLOURS.values())
     }
@@ -186,7 +61,7 @@ def test_what_cannot_be_drawn_says_why():
     ):
         with pytest.raises(NothingToDraw, match=reason):
             draw(subject("none with cls"), name)
-    with pytest.raises(NothingToDraw, match="in units of a spread over images"):
+    with pytest.raises(NothingToDraw, match="has a standard deviation over images"):
         draw(subject("one block, one image"), "compare_differences")
     with pytest.raises(NothingToDraw, match=r"knn of fewer than two models: .*knn not computed"):
         draw(subject("two"), "compare_depth_profile", metric="knn")
@@ -194,7 +69,7 @@ def test_what_cannot_be_drawn_says_why():
         draw(subject("unpaired"), "compare_similarity")
 
 
-# Each figure's own
+# Single figures
 
 
 def test_profiles_overlay_on_relative_depth_and_stand_on_blocks_when_asked():
@@ -203,13 +78,13 @@ def test_profiles_overlay_on_relative_depth_and_stand_on_blocks_when_asked():
     assert ((x > 0) & (x < 1)).all()
     blocks = draw(subject("six of different depth"), "compare_depth_profile", axis="block")
     assert max(line.get_xdata().max() for line in blocks.axes[0].lines if len(line.get_xdata()) > 2) == 23
-    with pytest.raises(ValueError, match="the axis is 'relative'"):
+    with pytest.raises(ValueError, match="axis must be 'relative'"):
         draw(subject("two"), "compare_depth_profile", axis="depth")
 
 
 def test_profiles_take_metrics_sites_and_blocks():
     frame = figures.module("compare_depth_profile").frame
-    assert set(frame(subject("two"))["place"]) == {"before norm1", "after norm1", "before norm2", "after norm2"}
+    assert set(frame(subject("two"))["panel"]) == {"before norm1", "after norm1", "before norm2", "after norm2"}
     chosen = frame(subject("two"), metric="token_norm", sites="resid_post", part="mean", groups=["cls"])
     assert set(chosen["site"]) == {"resid_post"}
     assert set(chosen["group"]) == {"cls"}
@@ -220,8 +95,7 @@ def test_profiles_take_metrics_sites_and_blocks():
         {"metric": "token_norm", "part": "mean", "log": True},
         {"metric": "update_ratio"},
     ):
-        for width in WIDTHS:
-            draw(subject("two"), "compare_depth_profile", width=width, **options).draw_without_rendering()
+        assert isinstance(draw(subject("two"), "compare_depth_profile", width="single", **options), Figure)
     figure = draw(subject("two"), "compare_depth_profile", blocks="0-5", axis="block")
     assert {tuple(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) > 2} == {(*range(6),)}
 
@@ -241,7 +115,7 @@ def test_marks_are_where_the_difference_exceeds_the_noise():
 
 def test_the_largest_differences_come_first_and_few_enough_to_read():
     frame = figures.module("compare_differences").frame(subject("two"))
-    largest = frame.groupby("place").agg(effect=("effect", lambda x: x.abs().max()), sure=("significant", "max"))
+    largest = frame.groupby("rank").agg(effect=("effect", lambda x: x.abs().max()), sure=("significant", "max"))
     assert 5 <= len(largest) <= 18
     sure = largest[largest["sure"]]
     assert (largest["sure"].astype(int).diff().dropna() <= 0).all()
@@ -251,7 +125,7 @@ def test_the_largest_differences_come_first_and_few_enough_to_read():
     assert (inside["effect_low"] <= inside["effect"]).all()
     assert (inside["effect"] <= inside["effect_high"]).all()
     few = figures.module("compare_differences").frame(subject("two"), count=3, metrics="token_norm")
-    assert few["place"].nunique() <= 3
+    assert few["rank"].nunique() <= 3
     assert set(few["metric"]) == {"token_norm"}
 
 

@@ -1,9 +1,6 @@
-"""The figure of a training: its numbers are the diagnostics', and it can be read at any depth and length."""
+"""The figure of a training shows the diagnostics and is legible for any depth and length of training."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -11,80 +8,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tests.figures.test_figures import smallest_text, texts
-from tests.support.synthetic_analysis import synthetic_analysis
-from tokenlens.figures.base import NothingToDraw, draw, figures, figures_of, kind_of, save_figure
+from tests.support.figure_subjects import smallest_text, texts
+from tests.support.synthetic_training import trained
+from tokenlens.figures import NothingToDraw, draw, figures, figures_of, save_figure
 from tokenlens.figures.style import COLOURS
-from tokenlens.training.recipe import Recipe
-
-
-def trained(
-    *,
-    blocks=6,
-    steps=(*range(0, 2000, 50), 1999),
-    n=32,
-    groups=("cls", "patch"),
-    model="vit_tiny_patch16_224",
-    specialization=None,
-    state="finished",
-    name="tiny_dino",
-    **settings,
-):
-    """What a training leaves behind, as a figure sees it: the norm before attention learns to part CLS and patches."""
-    recipe = Recipe(
-        objective="dino",
-        model=model,
-        specialization=specialization,
-        steps=2000,
-        **{"diagnose_every": 50, "seed": 3} | settings,
-    )
-    rng, rows = np.random.default_rng(0), []
-    for step in steps:
-        learned = 1 - np.exp(-step / max(max(steps) / 4, 1))
-        for block in range(blocks):
-            depth = block / max(blocks - 1, 1)
-            values = [
-                ("norm_differentiation", "total", "norm1", "cls-patch", 0.5 * depth * learned - 0.05 * (1 - depth)),
-                ("norm_differentiation", "gamma", "norm1", "cls-patch", 9.0),
-                ("norm_differentiation", "total", "norm1", "patch-patch", 9.0),
-                ("cls_patch_cosine", "", "resid_post", "cls-patch", 0.6 - (0.2 + 0.7 * depth) * learned),
-                ("cls_patch_cosine", "", "norm1", "cls-patch", 9.0),
-                ("token_norm", "mean", "resid_post", "cls", 3 + 9 * learned + block),
-                ("token_norm", "mean", "resid_post", "patch", 3 + 4 * learned + block),
-                ("token_norm", "max_over_median", "resid_post", "patch", 9.0),
-            ]
-            for metric, part, site, group, value in values:
-                if not set(group.split("-")) <= set(groups):
-                    continue
-                value += rng.normal(0, 0.01)
-                rows.append(
-                    {
-                        "step": step,
-                        "model": "VisionTransformer",
-                        "metric": metric,
-                        "part": part,
-                        "block": block,
-                        "site": site,
-                        "group": group,
-                        "head": pd.NA,
-                        "value": value,
-                        "sd": 0.1,
-                        "n": n,
-                        "ci_low": value - 0.03,
-                        "ci_high": value + 0.03,
-                        "unit": "cosine",
-                    }
-                )
-    return SimpleNamespace(
-        path=Path("runs/tiny_dino_seed3"),
-        recipe=recipe,
-        state=state,
-        finished=state == "finished",
-        step=max(steps),
-        diagnostics=pd.DataFrame(rows),
-        settings={"name": name, "steps": 2000},
-    )
-
+from tokenlens.storage.tables import select_rows
 
 SUBJECTS = {
     "usual": {},
@@ -101,15 +29,8 @@ SUBJECTS = {
 
 
 def test_it_is_of_a_training():
-    module = figures.module("emergence")
-    assert kind_of("emergence") == "training"
     assert figures_of("training") == ["emergence"]
-    assert module.TITLE
-    assert module.CAPTION.endswith(".")
-    with pytest.raises(ValueError, match="the figure emergence is of a training, and this is an analysis"):
-        draw(synthetic_analysis(blocks=1), "emergence")
-    with pytest.raises(ValueError, match="the figure cka is of an analysis, and this is a training"):
-        draw(trained(blocks=1), "cka")
+    assert figures.module("emergence").CAPTION.endswith(".")
 
 
 def test_the_frame_holds_the_diagnostics_as_they_are():
@@ -118,20 +39,19 @@ def test_the_frame_holds_the_diagnostics_as_they_are():
     assert dict(frame.groupby("quantity").size()) == {"fall": 6, "cosine": 6, "norm": 4}
     assert (frame["value"] < 20).all()
     assert set(frame[frame["quantity"] == "norm"]["block"]) == {2}
-    told = run.diagnostics
+    diagnostics = run.diagnostics
     for quantity, metric, site in (
         ("fall", "norm_differentiation", "norm1"),
         ("cosine", "cls_patch_cosine", "resid_post"),
     ):
         mine = frame[frame["quantity"] == quantity].set_index(["step", "block"])["value"]
-        chosen = told[(told["metric"] == metric) & (told["site"] == site) & (told["group"] == "cls-patch")]
-        chosen = chosen[chosen["part"].isin(["total", ""])].set_index(["step", "block"])["value"]
+        chosen = select_rows(diagnostics, metric=metric, site=site, group="cls-patch", part=["total", ""])
+        chosen = chosen.set_index(["step", "block"])["value"]
         pd.testing.assert_series_equal(mine.sort_index(), chosen.sort_index())
     assert set(frame["n"]) == {32}
 
 
-@pytest.mark.parametrize("width", ["double", "single"])
-@pytest.mark.parametrize("kind", SUBJECTS)
+@pytest.mark.parametrize(("kind", "width"), [*((kind, "single") for kind in SUBJECTS), ("long", "double")])
 def test_it_says_whose_training_it_is_and_can_be_read(kind, width, tmp_path):
     run, settings = trained(**SUBJECTS[kind]), dict(matplotlib.rcParams)
     figure = draw(run, "emergence", width=width)
@@ -185,8 +105,8 @@ def test_blocks_can_be_chosen():
 
 def test_what_cannot_be_drawn_is_said():
     run = trained(diagnose_every=0)
-    run.diagnostics = run.diagnostics.iloc[:0]
-    with pytest.raises(NothingToDraw, match=r"nothing was diagnosed in runs/tiny_dino_seed3.*--set diagnose_every"):
+    run.rows[0] = run.rows[0].iloc[:0]
+    with pytest.raises(NothingToDraw, match=r"no diagnostics in runs/tiny_dino_seed3.*--set diagnose_every"):
         draw(run, "emergence")
     only = figures.module("emergence").frame(trained(groups=("patch",)))
     assert set(only["quantity"]) == {"norm"}

@@ -1,4 +1,4 @@
-"""Drawings of a recording on its images: what is drawn, what is said beside it, and what is refused."""
+"""Maps of a recording drawn on its images: pictures, texts and errors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images
 from tokenlens.figures import photographs as plot
-from tokenlens.figures.base import save_figure
-from tokenlens.overlays import maps as token_maps
+from tokenlens.figures import save_figure
+from tokenlens.overlays import maps, selection
 from tokenlens.recording.recording import Recording
 
 FUNCTIONS = (plot.attention_overlay, plot.cosine_to_patch, plot.pca_rgb, plot.norm_map)
-KIND_NAMES = ("timm_dinov2_registers", "timm_vit_wide", "timm_siglip", "timm_naflexvit", "hf_vit_eager")
+KIND_NAMES = ("timm_dinov2_registers", "timm_vit_wide", "timm_siglip")
 
 
 @cache
@@ -28,7 +28,7 @@ def recorded(kind: str = "timm_dinov2_registers") -> Recording:
 
 
 def texts(figure: Figure) -> str:
-    """All that is written on a figure."""
+    """Return all text in a figure."""
     figure.draw_without_rendering()
     found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     return "\n".join(text.replace("\n", " ") for text in found if text)
@@ -38,18 +38,18 @@ def pictures(axes: matplotlib.axes.Axes) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for image in axes.get_images()]
 
 
-def token_for(kind: str) -> token_maps.Token:
+def token_for(kind: str) -> selection.Token:
     return "cls" if "cls" in KINDS[kind].prefix else (1, 2)
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_kind_of_model_is_drawn(function, kind, tmp_path):
+def test_every_kind_of_model_is_drawn(function, kind):
     options = {plot.attention_overlay: "query", plot.cosine_to_patch: "token"}
     given = {options[function]: token_for(kind)} if function in options else {}
     figure = function(recorded(kind), image=1, **given)
     photo, drawing = figure.axes[:2]
-    np.testing.assert_allclose(pictures(photo)[0], token_maps.photograph(recorded(kind), 1))
+    np.testing.assert_allclose(pictures(photo)[0], maps.photograph(recorded(kind), 1))
     assert pictures(drawing)[-1].shape[:2] == recorded(kind).layout.grid
     height, width = KINDS[kind].image_size
     for panel in (photo, drawing):  # both lie on the image's pixels
@@ -58,20 +58,19 @@ def test_every_kind_of_model_is_drawn(function, kind, tmp_path):
     assert f"{recorded(kind).model} (untrained)" in said
     assert "block 1" in said
     assert "image 1" in said
-    assert {path.suffix for path in save_figure(figure, tmp_path, "drawn")} == {".svg", ".png"}
 
 
 def test_attention_is_in_units_of_uniform_attention():
     recording = recorded()
     figure = plot.attention_overlay(recording, image=2, block=0, query="reg3", head=1)
-    row_T = token_maps.attention_of(recording, 2, 0, "reg3", 1)
-    np.testing.assert_array_equal(pictures(figure.axes[1])[-1], token_maps.attention_map(row_T, recording.layout))
+    row_T = selection.attention_of(recording, 2, 0, "reg3", 1)
+    np.testing.assert_array_equal(pictures(figure.axes[1])[-1], maps.attention_map(row_T, recording.layout))
     said = texts(figure)
     for part in ("attention of register 3", "× uniform", "head 1", "block 0"):
         assert part in said
-    for group, share in token_maps.attention_shares(row_T, recording.layout).items():
-        assert f"{100 * share:.1f} % to {token_maps.GROUP_PLURALS[group]}" in said
-    assert "mean of the heads" in texts(plot.attention_overlay(recording))
+    for group, share in maps.attention_shares(row_T, recording.layout).items():
+        assert f"{100 * share:.1f} % to {selection.GROUP_PLURALS[group]}" in said
+    assert "mean over heads" in texts(plot.attention_overlay(recording))
 
 
 @pytest.mark.parametrize("token", ["cls", (2, 1)])
@@ -80,9 +79,9 @@ def test_cosines_are_even_around_zero_and_the_token_itself_sets_no_scale(token):
     figure = plot.cosine_to_patch(recording, site="norm1", token=token)
     image = figure.axes[1].get_images()[-1]
     values = np.asarray(image.get_array())
-    at = token_maps.position_of(recording.layout, token)
+    at = selection.position_of(recording.layout, token)
     np.testing.assert_array_equal(
-        values, token_maps.cosine_map(token_maps.tokens_at(recording, 0, 1, "norm1"), recording.layout, at)
+        values, maps.cosine_map(selection.tokens_at(recording, 0, 1, "norm1"), recording.layout, at)
     )
     low, high = image.get_clim()
     assert low == -high
@@ -100,8 +99,8 @@ def test_high_norm_tokens_are_outlined():
     x_TD[recording.layout.patch_slice.start + 6] *= 40
     figure = plot.norm_map(recording)
     said = texts(figure)
-    assert "1 of 16 high-norm tokens outlined: ‖x‖ > 3 × median = 3" in said
-    assert "longest 40" in said
+    assert "1 of 16 patches outlined (high norm): ‖x‖ > 3 × median = 3" in said
+    assert "maximum 40" in said
     assert "[CLS] " in said
     assert "register 3" in said
     corners = {patch.get_xy() for patch in figure.axes[1].patches if patch.get_width() == 8}
@@ -113,14 +112,14 @@ def test_components_are_taken_over_one_image_or_all():
     recording = recorded()
     patches_NPD = recording.layout.patches_of(recording[1, "norm2"].float())
     alone = plot.pca_rgb(recording, image=1, site="norm2")
-    components = token_maps.principal_components(patches_NPD[1:2])
-    np.testing.assert_allclose(pictures(alone.axes[1])[0].reshape(16, 3), token_maps.as_rgb(components.scores_NPC)[0])
+    components = maps.principal_components(patches_NPD[1:2])
+    np.testing.assert_allclose(pictures(alone.axes[1])[0].reshape(16, 3), maps.as_rgb(components.scores_NPC)[0])
     assert "components over this image" in texts(alone)
     together = plot.pca_rgb(recording, image=None, site="norm2")
-    components = token_maps.principal_components(patches_NPD)
-    rgb_NP3 = token_maps.as_rgb(components.scores_NPC)
-    maps = [panel for panel in together.axes if pictures(panel)[0].shape == (4, 4, 3)]
-    np.testing.assert_allclose(np.stack([pictures(panel)[0].reshape(16, 3) for panel in maps]), rgb_NP3)
+    components = maps.principal_components(patches_NPD)
+    rgb_NP3 = maps.as_rgb(components.scores_NPC)
+    drawn = [panel for panel in together.axes if pictures(panel)[0].shape == (4, 4, 3)]
+    np.testing.assert_allclose(np.stack([pictures(panel)[0].reshape(16, 3) for panel in drawn]), rgb_NP3)
     said = texts(together)
     red, green, blue = (f"{100 * share:.0f} %" for share in components.explained_C)
     assert f"components over 3 images · of the variance: red {red}, green {green}, blue {blue}" in said
@@ -133,7 +132,7 @@ def test_heads_are_channels_of_the_components():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_axes_of_the_callers_own(function):
+def test_axes_of_the_caller(function):
     figure = Figure()
     mine = figure.subplots()
     assert function(recorded(), image=2, ax=mine) is figure
@@ -144,10 +143,11 @@ def test_axes_of_the_callers_own(function):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_sizes_and_global_settings(function):
+def test_sizes_files_and_global_settings(function, tmp_path):
     before = {name: value for name, value in matplotlib.rcParams.copy().items() if name != "backend"}
     figure = function(recorded("timm_vit_wide"), width="single")
     assert figure.get_figwidth() * 25.4 == pytest.approx(85)
+    assert {path.suffix for path in save_figure(figure, tmp_path, "drawn")} == {".svg", ".png"}
     assert {name: matplotlib.rcParams[name] for name in before} == before
 
 
@@ -169,5 +169,5 @@ def test_what_is_not_there_is_named(call, text):
 
 
 def test_it_is_a_public_name():
-    assert tokenlens.figures.photographs is plot
+    assert tokenlens.plot is plot
     assert {"plot", "explore"} <= set(tokenlens.__all__)

@@ -1,4 +1,4 @@
-"""Small models as training leaves them, no parameter at its start and some channels far out; photographs for them."""
+"""Small models with every parameter away from its initial value and some large channels, and photographs for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = 8
 
 
 class Twin(nn.Module):
-    """A module that is held twice: one for the prefix tokens, one for the patches."""
+    """Two copies of a module: one for the special tokens, one for the patches."""
 
     def __init__(self, module: Callable[[], nn.Module], prefix: int) -> None:
         super().__init__()
@@ -38,7 +38,10 @@ class Twin(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what is true of it; ``offset`` is added to one channel of all tokens, as large ViTs do it."""
+    """A model and its layout; ``offset`` is added to one channel of all tokens, as in large ViTs.
+
+    Where ``specialized``, the norms of the first block and the final norm are.
+    """
 
     prefix: tuple[str, ...] = ("cls",)
     grid: tuple[int, int] = (4, 4)
@@ -49,7 +52,7 @@ class Case:
 
     @property
     def has(self) -> set[str]:
-        """Token groups, ``prefix`` and ``twins`` if there are any: the words of the references' ``NEEDS``."""
+        """Token groups, and ``prefix`` and ``twins`` if there are any, as in ``NEEDS`` of the references."""
         return {*self.prefix, "patch", *(["prefix"] if self.prefix else []), *(["twins"] if self.specialized else [])}
 
 
@@ -72,7 +75,7 @@ CASES = {
 
 @cache
 def model(name: str) -> Any:
-    """The model of a case, in eval mode; the same object each time, so leave it as it is."""
+    """Return the model of a case in eval mode; always the same object, so do not change it."""
     case = CASES[name]
     if name == "rotary":
         return case.make()
@@ -82,7 +85,8 @@ def model(name: str) -> Any:
         options = {"img_size": size, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
         module = case.make(**options | case.options)
         if case.specialized:
-            specialize(module, len(case.prefix))
+            for owner, norm in ((module.blocks[0], "norm1"), (module.blocks[0], "norm2"), (module, "norm")):
+                setattr(owner, norm, Twin(partial(nn.LayerNorm, 48), len(case.prefix)))
         train(module)
         with torch.no_grad():
             module.patch_embed.proj.bias[7] += case.offset
@@ -91,15 +95,9 @@ def model(name: str) -> Any:
     return module.eval()
 
 
-def specialize(module: Any, prefix: int) -> None:
-    """Hold the norms of the first block and the final norm twice."""
-    for owner, name in ((module.blocks[0], "norm1"), (module.blocks[0], "norm2"), (module, "norm")):
-        setattr(owner, name, Twin(partial(nn.LayerNorm, 48), prefix))
-
-
 @torch.no_grad()
 def train(module: nn.Module) -> None:
-    """Stand in for training: move every parameter away from where libraries start it."""
+    """Imitate training: move every parameter away from its initial value."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.weight.normal_(0, part.weight[0].numel() ** -0.5)
@@ -122,7 +120,7 @@ def train(module: nn.Module) -> None:
 @cache
 @torch.inference_mode(False)
 def photographs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Views of scikit-learn's two photographs, normalized, (count, 3, height, width)."""
+    """Return normalized views of scikit-learn's two photographs, (count, 3, height, width)."""
     generator = np.random.default_rng(seed)
     pictures = [torch.from_numpy(np.array(image)) for image in load_sample_images().images]
     sources = [picture.permute(2, 0, 1).float() / 255 for picture in pictures]
@@ -145,20 +143,20 @@ def images(name: str, count: int = IMAGES) -> Tensor:
 
 @cache
 def precise(name: str) -> Any:
-    """The case's model in float64."""
+    """Return the model of a case in float64."""
     return copy.deepcopy(model(name)).double()
 
 
 @cache
 def stored_precisely(name: str) -> Stored:
-    """Everything that the case's model does to its images in float64."""
+    """Return all activations of a case in float64."""
     case = CASES[name]
     return store(precise(name), images(name).double(), case.prefix, case.grid)
 
 
 @cache
 def stored(name: str) -> Stored:
-    """Everything that the case's model does to its images."""
+    """Return all activations of a case."""
     case = CASES[name]
     if name == "rotary":
         return from_recording(tokenlens.record(model(name), images(name), limit=None), model(name))

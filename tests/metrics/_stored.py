@@ -1,6 +1,6 @@
-"""Activations stored in full by plain hooks on timm's modules, float64 NumPy: what the references compute from.
+"""Activations stored in full by plain hooks on timm's modules, as float64 NumPy arrays for the references.
 
-Nothing here comes from tokenlens, except in ``from_recording``, for models whose attention plain hooks do not show.
+Nothing here comes from tokenlens, except in ``from_recording``, for models whose attention plain hooks cannot see.
 """
 
 # Shapes: N images, T tokens, P patches, D channels, H heads, d channels of one head.
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Place = tuple[int | None, str]
+SiteKey = tuple[int | None, str]
 """Block and site."""
 
 Number = tuple[str, int | None, str, str, int | None]
-"""Part, block, site, group, head: what identifies a number of one metric."""
+"""Part, block, site, group, head: they identify a number of a metric."""
 
 FEATURES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post", "final_norm")
 RESIDUALS = ("resid_pre", "resid_mid", "resid_post")
@@ -28,7 +28,7 @@ RESIDUALS = ("resid_pre", "resid_mid", "resid_post")
 
 @dataclass
 class StoredNorm:
-    """A norm layer's kind, its input (N, T, D), and its parameters (D,) for prefix tokens and for patches."""
+    """A norm's kind, its input (N, T, D), and its parameters (D,) for special tokens and for patches."""
 
     kind: str
     x: np.ndarray
@@ -40,7 +40,7 @@ class StoredNorm:
 
 @dataclass
 class Stored:
-    """All that a forward pass of N images showed.
+    """All activations of a forward pass of N images.
 
     ``tokens`` are (N, T, D), ``heads`` (N, H, T, d), ``patterns`` (N, H, T, T) by block.
     """
@@ -48,10 +48,10 @@ class Stored:
     prefix: tuple[str, ...]
     grid: tuple[int, int]
     model: nn.Module
-    tokens: dict[Place, np.ndarray] = field(default_factory=dict)
-    heads: dict[Place, np.ndarray] = field(default_factory=dict)
+    tokens: dict[SiteKey, np.ndarray] = field(default_factory=dict)
+    heads: dict[SiteKey, np.ndarray] = field(default_factory=dict)
     patterns: dict[int, np.ndarray] = field(default_factory=dict)
-    norms: dict[Place, StoredNorm] = field(default_factory=dict)
+    norms: dict[SiteKey, StoredNorm] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -62,17 +62,17 @@ class Stored:
         return [group for group in ("cls", "dist", "reg") if group in self.prefix] + ["patch"]
 
     def positions(self, group: str) -> list[int]:
-        """Where a group's tokens are: all these models put the prefix first."""
+        """Return the positions of a group; in all these models the patches come last."""
         if group == "patch":
             return list(range(len(self.prefix), len(self.prefix) + self.grid[0] * self.grid[1]))
         return [position for position, name in enumerate(self.prefix) if name == group]
 
     def of(self, group: str, tokens: np.ndarray) -> np.ndarray:
-        """A group's tokens, (..., tokens of the group, D)."""
+        """Return a group's tokens, (..., tokens of the group, D)."""
         return tokens[..., self.positions(group), :]
 
-    def cosine_places(self) -> Iterator[tuple[int | None, str, int | None, np.ndarray]]:
-        """Block, site, head and (N, T, channels) of every token site and of q, k and v, head by head."""
+    def cosine_sites(self) -> Iterator[tuple[int | None, str, int | None, np.ndarray]]:
+        """Yield block, site, head and (N, T, channels) of every token site, and of q, k and v per head."""
         for (block, site), x in self.tokens.items():
             yield block, site, None, x
         for (block, site), x in self.heads.items():
@@ -80,14 +80,14 @@ class Stored:
                 yield block, site, head, x[:, head]
 
     def take(self, images: Sequence[int]) -> Stored:
-        """The same for some of the images."""
+        """Return the activations of some of the images."""
         keep = list(images)
         return replace(
             self,
-            tokens={place: x[keep] for place, x in self.tokens.items()},
-            heads={place: x[keep] for place, x in self.heads.items()},
+            tokens={site: x[keep] for site, x in self.tokens.items()},
+            heads={site: x[keep] for site, x in self.heads.items()},
             patterns={block: x[keep] for block, x in self.patterns.items()},
-            norms={place: replace(norm, x=norm.x[keep]) for place, norm in self.norms.items()},
+            norms={site: replace(norm, x=norm.x[keep]) for site, norm in self.norms.items()},
         )
 
 
@@ -110,11 +110,11 @@ def _hooks() -> Iterator[Callable[..., None]]:
 
 
 def store(model: Any, images: Tensor, prefix: tuple[str, ...], grid: tuple[int, int]) -> Stored:
-    """Run a timm VisionTransformer of pre-norm blocks and keep everything."""
+    """Run a timm VisionTransformer of pre-norm blocks and store all activations."""
     stored = Stored(prefix, grid, model)
 
-    def keep(block: int | None, site: str, side: int) -> Callable[[Tensor, Tensor], None]:
-        return lambda x, y: stored.tokens.__setitem__((block, site), numpy64((x, y)[side]))
+    def keep(block: int | None, site: str, side: int, where: Any = stored.tokens) -> Callable[[Tensor, Tensor], None]:
+        return lambda x, y: where.__setitem__((block, site), numpy64((x, y)[side]))
 
     def keep_norm(block: int | None, site: str, module: nn.Module) -> Callable[[Tensor, Tensor], None]:
         def both(x: Tensor, y: Tensor) -> None:
@@ -123,13 +123,10 @@ def store(model: Any, images: Tensor, prefix: tuple[str, ...], grid: tuple[int, 
 
         return both
 
-    def keep_head(block: int, site: str) -> Callable[[Tensor, Tensor], None]:
-        return lambda x, y: stored.heads.__setitem__((block, site), numpy64(y))
-
     def keep_value(block: int, heads: int) -> Callable[[Tensor, Tensor], None]:
         def value(x: Tensor, qkv: Tensor) -> None:
-            third = numpy64(qkv)[..., 2 * qkv.shape[-1] // 3 :]
-            stored.heads[block, "v"] = third.reshape(*third.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+            v = numpy64(qkv)[..., 2 * qkv.shape[-1] // 3 :]
+            stored.heads[block, "v"] = v.reshape(*v.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
         return value
 
@@ -137,8 +134,8 @@ def store(model: Any, images: Tensor, prefix: tuple[str, ...], grid: tuple[int, 
         for index, block in enumerate(model.blocks):
             watch(block, keep(index, "resid_pre", 0))
             watch(block.norm1, keep_norm(index, "norm1", block.norm1))
-            watch(block.attn.q_norm, keep_head(index, "q"))
-            watch(block.attn.k_norm, keep_head(index, "k"))
+            watch(block.attn.q_norm, keep(index, "q", 1, stored.heads))
+            watch(block.attn.k_norm, keep(index, "k", 1, stored.heads))
             watch(block.attn.qkv, keep_value(index, block.attn.num_heads))
             watch(block.ls1, keep(index, "attn_out", 1))
             watch(block.norm2, keep(index, "resid_mid", 0))
@@ -154,7 +151,7 @@ def store(model: Any, images: Tensor, prefix: tuple[str, ...], grid: tuple[int, 
 
 
 def from_recording(recording: Any, model: Any) -> Stored:
-    """From ``tokenlens.record`` of a pre-norm timm model (for RoPE: q and k are turned between hooks)."""
+    """Convert a recording of a pre-norm timm model (for RoPE, which rotates q and k between hooks)."""
     stored = Stored(recording.layout.prefix, recording.layout.grid, model)
     for (block, site), x in recording.items():
         (stored.heads if site in "qkv" else stored.tokens)[block, site] = numpy64(x)
@@ -169,7 +166,7 @@ def from_recording(recording: Any, model: Any) -> Stored:
 
 
 def stored_norm(module: Any, x: Tensor) -> StoredNorm:
-    """A LayerNorm or timm's RmsNorm, or a specialized pair of them with children ``cls`` and ``patch``."""
+    """Store a LayerNorm or timm's RmsNorm, or a specialized one with children ``cls`` and ``patch``."""
     sides = dict(module.named_children())
     prefix, patch = (sides["cls"], sides["patch"]) if sides else (module, module)
     kind = "layer" if isinstance(prefix, nn.LayerNorm) else "rms"
@@ -182,20 +179,20 @@ def stored_norm(module: Any, x: Tensor) -> StoredNorm:
 
 
 def softmax_pattern(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """softmax(QKᵀ/√d), (N, H, T, T)."""
+    """Compute softmax(QKᵀ/√d), (N, H, T, T)."""
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
 
 def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Every cosine between two sets of vectors, (..., I, D) and (..., J, D) give (..., I, J); 0/0 is NaN."""
+    """Compute all cosines of (..., I, D) and (..., J, D), as (..., I, J); 0/0 is NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         products = one @ two.swapaxes(-1, -2)
         return products / (np.linalg.norm(one, axis=-1)[..., :, None] * np.linalg.norm(two, axis=-1)[..., None, :])
 
 
 def mean_off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """Mean over the pairs i ≠ j of (..., I, I)."""
+    """Compute the mean over i ≠ j of (..., I, I)."""
     count = matrix.shape[-1]
     return matrix[..., ~np.eye(count, dtype=bool)].mean(-1)

@@ -1,4 +1,4 @@
-"""Sums over the whole pattern: what CLS pays to each group, and the patches' mean payment to each prefix group."""
+"""Sums over the whole pattern: attention of CLS to each group, and mean attention of patches to each special group."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def reference_attention_mass(stored: Stored) -> dict[Number, object]:
             for key in stored.groups:
                 if (query, key) == ("patch", "patch"):
                     continue
-                paid = pattern[:, :, stored.positions(query)][..., stored.positions(key)].sum(-1)
+                mass = pattern[:, :, stored.positions(query)][..., stored.positions(key)].sum(-1)
                 for head in range(pattern.shape[1]):
-                    numbers["", block, "pattern", f"{query}-{key}", head] = np.mean(paid[:, head], axis=-1)
+                    numbers["", block, "pattern", f"{query}-{key}", head] = np.mean(mass[:, head], axis=-1)
     return numbers

@@ -1,4 +1,4 @@
-"""‖μ_cls − μ_patch‖ / sqrt((tr Σ_cls + tr Σ_patch)/2), with means taken off before squaring."""
+"""‖μ_cls − μ_patch‖ / sqrt((tr Σ_cls + tr Σ_patch)/2), with means subtracted before squaring."""
 
 import numpy as np
 

@@ -9,7 +9,7 @@ NEEDS = ("cls",)
 
 
 def _u_centred(x: np.ndarray) -> np.ndarray:
-    """The Gram matrix of (N, D), its diagonal left out, with row, column and grand means taken off."""
+    """Return the Gram matrix of (N, D) without its diagonal, with row, column and grand means subtracted."""
     gram = x @ x.T
     np.fill_diagonal(gram, 0)
     n = len(gram)

@@ -1,4 +1,4 @@
-"""The CLS row on the patch grid: mean and spread over images, and how far its largest weight stands out."""
+"""The CLS row on the patch grid: mean and spread over images, and its largest weight over the mean."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""s_d = (a_cls − a_patch)/(a_cls + a_patch) with a = E|x_d| over the whole set, and what it says over the channels."""
+"""s_d = (a_cls − a_patch)/(a_cls + a_patch) with a = E|x_d| over the whole set, and its summaries over channels."""
 
 import numpy as np
 from scipy import stats
@@ -10,7 +10,7 @@ NEEDS = ("cls",)
 
 
 def _magnitudes(stored: Stored) -> dict[tuple[int | None, str, str], tuple[np.ndarray, np.ndarray]]:
-    """E|CLS_d| and E|patch_d| by block, site and side of the norm, (D,) each."""
+    """Return E|CLS_d| and E|patch_d| by block, site and side of the norm, (D,) each."""
     found = {}
     for (block, site), norm in stored.norms.items():
         for side, x in (("input", norm.x), ("output", stored.tokens[block, site])):

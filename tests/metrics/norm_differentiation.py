@@ -10,7 +10,7 @@ LEVEL = "image"
 
 
 def _per_token(stored: Stored, prefix: np.ndarray | None, patch: np.ndarray | None) -> np.ndarray | None:
-    """γ or β of each token, (T, D)."""
+    """Return γ or β of each token, (T, D)."""
     if prefix is None or patch is None:
         return None
     is_patch = np.isin(np.arange(len(stored.prefix) + stored.grid[0] * stored.grid[1]), stored.positions("patch"))
@@ -18,7 +18,7 @@ def _per_token(stored: Stored, prefix: np.ndarray | None, patch: np.ndarray | No
 
 
 def _stages(stored: Stored, norm: StoredNorm, after: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """The name of each stage and the tokens after it; the last are those that the norm really gave."""
+    """Return the name of each stage and the tokens after it, ending with the output of the norm."""
     stages = [("before", norm.x)]
     x = norm.x
     if norm.kind == "layer":
@@ -33,7 +33,7 @@ def _stages(stored: Stored, norm: StoredNorm, after: np.ndarray) -> list[tuple[s
 
 
 def _own(stored: Stored, norm: StoredNorm, after: np.ndarray) -> dict[str, np.ndarray]:
-    """What CLS's own weights add, against a CLS that goes through the patches'; of specialized norms with a bias."""
+    """Compare CLS with a CLS that gets the patches' weights, for specialized norms with a bias."""
 
     def cosine(cls: np.ndarray, patch: np.ndarray) -> np.ndarray:
         return cosines(cls, patch).mean((-1, -2))
@@ -77,7 +77,7 @@ def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
             falls |= {"before": cosine(norm.x), "after": cosine(after), "total": cosine(norm.x) - cosine(after)}
             if pair == "cls-patch" and any(map(_two_sets, stored.norms.values())):
                 own = _own(stored, norm, after)
-                # In a block whose norm has one set nothing is added, exactly.
+                # With shared weights the difference is exactly 0.
                 falls |= (
                     own
                     if _two_sets(norm)
@@ -91,7 +91,7 @@ def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
 
 
 def reference_arrays(stored: Stored) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """γ and β of either side of the specialized norms."""
+    """Return γ and β of both sets of the specialized norms."""
     arrays = {}
     for site in ("norm1", "norm2", "final_norm"):
         norms = [norm for (_, name), norm in stored.norms.items() if name == site]

@@ -8,5 +8,5 @@ LEVEL = "image"
 def reference_patch_patch_cosine(stored: Stored) -> dict[Number, object]:
     return {
         ("", block, site, "patch-patch", head): mean_off_diagonal(cosines(stored.of("patch", x), stored.of("patch", x)))
-        for block, site, head, x in stored.cosine_places()
+        for block, site, head, x in stored.cosine_sites()
     }

@@ -9,5 +9,5 @@ NEEDS = ("cls", "reg")
 def reference_reg_cls_cosine(stored: Stored) -> dict[Number, object]:
     return {
         ("", block, site, "reg-cls", head): cosines(stored.of("reg", x), stored.of("cls", x)).mean((-1, -2))
-        for block, site, head, x in stored.cosine_places()
+        for block, site, head, x in stored.cosine_sites()
     }

@@ -1,4 +1,4 @@
-"""What the attention numbers, token lengths and updates must be by construction."""
+"""Attention metrics, token norms and updates of constructed tokens."""
 
 # Shapes: B images, H heads, T tokens, P patches, D channels, d channels of one head.
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from tests.metrics._alone import feed, of_attention, of_tokens, of_update
+from tests.metrics._single_metric import ALL_GROUPS as LAYOUT
+from tests.metrics._single_metric import feed_attention, measure_attention, measure_tokens, measure_update, queries
 from tokenlens.metrics.attention_entropy import attention_entropy
 from tokenlens.metrics.attention_mass import attention_mass
 from tokenlens.metrics.cls_attention_map import attention_peak
@@ -22,22 +22,15 @@ from tokenlens.metrics.update_ratio import update_ratio
 from tokenlens.tokens import TokenLayout
 
 FEW = settings(max_examples=25, deadline=None)
-LAYOUT = TokenLayout(grid=(3, 4), prefix=("cls", "dist", "reg", "reg"))
-
-
-def queries(seed: int = 0, layout: TokenLayout = LAYOUT, images: int = 3) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    q, k = torch.randn(2, images, 1, layout.tokens, 8, dtype=torch.float64, generator=generator)
-    return q, k
 
 
 def test_uniform_attention():
     q, k = queries()
-    entropy = of_attention("attention_entropy", LAYOUT, 0 * q, k)
+    entropy = measure_attention("attention_entropy", LAYOUT, 0 * q, k)
     assert entropy["normalized", "cls-patch"] == pytest.approx(1)
     assert entropy["effective_patches", "cls-patch"] == pytest.approx(LAYOUT.patches)
-    assert of_attention("cls_attention_map", LAYOUT, 0 * q, k)["peak", "cls-patch"] == pytest.approx(1)
-    mass = of_attention("attention_mass", LAYOUT, 0 * q, k)
+    assert measure_attention("cls_attention_map", LAYOUT, 0 * q, k)["peak", "cls-patch"] == pytest.approx(1)
+    mass = measure_attention("attention_mass", LAYOUT, 0 * q, k)
     for query in ("cls", "patch"):
         for group, count in {"cls": 1, "dist": 1, "reg": 2}.items():
             assert mass["", f"{query}-{group}"] == pytest.approx(count / LAYOUT.tokens)
@@ -47,36 +40,28 @@ def test_attention_to_one_patch():
     q, k = queries()
     k = torch.zeros_like(k)
     k[..., 9, :] = 1
-    entropy = of_attention("attention_entropy", LAYOUT, torch.full_like(q, 10), k)
+    q = torch.full_like(q, 10)
+    entropy = measure_attention("attention_entropy", LAYOUT, q, k)
     assert entropy["normalized", "cls-patch"] == pytest.approx(0, abs=1e-12)
     assert entropy["effective_patches", "cls-patch"] == pytest.approx(1)
-    peak = of_attention("cls_attention_map", LAYOUT, torch.full_like(q, 10), k)
-    assert peak["peak", "cls-patch"] == pytest.approx(LAYOUT.patches)
-    maps = feed_map(torch.full_like(q, 10), k)
+    assert measure_attention("cls_attention_map", LAYOUT, q, k)["peak", "cls-patch"] == pytest.approx(LAYOUT.patches)
+    maps = feed_attention("cls_attention_map", LAYOUT, [(q, k)]).arrays()
     expected = np.zeros((1, 1, 3, 4))
     expected[0, 0, 1, 1] = 1  # position 9 is patch 5: row 1, column 1
     np.testing.assert_allclose(maps["mean"].values, expected, atol=1e-12)
 
 
-def feed_map(q: Tensor, k: Tensor):
-    from tokenlens.recording.attention import AttentionCall
-
-    call = AttentionCall(q, k, k, scale=1.0)
-    return feed("cls_attention_map", LAYOUT, len(q), lambda s: s.attention(0, call)).arrays()
-
-
 def test_one_image_has_a_map_but_no_spread():
-    q, k = queries(images=1)
-    maps = feed_map(q, k)
+    maps = feed_attention("cls_attention_map", LAYOUT, [queries(images=1)]).arrays()
     assert np.isfinite(maps["mean"].values).all()
     assert np.isnan(maps["sd"].values).all()
 
 
 @FEW
 @given(seed=st.integers(0, 2**31))
-def test_the_cls_row_is_shared_out_among_the_groups(seed):
+def test_the_cls_row_is_divided_among_the_groups(seed):
     q, k = queries(seed)
-    mass = of_attention("attention_mass", LAYOUT, q, k)
+    mass = measure_attention("attention_mass", LAYOUT, q, k)
     assert set(mass) == {
         ("", f"{query}-{key}") for query in ("cls", "patch") for key in ("cls", "dist", "reg", "patch")
     } - {("", "patch-patch")}
@@ -90,7 +75,7 @@ def test_the_cls_row_is_shared_out_among_the_groups(seed):
 
 @FEW
 @given(seed=st.integers(0, 2**31), patches=st.integers(2, 30))
-def test_entropy_and_peak_are_bounded_and_forget_the_total(seed, patches):
+def test_entropy_and_peak_are_bounded_and_do_not_depend_on_the_total(seed, patches):
     row = torch.rand(2, 3, patches, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 1e-9
     entropy, peak = attention_entropy(row), attention_peak(row)
     assert (entropy >= 0).all()
@@ -101,7 +86,7 @@ def test_entropy_and_peak_are_bounded_and_forget_the_total(seed, patches):
     torch.testing.assert_close(attention_peak(row / 1000), peak)
 
 
-# -- lengths
+# -- norms
 
 
 @pytest.mark.parametrize("patches", [1, 2, 5, 6, 195, 196])
@@ -119,20 +104,16 @@ def test_high_norm_patches_are_counted(grid, share):
     x = torch.zeros(2, layout.tokens, 3)
     x[:, 1:, 1] = -lengths
     x[:, 0, 0] = 7
-    found = of_tokens("token_norm", layout, x)
+    found = measure_tokens("token_norm", layout, x)
     assert found["mean", "cls"] == pytest.approx(7)
     assert found["mean", "patch"] == pytest.approx(lengths.mean().item())
     assert found["high_norm_share", "patch"] == pytest.approx(share)
     assert found["max_over_median", "patch"] == pytest.approx(40 / np.median(lengths.numpy()))
 
 
-def test_no_patch_sticks_out_of_equals_and_the_threshold_itself_does_not():
-    assert high_norm_share(torch.ones(1, 7)).item() == 0
-    lengths = torch.ones(1, 7)
-    lengths[0, 0] = HIGH_NORM_RATIO
-    assert high_norm_share(lengths).item() == 0
-    lengths[0, 0] *= 1.001
-    assert high_norm_share(lengths).item() == pytest.approx(1 / 7)
+@pytest.mark.parametrize(("longest", "share"), [(1, 0), (HIGH_NORM_RATIO, 0), (1.001 * HIGH_NORM_RATIO, 1 / 7)])
+def test_equal_patches_and_the_threshold_itself_do_not_count_as_high_norm(longest, share):
+    assert high_norm_share(torch.tensor([[longest, 1.0, 1, 1, 1, 1, 1]])).item() == pytest.approx(share)
 
 
 # -- updates
@@ -142,7 +123,7 @@ def test_no_patch_sticks_out_of_equals_and_the_threshold_itself_does_not():
 @given(seed=st.integers(0, 2**31), factor=st.floats(0.01, 100), sign=st.sampled_from([-1, 1]))
 def test_an_update_along_the_residual(seed, factor, sign):
     x = torch.randn(2, LAYOUT.tokens, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = of_update("update_ratio", LAYOUT, x, sign * factor * x)
+    found = measure_update("update_ratio", LAYOUT, x, sign * factor * x)
     for group in LAYOUT.groups:
         assert found["ratio", group] == pytest.approx(factor, rel=1e-9)
         assert found["cosine", group] == pytest.approx(sign, rel=1e-6)
@@ -152,10 +133,10 @@ def test_an_update_across_the_residual_and_none():
     x = torch.zeros(2, LAYOUT.tokens, 4)
     y = torch.zeros_like(x)
     x[..., 0], y[..., 1] = 2, 3
-    found = of_update("update_ratio", LAYOUT, x, y)
+    found = measure_update("update_ratio", LAYOUT, x, y)
     assert found["ratio", "cls"] == pytest.approx(1.5)
     assert found["cosine", "cls"] == pytest.approx(0)
-    nothing = of_update("update_ratio", LAYOUT, x, 0 * y)
+    nothing = measure_update("update_ratio", LAYOUT, x, 0 * y)
     assert nothing["ratio", "patch"] == 0
     assert np.isnan(nothing["cosine", "patch"])
     torch.testing.assert_close(update_ratio(y, x), torch.full((2, LAYOUT.tokens), 1.5))

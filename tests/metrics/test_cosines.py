@@ -1,8 +1,10 @@
-"""What the cosines, the stages of a norm and its statistics must be by construction."""
+"""Cosines, the stages of a norm and its statistics of constructed tokens."""
 
 # Shapes: B images, T tokens, P patches, D channels.
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.metrics._alone import of_norm, of_tokens
+from tests.metrics._single_metric import measure_norm, measure_tokens
 from tokenlens.metrics.cls_cls_cosine import cls_cls_cosine
 from tokenlens.metrics.cls_patch_cosine import cls_patch_cosine
 from tokenlens.metrics.norm_differentiation import norm_stages, stage_differences
@@ -34,38 +36,31 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def tokens(images: int = 4, channels: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Images × tokens of LAYOUT that share a direction, so that no cosine is near 0 or 1."""
+    """Return tokens that share a direction, so that no cosine is near 0 or 1."""
     return (random(images, LAYOUT.tokens, channels, seed=seed) + 0.7).to(dtype)
 
 
 @pytest.mark.parametrize("metric", COSINES + ACROSS_IMAGES)
 def test_a_vector_with_itself_is_1_and_with_its_opposite_is_minus_1(metric):
     same = random(16).expand(3, LAYOUT.tokens, 16)
-    (value,) = of_tokens(metric, LAYOUT, same).values()
+    (value,) = measure_tokens(metric, LAYOUT, same).values()
     assert value == pytest.approx(1, abs=1e-12)
     if metric in ("cls_patch_cosine", "reg_patch_cosine"):
         opposite = same.clone()
         opposite[:, LAYOUT.patch_slice] *= -2
-        (value,) = of_tokens(metric, LAYOUT, opposite).values()
+        (value,) = measure_tokens(metric, LAYOUT, opposite).values()
         assert value == pytest.approx(-1, abs=1e-12)
 
 
 @FEW
 @given(seed=st.integers(0, 2**31), factor=st.floats(1e-3, 1e3))
-@pytest.mark.parametrize("metric", COSINES)
-def test_lengths_do_not_matter(metric, seed, factor):
-    x = tokens(seed=seed)
-    lengths = torch.exp(random(*x.shape[:2], 1, seed=seed + 1)) * factor
-    assert of_tokens(metric, LAYOUT, x * lengths) == pytest.approx(of_tokens(metric, LAYOUT, x), abs=1e-12)
-
-
-@FEW
-@given(seed=st.integers(0, 2**31))
 @pytest.mark.parametrize("metric", COSINES + ACROSS_IMAGES)
-def test_a_rotation_of_the_channels_does_not_matter(metric, seed):
+def test_a_rotation_and_the_lengths_do_not_matter(metric, seed, factor):
     x = tokens(seed=seed)
     rotation = torch.linalg.qr(random(16, 16, seed=seed + 1)).Q
-    assert of_tokens(metric, LAYOUT, x @ rotation) == pytest.approx(of_tokens(metric, LAYOUT, x), abs=1e-12)
+    lengths = 1 if metric in ACROSS_IMAGES else random(*x.shape[:2], 1, seed=seed + 1).exp()
+    expected = pytest.approx(measure_tokens(metric, LAYOUT, x), abs=1e-12)
+    assert measure_tokens(metric, LAYOUT, factor * lengths * x @ rotation) == expected
 
 
 @FEW
@@ -90,14 +85,8 @@ def test_between_images_is_the_mean_over_pairs(images, seed):
     ):
         pairs = [torch.cosine_similarity(vectors[i], vectors[j], dim=0).item() for i in range(images) for j in range(i)]
         assert function.item() == pytest.approx(np.mean(pairs), abs=1e-12)
-        (value,) = of_tokens(metric, LAYOUT, x).values()
+        (value,) = measure_tokens(metric, LAYOUT, x).values()
         assert value == pytest.approx(np.mean(pairs), abs=1e-12)
-
-
-def test_one_image_has_no_pair():
-    for metric in ACROSS_IMAGES:
-        (value,) = of_tokens(metric, LAYOUT, tokens(1)).values()
-        assert np.isnan(value)
 
 
 def test_the_pure_functions_and_the_streaming_classes_agree():
@@ -109,7 +98,7 @@ def test_the_pure_functions_and_the_streaming_classes_agree():
         "reg_cls_cosine": reg_cls_cosine(reg, cls),
         "reg_patch_cosine": reg_patch_cosine(reg, patch),
     }.items():
-        (value,) = of_tokens(metric, LAYOUT, x).values()
+        (value,) = measure_tokens(metric, LAYOUT, x).values()
         assert value == pytest.approx(values.mean().item(), abs=1e-12)
 
 
@@ -117,33 +106,26 @@ def test_token_0_is_not_taken_for_cls_nor_the_last_for_a_patch():
     layout = TokenLayout(grid=(2, 2), prefix=("reg", "cls"), patch_start=1)
     x = torch.eye(6, dtype=torch.float64).unsqueeze(0).repeat(2, 1, 1)
     x[:, 5] = x[:, 1]  # CLS comes last, and looks like the first patch
-    assert of_tokens("cls_patch_cosine", layout, x) == {("", "cls-patch"): pytest.approx(0.25)}
-    assert of_tokens("reg_patch_cosine", layout, x) == {("", "reg-patch"): pytest.approx(0)}
+    assert measure_tokens("cls_patch_cosine", layout, x) == {("", "cls-patch"): pytest.approx(0.25)}
+    assert measure_tokens("reg_patch_cosine", layout, x) == {("", "reg-patch"): pytest.approx(0)}
 
 
 # -- norms
 
 
-def layer_norm(seed: int = 0, channels: int = 16) -> nn.LayerNorm:
-    module = nn.LayerNorm(channels, dtype=torch.float64)
+def norm(kind: str, seed: int = 0) -> Any:
+    module = (nn.LayerNorm if kind == "layer" else nn.RMSNorm)(16, eps=1e-6, dtype=torch.float64)
     with torch.no_grad():
-        module.weight.copy_(random(channels, seed=seed + 10).exp())
-        module.bias.copy_(0.5 * random(channels, seed=seed + 20))
-    return module
-
-
-def rms_norm(seed: int = 0, channels: int = 16) -> nn.RMSNorm:
-    module = nn.RMSNorm(channels, eps=1e-6, dtype=torch.float64)
-    with torch.no_grad():
-        module.weight.copy_(random(channels, seed=seed + 10).exp())
+        module.weight.copy_(random(16, seed=seed + 10).exp())
+        if kind == "layer":
+            module.bias.copy_(0.5 * random(16, seed=seed + 20))
     return module
 
 
 @FEW
-@given(seed=st.integers(0, 2**31), rms=st.booleans())
-def test_the_stages_end_at_the_norms_output_and_their_parts_add_up(seed, rms):
-    module = rms_norm(seed) if rms else layer_norm(seed)
-    x, kind = tokens(seed=seed), "rms" if rms else "layer"
+@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["layer", "rms"]))
+def test_the_stages_end_at_the_norms_output_and_their_parts_add_up(seed, kind):
+    module, x, rms = norm(kind, seed), tokens(seed=seed), kind == "rms"
     stages = norm_stages(x, module.weight, None if rms else module.bias, kind, eps=module.eps)
     torch.testing.assert_close(stages["after"], module(x), rtol=1e-12, atol=1e-12)
     for cosine in (lambda y: cls_patch_cosine(y[:, 0], y[:, 3:]), lambda y: patch_patch_cosine(y[:, 3:])):
@@ -154,18 +136,10 @@ def test_the_stages_end_at_the_norms_output_and_their_parts_add_up(seed, rms):
         torch.testing.assert_close(parts["before"] - parts["after"], parts["total"], rtol=0, atol=1e-12)
 
 
-def test_dividing_by_sigma_moves_no_cosine():
-    x = tokens()
-    sigma = (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(
-        cls_patch_cosine((x / sigma)[:, 0], (x / sigma)[:, 3:]), cls_patch_cosine(x[:, 0], x[:, 3:]), rtol=0, atol=1e-12
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("make", [layer_norm, rms_norm])
-def test_the_parts_add_up_in_the_pipeline(make, dtype):
-    found = of_norm("norm_differentiation", LAYOUT, tokens(dtype=dtype), make().to(dtype))
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_the_parts_add_up_in_the_pipeline(kind, dtype):
+    found = measure_norm("norm_differentiation", LAYOUT, tokens(dtype=dtype), norm(kind).to(dtype))
     for pair in ("cls-patch", "patch-patch"):
         parts = sum(found.get((name, pair), 0.0) for name in STAGES)
         limit = 1e-12 if dtype is torch.float64 else 1e-6
@@ -173,36 +147,27 @@ def test_the_parts_add_up_in_the_pipeline(make, dtype):
         assert found["before", pair] - found["after", pair] == pytest.approx(found["total", pair], abs=limit)
 
 
-def test_each_stage_gets_what_it_does():
+def test_each_stage_has_its_own_part():
     x = tokens()
-    plain = of_norm("norm_differentiation", LAYOUT, x, nn.LayerNorm(16, dtype=torch.float64))
-    rms = of_norm("norm_differentiation", LAYOUT, x, nn.RMSNorm(16, dtype=torch.float64))
+    plain = measure_norm("norm_differentiation", LAYOUT, x, nn.LayerNorm(16, dtype=torch.float64))
+    rms = measure_norm("norm_differentiation", LAYOUT, x, nn.RMSNorm(16, dtype=torch.float64))
     for pair in ("cls-patch", "patch-patch"):
         assert plain["gamma", pair] == pytest.approx(0, abs=1e-12)
         assert plain["beta", pair] == pytest.approx(0, abs=1e-12)
         assert plain["centring", pair] == pytest.approx(plain["total", pair], abs=1e-12)
-        # An RMSNorm without weights divides by a positive number, and that is all.
-        assert rms["total", pair] == pytest.approx(0, abs=1e-12)
-        assert ("centring", pair) not in rms
-        assert ("beta", pair) not in rms
+        assert rms["total", pair] == pytest.approx(0, abs=1e-12)  # only divided by a positive number
+        assert rms.keys().isdisjoint({("centring", pair), ("beta", pair)})
 
 
 def test_a_positive_part_pulls_apart():
-    """CLS and patches share a large constant; centring takes it away and leaves opposite vectors."""
+    """CLS and patches share a large constant; centring removes it and leaves opposite vectors."""
     layout = TokenLayout(grid=(1, 2))
     direction = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     x = torch.stack([direction + 10, 10 - direction, 10 - direction]).unsqueeze(0)
-    found = of_norm("norm_differentiation", layout, x, nn.LayerNorm(4, dtype=torch.float64))
+    found = measure_norm("norm_differentiation", layout, x, nn.LayerNorm(4, dtype=torch.float64))
     assert found["before", "cls-patch"] == pytest.approx((100 - 1) / (100 + 1))
     assert found["after", "cls-patch"] == pytest.approx(-1)
     assert found["centring", "cls-patch"] == pytest.approx(1 + 99 / 101)
-
-
-def test_the_order_of_the_stages_is_the_norms_own():
-    """γ acts before β: with x̂ equal for CLS and patches, γ changes nothing and β nothing either."""
-    x = random(1, 1, 16).expand(2, LAYOUT.tokens, 16)
-    found = of_norm("norm_differentiation", LAYOUT, x, layer_norm())
-    assert all(value == pytest.approx(0, abs=1e-12) for (part, _), value in found.items() if part in STAGES)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
@@ -210,7 +175,7 @@ def test_variance_does_not_cancel_where_the_mean_is_large(offset):
     """E[x²] − μ² in float32 would be off by 0.06 at μ = 1000, σ = 1."""
     x = (random(4, LAYOUT.tokens, 64) + offset).float()
     exact = x.double().numpy()
-    found = of_norm("norm_statistics", LAYOUT, x, nn.LayerNorm(64))
+    found = measure_norm("norm_statistics", LAYOUT, x, nn.LayerNorm(64))
     for group in ("cls", "reg", "patch"):
         at = list(LAYOUT.positions(group))
         assert found["variance", group] == pytest.approx(np.var(exact, axis=-1)[:, at].mean(), rel=1e-6)
@@ -222,10 +187,9 @@ def test_variance_does_not_cancel_where_the_mean_is_large(offset):
 
 def test_statistics_of_a_constructed_token():
     x = torch.tensor([[3.0, 1.0, 3.0, 1.0]], dtype=torch.float64)
-    mean, variance = norm_statistics(x)
-    assert (mean.item(), variance.item()) == (2, 1)
-    layout = TokenLayout(grid=(1, 2))
-    found = of_norm("norm_statistics", layout, torch.stack([3 * x[0], x[0], x[0]]).unsqueeze(0), nn.RMSNorm(4).double())
+    assert norm_statistics(x) == (2, 1)
+    x_BTD = torch.stack([3 * x[0], x[0], x[0]]).unsqueeze(0)
+    found = measure_norm("norm_statistics", TokenLayout(grid=(1, 2)), x_BTD, nn.RMSNorm(4).double())
     assert found["mean_square", "cls"] == pytest.approx(45)
     assert found["mean_square", "patch"] == pytest.approx(5)
     assert found["log_std_ratio", "cls-patch"] == pytest.approx(np.log(3))

@@ -1,4 +1,4 @@
-"""What attention rollout and mean attention distance must be by construction, and in every kind of model."""
+"""Attention rollout and mean attention distance of constructed patterns, and of every kind of model."""
 
 # Shapes: B images, H heads, T tokens, P patches, d channels of one head.
 
@@ -16,38 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenlens
-from tests.metrics._alone import feed, of_attention
 from tests.metrics._cases import images as images_of
 from tests.metrics._cases import model as model_of
+from tests.metrics._single_metric import ALL_GROUPS as LAYOUT
+from tests.metrics._single_metric import feed_attention, measure_attention, queries
 from tests.support.tiny_models import KINDS, MODELS, images
-from tokenlens.analysis.analyze import NonFiniteActivation
+from tokenlens.analysis.run import NonFiniteActivation
 from tokenlens.metrics.attention_rollout import attention_rollout
-from tokenlens.metrics.base import NamedArray
 from tokenlens.metrics.mean_attention_distance import mean_attention_distance
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.reduction.reducer import Summarizer
+from tokenlens.reduction.reducer import Reducer
 from tokenlens.tokens import TokenLayout
 
 FEW = settings(max_examples=25, deadline=None)
-LAYOUT = TokenLayout(grid=(3, 4), prefix=("cls", "dist", "reg", "reg"))
 BOTH = ["attention_rollout", "mean_attention_distance"]
-
-
-def queries(seed: int = 0, layout: TokenLayout = LAYOUT, images: int = 3, heads: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    q, k = torch.randn(2, images, heads, layout.tokens, 8, dtype=torch.float64, generator=generator)
-    return q, k
-
-
-def to_itself(layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """q and k with which every token attends to itself alone."""
-    k = torch.eye(layout.tokens, dtype=torch.float64).expand(2, 1, -1, -1)
-    return 1000 * k, k
-
-
-def patterns(seed: int, blocks: int = 3, heads: int = 2) -> list[Tensor]:
-    calls = [queries(seed + block, heads=heads) for block in range(blocks)]
-    return [(q @ k.mT).softmax(-1) for q, k in calls]
 
 
 # -- distance
@@ -58,7 +40,7 @@ def patterns(seed: int, blocks: int = 3, heads: int = 2) -> list[Tensor]:
 def test_the_distance_of_uniform_attention_on_a_line(patches, prefix):
     layout = TokenLayout(grid=(1, patches), prefix=prefix)
     q, k = queries(layout=layout)
-    found = of_attention("mean_attention_distance", layout, 0 * q, k)
+    found = measure_attention("mean_attention_distance", layout, 0 * q, k)
     assert found["distance", "patch-patch"] == pytest.approx((patches**2 - 1) / (3 * patches), rel=1e-6)
     assert found["over_uniform", "patch-patch"] == pytest.approx(1, rel=1e-6)
 
@@ -71,29 +53,32 @@ def test_the_distance_of_uniform_attention_on_a_large_square():
     assert distance == pytest.approx((2 + math.sqrt(2) + 5 * math.asinh(1)) / 15, rel=2e-3)
 
 
-def test_patches_that_look_at_themselves_look_nowhere():
-    found = of_attention("mean_attention_distance", LAYOUT, *to_itself(LAYOUT))
-    assert found["distance", "patch-patch"] == pytest.approx(0, abs=1e-12)
-    assert found["over_uniform", "patch-patch"] == pytest.approx(0, abs=1e-12)
+def test_patches_that_attend_to_themselves_have_distance_0():
+    k = torch.eye(LAYOUT.tokens, dtype=torch.float64).expand(2, 1, -1, -1)
+    assert measure_attention("mean_attention_distance", LAYOUT, 1000 * k, k) == {
+        (part, "patch-patch"): pytest.approx(0, abs=1e-12) for part in ("distance", "over_uniform")
+    }
 
 
-def test_patches_that_look_at_a_corner():
+def test_patches_that_attend_to_a_corner():
     q, k = queries()
     k = torch.zeros_like(k)
     k[..., LAYOUT.patch_slice.start, :] = 1
-    found = of_attention("mean_attention_distance", LAYOUT, torch.full_like(q, 100), k)
+    found = measure_attention("mean_attention_distance", LAYOUT, torch.full_like(q, 100), k)
     expected = np.mean([math.hypot(row, column) for row in range(3) for column in range(4)])
     assert found["distance", "patch-patch"] == pytest.approx(expected)
 
 
 @FEW
 @given(seed=st.integers(0, 2**31))
-def test_what_goes_to_the_prefix_does_not_change_the_distance(seed):
+def test_attention_to_special_tokens_does_not_change_the_distance(seed):
     q, k = queries(seed)
-    without = of_attention("mean_attention_distance", LAYOUT, q, k)["distance", "patch-patch"]
+    without = measure_attention("mean_attention_distance", LAYOUT, q, k)["distance", "patch-patch"]
     assert 0 < without < math.hypot(2, 3)
     k[..., list(LAYOUT.prefix_positions), :] *= 3
-    assert of_attention("mean_attention_distance", LAYOUT, q, k)["distance", "patch-patch"] == pytest.approx(without)
+    assert measure_attention("mean_attention_distance", LAYOUT, q, k)["distance", "patch-patch"] == pytest.approx(
+        without
+    )
 
 
 def test_a_patch_that_pays_nothing_to_patches_has_no_distance_and_is_left_out():
@@ -110,7 +95,7 @@ def test_prefix_tokens_behind_the_patches():
     q, k = queries(layout=one)
     moved = [x.roll(-2, dims=-2) for x in (q, k)]
     for metric in BOTH:
-        assert of_attention(metric, other, *moved) == pytest.approx(of_attention(metric, one, q, k))
+        assert measure_attention(metric, other, *moved) == pytest.approx(measure_attention(metric, one, q, k))
 
 
 # -- rollout
@@ -119,26 +104,22 @@ def test_prefix_tokens_behind_the_patches():
 @FEW
 @given(seed=st.integers(0, 2**31))
 def test_rollout_is_the_product_of_all_blocks_and_its_rows_sum_to_one(seed):
-    blocks = patterns(seed)
+    calls = [queries(seed + block, heads=2) for block in range(3)]
+    blocks = [(q @ k.mT).softmax(-1) for q, k in calls]
     rollout = attention_rollout(blocks)
     assert (rollout >= 0).all()
     torch.testing.assert_close(rollout.sum(-1), torch.ones_like(rollout[..., 0]))
     first, second, third = (pattern.mean(1) / 2 + torch.eye(LAYOUT.tokens) / 2 for pattern in blocks)
     torch.testing.assert_close(rollout, third @ second @ first)
-
-
-def streamed(blocks: list[tuple[Tensor, Tensor]], metric: str = "attention_rollout"):
-    def show(summarizer: Summarizer) -> None:
-        for block, (q, k) in enumerate(blocks):
-            summarizer.attention(block, AttentionCall(q, k, k, scale=1.0))
-
-    return feed(metric, LAYOUT, len(blocks[0][0]), show)
+    rows = [row for row in feed_attention("attention_rollout", LAYOUT, calls).rows() if row["part"] == "mass"]
+    for block in range(3):
+        assert sum(row["value"] for row in rows if row["block"] == block) == pytest.approx(1, abs=1e-12)
 
 
 def test_rollout_of_uniform_attention():
     """½U + ½I multiplies to 2⁻ˡ·I + (1 − 2⁻ˡ)·U."""
     q, k = queries()
-    metric = streamed([(0 * q, k)] * 4)
+    metric = feed_attention("attention_rollout", LAYOUT, [(0 * q, k)] * 4)
     found = {(row["part"], row["block"], row["group"]): row["value"] for row in metric.rows()}
     for block in range(4):
         kept = 0.5 ** (block + 1)
@@ -148,39 +129,20 @@ def test_rollout_of_uniform_attention():
         assert found["normalized_entropy", block, "cls-patch"] == pytest.approx(1)
     expected = np.stack([np.full((3, 4), (1 - 0.5 ** (block + 1)) / LAYOUT.tokens) for block in range(4)])
     maps = metric.arrays()["mean"]
-    assert isinstance(maps, NamedArray)
     np.testing.assert_allclose(maps.values, expected)
 
 
-def test_rollout_of_tokens_that_keep_to_themselves_is_the_identity():
-    found = of_attention("attention_rollout", LAYOUT, *to_itself(LAYOUT))
-    assert found["mass", "cls-cls"] == pytest.approx(1)
-    assert found["mass", "cls-patch"] == pytest.approx(0, abs=1e-12)
-
-
-@FEW
-@given(seed=st.integers(0, 2**31))
-def test_the_cls_row_of_the_rollout_is_shared_out(seed):
-    blocks = [queries(seed + block, heads=2) for block in range(3)]
-    rows = [row for row in streamed(blocks).rows() if row["part"] == "mass"]
-    for block in range(3):
-        assert sum(row["value"] for row in rows if row["block"] == block) == pytest.approx(1, abs=1e-12)
-
-
-def test_blocks_out_of_order_are_refused():
-    summarizer = Summarizer(LAYOUT, {}, whole_pattern={"rollout"})
-    summarizer.start([0, 1, 2])
+def test_blocks_out_of_order_and_no_block_are_refused():
+    reducer = Reducer(LAYOUT, {}, whole_pattern={"rollout"})
+    reducer.start([0, 1, 2])
     q, k = queries()
     with pytest.raises(ValueError, match=r"order.*expected block 0, got block 1"):
-        summarizer.attention(1, AttentionCall(q, k, k))
-
-
-def test_rollout_of_no_block():
+        reducer.attention(1, AttentionCall(q, k, k))
     with pytest.raises(ValueError, match="at least one block"):
         attention_rollout([])
 
 
-# -- how it is taken
+# -- how it is computed
 
 
 @pytest.mark.parametrize("metric", BOTH)
@@ -199,7 +161,7 @@ def test_a_model_without_prefix_tokens_stops_at_nan_too():
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation made."""
+    """Record the number of elements of the largest tensor that any operation makes."""
 
     elements = 0
 
@@ -212,24 +174,24 @@ class Largest(TorchDispatchMode):
 
 def test_never_the_whole_pattern_of_all_heads():
     layout = TokenLayout(grid=(16, 16))
-    summarizer = Summarizer(layout, {}, pattern=False, whole_pattern={"rollout", "patch_distance"})
-    summarizer.start([0])
+    reducer = Reducer(layout, {}, pattern=False, whole_pattern={"rollout", "patch_distance"})
+    reducer.start([0])
     q = torch.randn(1, 8, layout.tokens, 4)
     with Largest() as largest:
         for block in range(3):
-            summarizer.attention(block, AttentionCall(q, q, q))
+            reducer.attention(block, AttentionCall(q, q, q))
     assert layout.tokens**2 <= largest.elements < 2 * layout.tokens**2
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_the_users_choice_of_a_faster_product_does_not_matter(precision):
     blocks = [tuple(x.float() for x in queries(block, heads=2)) for block in range(3)]
-    exact = {metric: streamed(blocks, metric).rows() for metric in BOTH}
+    exact = {metric: feed_attention(metric, LAYOUT, blocks).rows() for metric in BOTH}
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         for metric in BOTH:
-            values = [row["value"] for row in streamed(blocks, metric).rows()]
+            values = [row["value"] for row in feed_attention(metric, LAYOUT, blocks).rows()]
             np.testing.assert_allclose(values, [row["value"] for row in exact[metric]], rtol=1e-6)
     finally:
         torch.set_float32_matmul_precision(before)
@@ -237,9 +199,9 @@ def test_the_users_choice_of_a_faster_product_does_not_matter(precision):
 
 def test_a_block_with_q_and_k_in_half_precision():
     q, k = (x.bfloat16() for x in queries(heads=2))
-    exact = {metric: streamed([(q.double(), k.double())] * 2, metric).rows() for metric in BOTH}
+    exact = {metric: feed_attention(metric, LAYOUT, [(q.double(), k.double())] * 2).rows() for metric in BOTH}
     for metric, expected in exact.items():
-        values = [row["value"] for row in streamed([(q, k)] * 2, metric).rows()]
+        values = [row["value"] for row in feed_attention(metric, LAYOUT, [(q, k)] * 2).rows()]
         np.testing.assert_allclose(values, [row["value"] for row in expected], rtol=1e-5)
 
 
@@ -256,8 +218,9 @@ def test_blocks_of_rows_are_the_pattern(rows_at_once, biased):
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # the model's own
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize(
+    ("name", "amp"), [(name, False) for name in KINDS] + [(name, True) for name in sorted(KINDS)[::6]]
+)
 def test_every_kind_of_model(name, amp):
     model, pixels, layout = MODELS[name](), images(name), TokenLayout(KINDS[name].grid, KINDS[name].prefix)
     analysis = tokenlens.analyze(model, pixels, metrics=BOTH, amp=amp)

@@ -1,4 +1,4 @@
-"""Token lengths per group; of the patches, the largest over the median and the share above three medians."""
+"""Token norms per group; for patches, the largest over the median and the share above three medians."""
 
 import numpy as np
 
@@ -13,9 +13,9 @@ def reference_token_norm(stored: Stored) -> dict[Number, object]:
         if site not in RESIDUALS:
             continue
         for group in stored.groups:
-            length = np.sqrt((stored.of(group, x) ** 2).sum(-1))
-            numbers["mean", block, site, group, None] = length.mean(-1)
-        median = np.median(length, axis=-1)
-        numbers["max_over_median", block, site, "patch", None] = length.max(-1) / median
-        numbers["high_norm_share", block, site, "patch", None] = (length > 3 * median[:, None]).mean(-1)
+            norms = np.sqrt((stored.of(group, x) ** 2).sum(-1))
+            numbers["mean", block, site, group, None] = norms.mean(-1)
+        median = np.median(norms, axis=-1)
+        numbers["max_over_median", block, site, "patch", None] = norms.max(-1) / median
+        numbers["high_norm_share", block, site, "patch", None] = (norms > 3 * median[:, None]).mean(-1)
     return numbers

@@ -1,4 +1,4 @@
-"""‖w_cls − w_patch‖ over the root mean square of the two lengths, and their cosine, for every parameter held twice."""
+"""‖w_cls − w_patch‖ over the root mean square of the two norms, and their cosine, per specialized parameter."""
 
 import numpy as np
 
@@ -18,9 +18,9 @@ def reference_weight_distance(stored: Stored) -> dict[Number, object]:
         cls, patch = numpy64(tensor).ravel(), numpy64(parameters[twin]).ravel()
         block = int(name.split(".")[1]) if name.startswith("blocks.") else None
         inside = name if block is None else name.split(".", 2)[2]
-        place = "LayerNorm/" + inside.replace(".cls.", ".").replace("cls.", "")
+        site = "LayerNorm/" + inside.replace(".cls.", ".").replace("cls.", "")
         scale = np.sqrt((np.dot(cls, cls) + np.dot(patch, patch)) / 2)
-        numbers["relative_distance", block, place, "cls-patch", None] = float(np.linalg.norm(cls - patch) / scale)
+        numbers["relative_distance", block, site, "cls-patch", None] = float(np.linalg.norm(cls - patch) / scale)
         cosine = np.dot(cls, patch) / np.sqrt(np.dot(cls, cls) * np.dot(patch, patch))
-        numbers["cosine", block, place, "cls-patch", None] = float(cosine)
+        numbers["cosine", block, site, "cls-patch", None] = float(cosine)
     return numbers

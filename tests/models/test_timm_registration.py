@@ -1,116 +1,55 @@
-"""timm's pretrained names, cut down to two narrow blocks: a choice in every run, all of them where slow tests run."""
-
-from __future__ import annotations
-
-import re
+"""timm's names of specialized models and of those that come with tokenlens."""
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
-from tests.support.tiny_models import tiny_timm
-from tests.support.watching import hooks, watch
-from tokenlens.families.base import norm_parameters
-
-NAMES = (
-    "vit_base_patch16_224",
-    "vit_base_patch32_clip_448",
-    "vit_large_patch14_clip_quickgelu_336",
-    "vit_so400m_patch14_siglip_378",
-    "vit_base_patch16_siglip_gap_224",
-    "vit_giant_patch14_reg4_dinov2",
-    "vit_large_patch14_reg1_tipsv2",
-    "vit_base_r50_s16_224",
-    "vit_medium_patch16_reg4_gap_256",
-    "vit_base_patch16_rpn_224",
-    "flexivit_base",
-    "eva_large_patch14_196",
-    "aimv2_3b_patch14_448",
-    "beit3_base_patch16_224",
-    "deit_base_distilled_patch16_384",
-    "deit3_huge_patch14_224",
-    "eva_giant_patch14_560",
-    "eva02_large_patch14_448",
-    "eva02_enormous_patch14_clip_224",
-    "vit_7b_patch16_dinov3",
-    "vit_pe_core_base_patch16_224",
-    "vit_pe_spatial_large_patch14_448",
-    "vit_base_patch16_rope_mixed_ape_224",
-    "vit_betwixt_patch16_rope_reg4_gap_256",
-    "vit_base_patch16_sapiens2",
-    "beit_large_patch16_512",
-    "beitv2_base_patch16_224",
-    "vit_relpos_base_patch16_clsgap_224",
-    "naflexvit_base_patch16_siglip",
-)
-DIFFERENTIAL = {"vit_dlittle_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"}
-MODULES = (
-    "vision_transformer",
-    "vision_transformer_hybrid",
-    "vision_transformer_relpos",
-    "deit",
-    "eva",
-    "beit",
-    "naflexvit",
-)
+from tests.models.test_shipped import NAMES, noise, tokens
+from tokenlens.models import load_model, shipped
+from tokenlens.models.timm_registration import SIZES
+from tokenlens.specialization import PRESETS, get_plan
 
 
-def cut_down(name: str) -> tuple[nn.Module, Tensor]:
-    """A timm name with two blocks and 128 channels, at 4×4 patches, and images for it."""
-    patch = re.search(r"patch(\d+)", name)
-    size = 4 * int(patch[1]) if patch else 64
-    sizes = {} if name.startswith("naflexvit") else {"img_size": size}
-    # Heads of 64 channels: the sections of some rotary embeddings add up to that.
-    sizes |= {"embed_dim": 128, "num_heads": 2}
-    if "sapiens2" in name:
-        sizes |= {"num_kv_heads": 1}
-    if name == "vit_base_mci_224":  # its convolutional stem gives 768 channels
-        sizes |= {"embed_dim": 768, "num_heads": 12}
-    return tiny_timm(name, **sizes).eval(), torch.randn(2, 3, size, size)
+@pytest.mark.parametrize("name", SIZES)
+def test_specialized_names(name):
+    with torch.device("meta"):
+        model = timm.create_model(f"{name}_specialized", num_classes=0, depth=3)
+    assert get_plan(model).specialization == PRESETS["paper"]
+    assert timm.is_model(name)
 
 
-def check_name(name: str) -> None:
-    model, x = cut_down(name)
-    with torch.no_grad():
-        plain = model(x)
-    witness, output = watch(model, x)
-    assert torch.equal(plain, output)
-    assert sorted(witness.calls) == [0, 1]
-    for block in range(2):
-        if (block, "attn_out") in witness.sites:
-            pre, attn, mlp, post = (witness.sites[block, s] for s in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
-            torch.testing.assert_close(pre + attn + mlp, post)
-    for module, _, _ in witness.norms.values():
-        norm_parameters(module)
+def test_specialized_names_accept_another_specialization_and_a_checkpoint(tmp_path):
+    name, file = "vit_tiny_patch16_224_specialized", tmp_path / "standard.safetensors"
+    assert get_plan(timm.create_model(name, specialization="norms", depth=2)).specialization == PRESETS["norms"]
+    save_file(timm.create_model("vit_tiny_patch16_224", depth=2).state_dict(), file)
+    timm.create_model(name, depth=2, checkpoint_path=str(file))
+    with pytest.raises(ValueError, match="specialized_vit needs architecture"):
+        timm.create_model("specialized_vit")
+
+
+@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_models_are_the_same_in_timm(name, size):
+    loaded = load_model(name, device="cpu", img_size=size)
+    created = timm.create_model(name, pretrained=True, img_size=size)
+    assert torch.equal(tokens(created, size), tokens(loaded.module, size))
+    assert ("pos_embed resampled" in loaded.weights["source"]) == (size != 64)
+    assert get_plan(created) == get_plan(loaded.module)
+    assert "state_dict" not in created.pretrained_cfg
+    if size == 64:
+        from_folder = timm.create_model(f"local-dir:{shipped.find_folder(name)}", True)
+        assert torch.equal(tokens(created), tokens(from_folder))
+        assert not torch.equal(timm.create_model(name).pos_embed, created.pos_embed), "timm's default is random"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_timm_name(name):
-    check_name(name)
-
-
-def pretrained_names() -> list[str]:
-    return sorted({n.split(".")[0] for m in MODULES for n in timm.list_models(pretrained=True, module=m)})
-
-
-@pytest.mark.slow
-def test_all_pretrained_timm_names():
-    names = pretrained_names()
-    assert len(names) > 240
-    assert set(NAMES) | DIFFERENTIAL <= set(names)
-    failed = {}
-    for name in names:
-        try:
-            check_name(name)
-        except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"
-    assert failed.keys() == DIFFERENTIAL, failed
-
-
-@pytest.mark.parametrize("name", sorted(DIFFERENTIAL))
-def test_differential_attention_is_refused(name):
-    model, x = cut_down(name)
-    with pytest.raises(LookupError, match=r"not supported, because of timm\..*Diff"):
-        watch(model, x)
-    assert hooks(model) == 0
+def test_shipped_models_are_listed_as_pretrained(name):
+    assert name in timm.list_models(pretrained=True)
+    assert timm.create_model(name, pretrained=True, num_classes=5)(noise()).shape == (2, 5)
+    arguments = timm.models.resolve_model_input_args(name)  # as timm's scripts create a model
+    created = timm.create_model(pretrained=True, **arguments)
+    assert torch.equal(tokens(created), tokens(load_model(name, device="cpu").module))
+    assert list(timm.data.resolve_model_data_config(created)["input_size"]) == [3, 64, 64]
+    with pytest.raises(RuntimeError, match="goes without a tag"):
+        timm.create_model(f"{name}.v2")

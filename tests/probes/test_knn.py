@@ -7,20 +7,10 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from tests.probes.test_base import clusters
 from tests.support.coloured_images import class_folders
-from tokenlens.probes._heads import held_out
-from tokenlens.probes._probe import probe
-from tokenlens.probes.base import Vectors
+from tokenlens.probes import hold_out, probe
 from tokenlens.probes.knn import TEMPERATURE, Knn, weighted_knn
-
-
-def clusters(count: int, classes: int, spread: float, seed: int, channels: int = 12) -> Vectors:
-    """Features around a centre for each class; spread 0 is the centre itself."""
-    random = np.random.RandomState(seed)
-    centres_CF = np.random.RandomState(99).normal(size=(classes, channels))
-    labels_N = random.randint(0, classes, count)
-    features_NF = centres_CF[labels_N] + spread * random.normal(size=(count, channels))
-    return Vectors(torch.tensor(features_NF, dtype=torch.float32), labels_N, tuple("abcdefgh"[:classes]))
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 60])
@@ -43,63 +33,36 @@ def test_parts_do_not_matter(monkeypatch):
     train, test = clusters(50, 4, 1.0, seed=0), clusters(30, 4, 1.0, seed=1)
     arguments = test.features_NF, train.features_NF, torch.from_numpy(train.labels_N), 4, 10
     whole = weighted_knn(*arguments)
-    monkeypatch.setattr("tokenlens.probes.knn._CELLS", 400)
+    monkeypatch.setattr("tokenlens.probes.knn._MAX_NUMBERS", 400)
     assert torch.equal(weighted_knn(*arguments)[:, 0], whole[:, 0])
 
 
-def test_features_that_tell_everything_give_1_and_features_that_tell_nothing_a_share():
-    train, test = clusters(100, 4, 0.0, seed=0), clusters(60, 4, 0.0, seed=1)
-    found = Knn().judge(train, test, [str(i) for i in range(60)], seed=0)
-    assert (found.value, found.ci_low, found.ci_high) == (1.0, 1.0, 1.0)
-    same = torch.ones(100, 12), torch.ones(60, 12)
-    found = Knn().judge(
-        Vectors(same[0], train.labels_N, train.classes),
-        Vectors(same[1], test.labels_N, test.classes),
-        [str(i) for i in range(60)],
-        seed=0,
-    )
-    assert found.per_image["prediction"].nunique() == 1
-    assert found.value == (found.per_image["label"] == found.per_image["prediction"][0]).mean()
-    assert found.ci_low < found.value < found.ci_high
-
-
-def test_k_is_chosen_on_training_images_alone():
+def test_k_is_chosen_on_held_out_images():
     train, test = clusters(300, 5, 2.0, seed=0), clusters(40, 5, 2.0, seed=1)
-    names = [str(i) for i in range(40)]
-    found = Knn().judge(train, test, names, seed=0)
-    wrong = Vectors(test.features_NF, np.zeros_like(test.labels_N), test.classes)
-    other = Knn().judge(train, wrong, names, seed=0)
-    assert found.protocol == other.protocol
-    assert (found.per_image["prediction"] == other.per_image["prediction"]).all()
-    held = held_out(300, 0, train.labels_N)
-    rows = found.table[found.table["of"].str.startswith("k = ")].set_index("of")
-    assert (rows["n"] == held.sum()).all()
+    table = Knn().evaluate(train, test, [str(i) for i in range(40)], seed=0).table.set_index("of")
+    held = hold_out(300, 0, train.labels_N)
     kept, out = torch.from_numpy(~held), torch.from_numpy(held)
+    labels_N, features_NF = torch.from_numpy(train.labels_N), train.features_NF
     for k in (10, 20, 100, 200):
-        ranked = weighted_knn(
-            train.features_NF[out], train.features_NF[kept], torch.from_numpy(train.labels_N)[kept], 5, k
-        )
-        assert rows.loc[f"k = {k}", "value"] == (ranked[:, 0].numpy() == train.labels_N[held]).mean()
-    best = rows["value"].idxmax().removeprefix("k = ")
-    assert found.protocol["k"].startswith(f"{best}, the best of 10, 20, 100, 200")
+        ranked = weighted_knn(features_NF[out], features_NF[kept], labels_N[kept], 5, k)
+        assert table.loc[f"k = {k}", "value"] == (ranked[:, 0].numpy() == train.labels_N[held]).mean()
 
 
 def test_few_images_have_few_neighbours():
-    found = Knn().judge(clusters(8, 2, 0.1, seed=0), clusters(6, 2, 0.1, seed=1), list("abcdef"), seed=0)
+    found = Knn().evaluate(clusters(8, 2, 0.1, seed=0), clusters(6, 2, 0.1, seed=1), list("abcdef"), seed=0)
     assert found.value == 1
 
 
-def test_a_fifth_of_each_class_is_held_out():
+def test_a_fifth_of_each_class_is_hold_out():
     labels_N = np.repeat([0, 1, 2], [50, 20, 4])
-    held = held_out(74, 0, labels_N)
+    held = hold_out(74, 0, labels_N)
     assert np.bincount(labels_N[held], minlength=3).tolist() == [10, 4, 0]
-    assert held_out(74, 0).sum() == 14
-    assert held_out(4, 0, np.array([0, 0, 1, 1])).sum() == 1
-    assert (held_out(74, 1) != held_out(74, 0)).any()
+    assert hold_out(74, 0).sum() == 14
+    assert hold_out(4, 0, np.array([0, 0, 1, 1])).sum() == 1
+    assert (hold_out(74, 1) != hold_out(74, 0)).any()
 
 
-def test_colours_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENLENS_CACHE", str(tmp_path / "cache"))
+def test_colours_are_told_apart(tmp_path):
     result = probe("raw_pixels", "knn", class_folders(tmp_path / "data"))
     assert result.value == 1
     assert result.n == 12

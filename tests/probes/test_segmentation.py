@@ -11,22 +11,15 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from torch.nn import functional
 
 from tests.support.coloured_images import COLOURS, mask_folders
-from tokenlens.probes._heads import Heads
-from tokenlens.probes._probe import probe
-from tokenlens.probes.base import Grids
-from tokenlens.probes.segmentation import IGNORED, classified, judged, losses, pixel_centres
+from tokenlens.probes import Heads, PatchFeatures, probe
+from tokenlens.probes.segmentation import IGNORED, classify, head_losses, pixel_centres, score
 
 CPU = torch.device("cpu")
 NAMES = ("a", "b", "c", "d")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENLENS_CACHE", str(tmp_path / "cache"))
-
-
-def grids(masks: list[np.ndarray], features_NPF: np.ndarray, grid: tuple[int, int]) -> Grids:
-    return Grids(features_NPF, grid, lambda i: masks[i], tuple(map(str, range(len(masks)))), NAMES, CPU)
+def patch_features(masks: list[np.ndarray], features_NPF: np.ndarray, grid: tuple[int, int]) -> PatchFeatures:
+    return PatchFeatures(features_NPF, grid, lambda i: masks[i], tuple(map(str, range(len(masks)))), NAMES, CPU)
 
 
 def telling(classes: int = 4) -> Heads:
@@ -49,7 +42,7 @@ def test_the_loss_is_cross_entropy_of_the_upsampled_logits(size):
     masks_BHW[:, 0] = IGNORED
     every = np.arange(size[0] * size[1])
     points_BS2 = torch.from_numpy(pixel_centres(every, size))[None].expand(2, -1, -1)
-    found_K = losses(logits_BLhw, points_BS2, masks_BHW.flatten(1), heads=3)
+    found_K = head_losses(logits_BLhw, points_BS2, masks_BHW.flatten(1), heads=3)
     [gradient] = torch.autograd.grad(found_K.sum(), logits_BLhw)
     large = functional.interpolate(logits_BLhw, size, mode="bilinear", align_corners=False)
     expected = [functional.cross_entropy(part, masks_BHW, ignore_index=IGNORED) for part in large.split(4, dim=1)]
@@ -59,7 +52,7 @@ def test_the_loss_is_cross_entropy_of_the_upsampled_logits(size):
 
 
 def test_masks_of_nothing_but_no_class_cost_nothing():
-    found = losses(torch.randn(1, 8, 2, 2), torch.zeros(1, 5, 2), torch.full((1, 5), IGNORED), heads=2)
+    found = head_losses(torch.randn(1, 8, 2, 2), torch.zeros(1, 5, 2), torch.full((1, 5), IGNORED), heads=2)
     assert found.tolist() == [0.0, 0.0]
 
 
@@ -68,7 +61,7 @@ def test_iou_is_scikit_learns():
     masks = random_masks(7, [0, 1, 2, 3, IGNORED], sizes)
     features_NPF = np.random.RandomState(1).normal(size=(7, 20, 4)).astype(np.float16)
     head = telling()
-    found = judged(classified(head, grids(masks, features_NPF, (4, 5)), np.arange(7)), NAMES, list("1234567"))
+    found = score(classify(head, patch_features(masks, features_NPF, (4, 5)), np.arange(7)), NAMES, list("1234567"))
     truth, said = [], []
     for mask_HW, features_PF in zip(masks, features_NPF, strict=True):
         z_14hw = torch.from_numpy(features_PF).float().T.reshape(1, 4, 4, 5) / (1 + 1e-5) ** 0.5
@@ -97,7 +90,7 @@ def test_iou_is_scikit_learns():
 def test_a_perfect_predictor_gets_1():
     masks = random_masks(5, [0, 1, 2, 3], [(4, 5)])
     features_NPF = np.eye(4, dtype=np.float32)[np.stack(masks).reshape(5, 20)]
-    found = judged(classified(telling(), grids(masks, features_NPF, (4, 5)), np.arange(5)), NAMES, list("12345"))
+    found = score(classify(telling(), patch_features(masks, features_NPF, (4, 5)), np.arange(5)), NAMES, list("12345"))
     assert (found.value, found.ci_low, found.ci_high) == (1.0, 1.0, 1.0)
     assert found.protocol["mean IoU at"] == "the masks' own size, 5×4"
 
@@ -106,7 +99,7 @@ def test_a_constant_predictor_gets_its_share_of_one_class():
     masks = random_masks(5, [0, 1, 2, 2, IGNORED], [(8, 8)])
     features_NPF = np.zeros((5, 4, 4), dtype=np.float32)
     features_NPF[..., 2] = 1
-    found = judged(classified(telling(), grids(masks, features_NPF, (2, 2)), np.arange(5)), NAMES, list("12345"))
+    found = score(classify(telling(), patch_features(masks, features_NPF, (2, 2)), np.arange(5)), NAMES, list("12345"))
     counts = np.bincount(np.stack(masks).reshape(-1), minlength=256)[:4]
     share = counts[2] / counts.sum()
     assert found.value == pytest.approx(share / 3)  # of the three classes that occur
@@ -123,7 +116,7 @@ def test_an_image_of_no_class_does_not_count():
     masks = random_masks(3, [0, 1], [(4, 4)])
     masks[1][:] = IGNORED
     features_NPF = np.eye(4, dtype=np.float32)[np.minimum(np.stack(masks).reshape(3, 16), 3)]
-    found = judged(classified(telling(), grids(masks, features_NPF, (4, 4)), np.arange(3)), NAMES, list("123"))
+    found = score(classify(telling(), patch_features(masks, features_NPF, (4, 4)), np.arange(3)), NAMES, list("123"))
     assert found.value == 1
     assert np.isnan(found.per_image["accuracy"][1])
     assert found.per_image["ignored"].tolist() == [0, 16, 0]
@@ -147,6 +140,6 @@ def test_patches_of_a_model(tmp_path):
     data = mask_folders(tmp_path / "data", train=6, test=3)
     result = probe("test_vit", "segmentation", data, pretrained=False, img_size=64, blocks=[1, -1])
     assert result.protocol["patch grid"] == "4×4"
-    assert result.protocol["frozen features"] == "resid_post of blocks 1, 5 through the final norm, side by side"
+    assert result.protocol["frozen features"] == "resid_post of blocks 1, 5 through the final norm, concatenated"
     assert 0 < result.value < 1
     assert result.ci_low <= result.value <= result.ci_high

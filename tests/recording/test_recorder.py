@@ -1,11 +1,9 @@
-"""Watching leaves no trace: outputs, hooks, modes, gradients and memory are as if nobody had looked."""
+"""Recording leaves no trace in outputs, hooks, modes and gradients; a recording has what plain hooks see."""
 
 # Shapes: B images, T tokens, D channels.
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,20 +18,16 @@ from tests.metrics import _cases
 from tests.metrics._cases import CASES, images, stored
 from tokenlens.families.base import find_family
 from tokenlens.recording.recorder import IncompleteRecording, Recorder, evaluating
-from tokenlens.recording.recording import Keeper, Recording
-from tokenlens.reduction.reducer import Summarizer
+from tokenlens.recording.recording import Recording, RecordingObserver
+from tokenlens.reduction.reducer import Reducer
 from tokenlens.tokens import Site, TokenLayout
 
 LAYOUT = TokenLayout(grid=(4, 4), prefix=("cls", "reg", "reg", "reg"))
-CONTEXTS: dict[str, Callable[[], Any]] = {
-    "grad": nullcontext,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-}
+CONTEXTS = (nullcontext, torch.no_grad, torch.inference_mode)
 
 
 def fresh(name: str = "registers") -> Any:
-    """A copy, because these tests change modes and parameters."""
+    """Return a copy, because these tests change modes and parameters."""
     return copy.deepcopy(_cases.model(name))
 
 
@@ -42,32 +36,25 @@ def pictures(count: int = 3) -> Tensor:
 
 
 class Silent:
-    """An observer that sees everything and keeps nothing."""
+    """An observer that keeps nothing."""
 
-    def tokens(self, block, site, x):
-        pass
-
-    def norm(self, block, site, module, x, y):
-        pass
-
-    def attention(self, block, call):
-        pass
+    tokens = norm = attention = staticmethod(lambda *_: None)
 
 
 def recorder(model: Any, observer: Any = None, **options: Any) -> Recorder:
     return Recorder(model, find_family(model), LAYOUT, observer or Silent(), **options)
 
 
-def keep_everything() -> Keeper:
-    return Keeper(Recording(LAYOUT), set(Site), patterns=True, max_bytes=2**30)
+def keep_everything() -> RecordingObserver:
+    return RecordingObserver(Recording(LAYOUT), set(Site), patterns=True, max_bytes=2**30)
 
 
-def every_reduction() -> Summarizer:
-    return Summarizer(LAYOUT, {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site})
+def every_reduction() -> Reducer:
+    return Reducer(LAYOUT, {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site})
 
 
 def traces(model: nn.Module) -> list[Any]:
-    """All that a hook could leave in a module, and the dispatch modes that are on."""
+    """Collect everything that hooks could leave in a model, and the active modes."""
     left = [
         (name, key, list(value.items()))
         for name, module in model.named_modules()
@@ -87,9 +74,6 @@ def nothing_left(model: nn.Module) -> Iterator[None]:
     assert {name: (p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()} == parameters
 
 
-# -- the model does what it does without us
-
-
 @pytest.mark.parametrize("observe", [Silent, every_reduction, keep_everything])
 @pytest.mark.parametrize("context", [nullcontext, torch.no_grad])
 def test_the_output_is_bit_identical(context, observe):
@@ -97,14 +81,14 @@ def test_the_output_is_bit_identical(context, observe):
     with context():
         plain = model(pictures())
         observer = observe()
-        if isinstance(observer, Summarizer):
+        if isinstance(observer, Reducer):
             observer.start([0, 1, 2])
         with nothing_left(model), recorder(model, observer) as watching:
             assert torch.equal(watching.run(pictures()), plain)
         assert torch.equal(model(pictures()), plain)
 
 
-def test_training_goes_on_unchanged_under_a_recorder():
+def test_training_is_unchanged_under_a_recorder():
     """Dropout draws the same numbers, and gradients are bit-identical."""
     gradients = []
     for watched in (False, True):
@@ -128,40 +112,36 @@ def test_training_goes_on_unchanged_under_a_recorder():
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("look", ["analyze", "record"])
-def test_modes_and_gradients_come_back(look, context):
+@pytest.mark.parametrize("function", ["analyze", "record"])
+def test_modes_and_gradients_are_restored(function, context):
     model = fresh().train()
     model.blocks[0].eval()
     model.blocks[1].mlp.drop1.eval()
     model.blocks[1].norm1.weight.requires_grad_(False)
     model.norm.weight.grad = torch.ones_like(model.norm.weight)
-    with nothing_left(model), CONTEXTS[context]():
+    with nothing_left(model), context():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        result = getattr(tokenlens, look)(model, pictures())
+        result = getattr(tokenlens, function)(model, pictures())
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
-    assert len(result.table if look == "analyze" else result)
-    model(pictures()).sum().backward()  # nothing that it made is unusable for training
+    assert len(result.table if function == "analyze" else result)
+    model(pictures()).sum().backward()  # nothing it created is unusable for training
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_the_users_context_does_not_change_the_numbers(context):
-    with CONTEXTS[context]():
-        analysis = tokenlens.analyze(fresh(), pictures())
-    expected = tokenlens.analyze(fresh(), pictures())
-    np.testing.assert_array_equal(analysis.table["value"], expected.table["value"])
-
-
-def test_a_model_made_in_inference_mode_can_be_analyzed():
-    with torch.inference_mode():
-        model, pixels = fresh(), pictures().clone()
-    expected = tokenlens.analyze(fresh(), pictures()).table["value"]
-    np.testing.assert_array_equal(tokenlens.analyze(model, pixels).table["value"], expected)
+def test_the_users_context_does_not_change_the_numbers():
+    tables = []
+    for context in CONTEXTS:
+        with context():
+            model, pixels = fresh(), pictures().clone()
+            tables.append(tokenlens.analyze(model, pixels).table)
+    tables.append(tokenlens.analyze(model, pixels).table)  # made in inference mode
+    for table in tables[1:]:
+        np.testing.assert_array_equal(table["value"], tables[0]["value"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("place", ["norm1", "attn.proj", "mlp"])
-@pytest.mark.parametrize("look", ["analyze", "record"])
-def test_after_an_error_or_an_interrupt_in_the_forward(look, place, error, monkeypatch):
+@pytest.mark.parametrize("module", ["norm1", "attn.proj", "mlp"])
+@pytest.mark.parametrize("function", ["analyze", "record"])
+def test_after_an_error_or_an_interrupt_in_the_forward(function, module, error, monkeypatch):
     model = fresh().train()
     plain = model.eval()(pictures())
     model.train()
@@ -170,31 +150,23 @@ def test_after_an_error_or_an_interrupt_in_the_forward(look, place, error, monke
         raise error("stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.blocks[1].get_submodule(place), "forward", fail)
+        patch.setattr(model.blocks[1].get_submodule(module), "forward", fail)
         with nothing_left(model), pytest.raises(error, match="stop"):
-            getattr(tokenlens, look)(model, pictures())
+            getattr(tokenlens, function)(model, pictures())
     assert torch.equal(model.eval()(pictures()), plain)
 
 
 @pytest.mark.parametrize("method", ["tokens", "norm", "attention"])
-def test_after_an_error_in_an_observer(method):
-    class Failing(Silent):
-        pass
-
-    def fail(*_: Any) -> None:
-        raise ZeroDivisionError
-
-    setattr(Failing, method, fail)
+def test_after_an_error_in_an_observer(method, monkeypatch):
     model = fresh()
-    with nothing_left(model), pytest.raises(ZeroDivisionError), recorder(model, Failing()) as watching:
+    monkeypatch.setattr(Silent, method, lambda *_: 1 / 0)
+    with nothing_left(model), pytest.raises(ZeroDivisionError), recorder(model) as watching:
         watching.run(pictures())
     assert torch.isfinite(model(pictures())).all()
 
 
 def test_after_an_error_while_the_hooks_are_set():
     model = fresh()
-    model.blocks[1].norm1 = nn.Identity()
-    del model.blocks[1].attn.qkv
     broken = copy.deepcopy(find_family(model))
     taps = broken.taps
 
@@ -211,8 +183,8 @@ def test_after_an_error_while_the_hooks_are_set():
 def test_one_recorder_inside_another():
     model, outer, inner = fresh(), Recording(LAYOUT), Recording(LAYOUT)
     plain = model(pictures())
-    with nothing_left(model), recorder(model, Keeper(outer, set(Site), True, 2**30)) as watching:
-        with recorder(model, Keeper(inner, set(Site), True, 2**30)):
+    with nothing_left(model), recorder(model, RecordingObserver(outer, set(Site), True, 2**30)) as watching:
+        with recorder(model, RecordingObserver(inner, set(Site), True, 2**30)):
             assert torch.equal(watching.run(pictures()), plain)
         assert set(inner.tensors) == set(outer.tensors)
         assert all(torch.equal(inner[key], outer[key]) for key in outer)
@@ -221,7 +193,7 @@ def test_one_recorder_inside_another():
 
 
 def test_a_residual_stream_that_is_changed_in_place(monkeypatch):
-    """One and the same tensor is then resid_pre, resid_mid and resid_post, with other numbers each time."""
+    """One tensor is then resid_pre, resid_mid and resid_post, with different numbers."""
     expected = tokenlens.analyze(fresh(), pictures(), metrics="all").table
     model = fresh()
 
@@ -236,7 +208,7 @@ def test_a_residual_stream_that_is_changed_in_place(monkeypatch):
     np.testing.assert_array_equal(table["value"], expected["value"])
 
 
-def test_the_users_own_hooks_stay():
+def test_hooks_of_the_user_stay():
     model, seen = fresh(), []
     handle = model.blocks[0].register_forward_hook(lambda *_: seen.append(1))
     with nothing_left(model):
@@ -245,22 +217,12 @@ def test_the_users_own_hooks_stay():
     handle.remove()
 
 
-def test_evaluating_gives_back_what_it_found():
+def test_evaluating_restores_modes():
     model = fresh().train()
     model.blocks[0].eval()
     with nothing_left(model), evaluating(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
-
-    def interrupted() -> None:
-        with evaluating(model):
-            raise KeyboardInterrupt
-
-    with nothing_left(model), pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-
-# -- record
 
 
 def test_a_recording_is_what_plain_hooks_see():
@@ -278,15 +240,14 @@ def test_a_recording_is_what_plain_hooks_see():
 
 
 def test_a_recording_of_some_sites_and_blocks():
-    recording = tokenlens.record(fresh(), pictures(), sites=["resid_post", "k"], blocks=[-1])
+    model = fresh()
+    recording = tokenlens.record(model, pictures(), sites=["resid_post", "k"], blocks=[-1])
     assert set(recording) == {(1, "resid_post"), (1, "k")}
+    recording[1, "resid_post"].zero_()  # a copy
+    assert tokenlens.record(model, pictures())[1, "resid_post"].abs().sum() > 0
     assert recording.patterns == {}
-    assert tokenlens.record(fresh(), pictures(), sites=["norm1"], blocks=[0], patterns=True).patterns[0].shape == (
-        3,
-        3,
-        LAYOUT.tokens,
-        LAYOUT.tokens,
-    )
+    patterns = tokenlens.record(fresh(), pictures(), sites=["norm1"], blocks=[0], patterns=True).patterns
+    assert patterns[0].shape == (3, 3, LAYOUT.tokens, LAYOUT.tokens)
     with pytest.raises(KeyError, match="recorded sites"):
         recording[0, "resid_post"]
     with pytest.raises(LookupError, match="blocks 0 to 1"):
@@ -295,14 +256,7 @@ def test_a_recording_of_some_sites_and_blocks():
         tokenlens.record(fresh(), pictures(), sites=["nonsense"])
 
 
-def test_a_recording_is_a_copy():
-    model = fresh()
-    recording = tokenlens.record(model, pictures(), sites=["resid_pre"], blocks=[0])
-    recording[0, "resid_pre"].zero_()
-    assert tokenlens.record(model, pictures(), sites=["resid_pre"], blocks=[0])[0, "resid_pre"].abs().sum() > 0
-
-
-def test_a_recording_says_its_size_and_stops_at_its_budget():
+def test_a_recording_states_its_size_and_keeps_to_its_budget():
     recording = tokenlens.record(fresh(), pictures(), patterns=True)
     assert recording.nbytes == sum(x.nbytes for x in [*recording.values(), *recording.patterns.values()])
     assert f"{recording.nbytes / 2**20:.1f} MiB" in repr(recording)
@@ -314,38 +268,24 @@ def test_a_recording_says_its_size_and_stops_at_its_budget():
         tokenlens.record(fresh(), pictures(), sites=["resid_post"], blocks=[0], max_bytes=nbytes - 1)
 
 
-# -- completeness
-
-
-def test_a_site_that_is_not_seen_is_named(monkeypatch):
-    model = fresh()
-    monkeypatch.setattr(model.blocks[1], "forward", lambda x, **_: x)
-    with nothing_left(model), pytest.raises(IncompleteRecording, match=r"block 1 attention.*block 1 norm1"):
-        tokenlens.analyze(model, pictures())
-
-
-def test_a_site_that_is_seen_twice_is_named(monkeypatch):
-    model = fresh()
-    forward = model.blocks[1].forward
-    monkeypatch.setattr(model.blocks[1], "forward", lambda x, **_: forward(x) + 0 * model.blocks[1].norm1(x))
-    with nothing_left(model), pytest.raises(IncompleteRecording, match="twice"):
-        tokenlens.analyze(model, pictures(), metrics=["norm_statistics"])
-
-
-def test_every_second_batch_is_checked_too(monkeypatch):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda block, forward, x, calls: x, r"block 1 attention.*block 1 norm1"),
+        (lambda block, forward, x, calls: forward(x) + 0 * block.norm1(x), "block 1 norm1 was seen twice"),
+        (lambda block, forward, x, calls: forward(x) if len(calls) == 1 else x, "block 1"),
+    ],
+    ids=["not seen", "seen twice", "not seen in later batches"],
+)
+def test_a_site_that_is_not_seen_once_is_named(changed, message, monkeypatch):
     model, calls = fresh(), []
-    forward = model.blocks[1].forward
-
-    def skip_later(x: Tensor, **options: Any) -> Tensor:
-        calls.append(1)
-        return forward(x, **options) if len(calls) == 1 else x
-
-    monkeypatch.setattr(model.blocks[1], "forward", skip_later)
-    with pytest.raises(IncompleteRecording, match="block 1"):
+    block, forward = model.blocks[1], model.blocks[1].forward
+    monkeypatch.setattr(block, "forward", lambda x, **_: calls.append(1) or changed(block, forward, x, calls))
+    with nothing_left(model), pytest.raises(IncompleteRecording, match=message):
         tokenlens.analyze(model, pictures(), batch_size=1)
 
 
-def test_cases_have_the_layout_that_their_family_says():
+def test_cases_have_the_layout_of_their_family():
     for name, case in CASES.items():
         model = _cases.model(name)
         layout = find_family(model).layout(model, tuple(images(name).shape[-2:]))

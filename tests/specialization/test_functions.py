@@ -1,10 +1,8 @@
 """The functions behind specialized modules: their gradients, mixed precision, compilation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from timm.layers import RmsNorm, RmsNormFp32
+from timm.layers import LayerScale, RmsNorm, RmsNormFp32
 from torch import nn
 
 from tokenlens.specialization._functions import LayerNormFunction, LinearFunction, ScaleFunction
@@ -18,27 +16,15 @@ def numbers(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_layer_norm_gradient(positions):
-    arguments = [numbers(2, 5, 6), *(numbers(6) for _ in range(4))]
-    assert torch.autograd.gradcheck(lambda *a: LayerNormFunction.apply(*a, 1e-6, positions), arguments)
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_scale_gradient(positions):
-    assert torch.autograd.gradcheck(
-        lambda *a: ScaleFunction.apply(*a, positions), [numbers(2, 5, 6), numbers(6), numbers(6)]
-    )
-
-
-@pytest.mark.parametrize("channels_out", [3, 9])
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_linear_gradient(positions, channels_out):
-    weights = numbers(channels_out, 6), numbers(channels_out), numbers(channels_out, 6), numbers(channels_out)
-    assert torch.autograd.gradcheck(lambda *a: LinearFunction.apply(*a, positions), [numbers(2, 5, 6), *weights])
-    assert torch.autograd.gradcheck(
-        lambda x, one, two: LinearFunction.apply(x, one, None, two, None, positions),
-        [numbers(2, 5, 6), weights[0], weights[2]],
-    )
+def test_gradients(positions):
+    x, check = numbers(2, 5, 6), torch.autograd.gradcheck
+    assert check(lambda *a: LayerNormFunction.apply(*a, 1e-6, positions), [x, *(numbers(6) for _ in range(4))])
+    assert check(lambda *a: ScaleFunction.apply(*a, positions), [x, numbers(6), numbers(6)])
+    for channels_out in (3, 9):
+        weights = numbers(channels_out, 6), numbers(channels_out), numbers(channels_out, 6), numbers(channels_out)
+        assert check(lambda *a: LinearFunction.apply(*a, positions), [x, *weights])
+        without_bias = [x, weights[0], weights[2]]
+        assert check(lambda x, one, two: LinearFunction.apply(x, one, None, two, None, positions), without_bias)
 
 
 @pytest.mark.parametrize("frozen", range(5))
@@ -61,30 +47,15 @@ def test_gradients_of_some_inputs_only(frozen):
 
 
 class Block(nn.Module):
-    """The modules of a block that can be specialized, and a second use of one of them."""
+    """The kinds of modules that can be specialized, with one of them used twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.rms = nn.LayerNorm(16), RmsNorm(16)
-        self.linear, self.scale = nn.Linear(16, 16), LayerScale()
+        self.linear, self.scale = nn.Linear(16, 16), LayerScale(16, init_values=0.5)
 
     def forward(self, x):
         return self.scale(self.linear(self.rms(x) + self.linear(self.norm(x))))
-
-
-class LayerScale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.rand(16))
-
-    def forward(self, x):
-        return x * self.gamma
-
-
-def specialized(block: nn.Module) -> nn.Module:
-    for name, component in (("norm", "norm"), ("rms", "norm"), ("linear", "proj"), ("scale", "layer_scale")):
-        components.get(component)().specialized(block, name, (0,)).install(block, name)
-    return block
 
 
 def both() -> tuple[nn.Module, nn.Module]:
@@ -92,7 +63,9 @@ def both() -> tuple[nn.Module, nn.Module]:
     standard = Block()
     twin = Block()
     twin.load_state_dict(standard.state_dict())
-    return standard, specialized(twin)
+    for name, component in (("norm", "norm"), ("rms", "norm"), ("linear", "proj"), ("scale", "layer_scale")):
+        components.get(component)().specialize(twin, name, (0,)).install(twin, name)
+    return standard, twin
 
 
 @pytest.mark.parametrize("backward_inside", [False, True])
@@ -137,7 +110,7 @@ def test_rms_norms(kind):
     nn.init.normal_(owner.norm.weight)
     x = torch.randn(2, 5, 16)
     expected = owner.norm(x)
-    twin = components.get("norm")().specialized(owner, "norm", (0, 1))
+    twin = components.get("norm")().specialize(owner, "norm", (0, 1))
     torch.testing.assert_close(twin(x), expected)
 
 
@@ -145,7 +118,7 @@ def test_a_norm_without_weights_is_refused():
     owner = nn.Module()
     owner.norm = nn.LayerNorm(4, elementwise_affine=False)
     with pytest.raises(LookupError, match=r"norm of a Module, a torch\.nn\..*LayerNorm, has no weights"):
-        components.get("norm")().specialized(owner, "norm", (0,))
+        components.get("norm")().specialize(owner, "norm", (0,))
 
 
 def test_second_derivatives():

@@ -1,6 +1,4 @@
-"""An anywidget in a page without Jupyter: the page's stand-in for its model talks to the real widget in Python."""
-
-from __future__ import annotations
+"""Show an anywidget in a page without Jupyter, connected to the real widget in Python."""
 
 import base64
 from typing import Any
@@ -42,7 +40,7 @@ window.listening = () => Object.values(listeners).reduce((sum, set) => sum + set
 
 
 def sent(value: Any) -> Any:
-    """A trait's value as JSON, bytes in base64."""
+    """Convert the value of a trait to JSON, with bytes in base64."""
     if isinstance(value, bytes):
         return {"__bytes__": base64.b64encode(value).decode()}
     if isinstance(value, dict):
@@ -51,7 +49,7 @@ def sent(value: Any) -> Any:
 
 
 def open_widget(page: Any, widget: Any) -> None:
-    """Show a widget on a playwright page; what the page changes is set in Python, and the new state goes back."""
+    """Show a widget on a Playwright page, and synchronize its state in both directions."""
     import json
 
     names = [name for name in widget.keys if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")]

@@ -1,6 +1,4 @@
-"""Small labelled images whose class is their colour, as folders: what any probe can learn."""
-
-from __future__ import annotations
+"""Small labelled images whose class is their colour, which any probe can learn."""
 
 from pathlib import Path
 
@@ -16,7 +14,7 @@ def _noisy(shape: tuple[int, int], colour: tuple[int, int, int], random: np.rand
 
 
 def class_folders(root: Path, train: int = 10, test: int = 4, size: int = 32) -> Path:
-    """``train`` and ``val``, each with so many images of every colour."""
+    """Write ``train`` and ``val`` with this many images of each colour."""
     random = np.random.RandomState(0)
     for split, count in (("train", train), ("val", test)):
         for name, colour in COLOURS.items():
@@ -28,7 +26,7 @@ def class_folders(root: Path, train: int = 10, test: int = 4, size: int = 32) ->
 
 
 def mask_folders(root: Path, train: int = 12, test: int = 5, size: tuple[int, int] = (40, 56)) -> Path:
-    """Images (height, width) with a left part of one colour and a right part of another, and a line of no class."""
+    """Write images (height, width) whose left and right parts have different colours; the top row has no class."""
     random = np.random.RandomState(1)
     colours = list(COLOURS.values())
     (root / "classes.txt").parent.mkdir(parents=True, exist_ok=True)

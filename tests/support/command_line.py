@@ -1,8 +1,7 @@
-"""The command line as the tests use it: in this process, on a model and images small enough for a second."""
-
-from __future__ import annotations
+"""Run commands in this process or another one, on a model and images that take about a second."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,17 +27,32 @@ def tokenlens(*arguments: object, env: Mapping[str, str] | None = None) -> Any:
 
 
 def tiny_analyze(out: Path, *arguments: object, model: str = MODEL) -> Any:
-    """A few random numbers in a second: ``analyze`` of a tiny model with random weights."""
+    """Run ``analyze`` on a tiny model with random weights."""
     return tokenlens("analyze", model, *TINY, "--out", out, *arguments)
+
+
+def refused(result: Any, *parts: str) -> str:
+    """Check that a command failed with one sentence on stderr that has all of the parts, and return it."""
+    assert result.exit_code == 1, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    for part in parts:
+        assert part in last
+    return last
 
 
 def process(
     *command: object, cwd: Path, tree: Path = REPOSITORY, own_group: bool = False, **env: str
 ) -> subprocess.Popen[str]:
-    """A real Python process, with one thread, that imports tokenlens from a source tree.
+    """Start a Python process with one thread that imports tokenlens from a source tree.
 
-    With ``own_group`` it and its children get together what a terminal would send to all of them.
+    With ``own_group`` it and its children form a process group, as in a terminal.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells ignore Ctrl-C in background jobs, and children would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(tree), str(tree / "cli"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -53,11 +67,11 @@ def process(
 
 
 def finished(running: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process; it is ended if it hangs."""
+    """Wait for a process and return its exit code, stdout and stderr; kill it after ``seconds``."""
     try:
         stdout, stderr = running.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         running.kill()
         stdout, stderr = running.communicate()
-        raise AssertionError(f"no end after {seconds} s\n{stdout}\n{stderr}") from None
+        raise AssertionError(f"still running after {seconds} s\n{stdout}\n{stderr}") from None
     return running.returncode, stdout, stderr

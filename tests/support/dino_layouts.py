@@ -1,4 +1,4 @@
-"""Small modules laid out as torch.hub's DINO and DINOv2 are: the same names of children and methods, own code."""
+"""Small models with the names of children and methods of torch.hub's DINO and DINOv2."""
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(QKᵀ) written out; DINO also returns the pattern, DINOv2 scales the queries first."""
+    """Explicit softmax(QKᵀ); DINO also returns the pattern, DINOv2 scales the queries first."""
 
     def __init__(self, dim, heads, returns_pattern):
         super().__init__()
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class DinoBlock(nn.Module):
-    """DINO's: one drop_path for both branches."""
+    """The block of DINO, with one drop_path for both branches."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -69,7 +69,7 @@ class LayerScale(nn.Module):
 
 
 class Dinov2Block(nn.Module):
-    """DINOv2's: LayerScale, and a drop_path that runs in training only."""
+    """The block of DINOv2, with LayerScale, and a drop_path that runs in training only."""
 
     def __init__(self, dim, heads, layer_scale=True):
         super().__init__()
@@ -89,7 +89,7 @@ class Dinov2Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """DINO."""
+    """The model of DINO."""
 
     def __init__(self, image_size=32, patch_size=8, dim=32, depth=2, heads=2):
         super().__init__()
@@ -117,7 +117,7 @@ class BlockChunk(nn.ModuleList):
 
 
 class DinoVisionTransformer(nn.Module):
-    """DINOv2: registers between CLS and the patches, added after the position embedding; blocks maybe in chunks."""
+    """The model of DINOv2, with registers added after the position embedding, and optionally with blocks in chunks."""
 
     def __init__(self, image_size=32, patch_size=8, dim=32, depth=2, heads=2, registers=0, chunks=0, layer_scale=True):
         super().__init__()

@@ -1,6 +1,4 @@
-"""A written report as a test sees it: its elements, the data inside it, and how it opens in a browser."""
-
-from __future__ import annotations
+"""Read a report page in tests: its elements, its embedded data, and its behaviour in a browser."""
 
 import base64
 import json
@@ -12,7 +10,7 @@ import pandas as pd
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes."""
+    """Elements of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -26,12 +24,12 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def scripts(self):
-        """The scripts that run; data in the page is in script elements, too."""
+        """Return the scripts that are executed, without the embedded data."""
         return [attributes for attributes in self.all("script") if "type" not in attributes]
 
 
 def data_of(text: str, name: str) -> pd.DataFrame:
-    """A table that a page holds for downloading, by its name."""
+    """Return a table embedded in a page, by its name."""
     packed = re.search(rf'<script type="text/plain" id="data-{re.escape(name)}">(.*?)</script>', text, re.DOTALL)
     assert packed, f"the page has no data called {name}"
     contents = json.loads(zlib.decompress(base64.b64decode(packed[1])))
@@ -39,7 +37,7 @@ def data_of(text: str, name: str) -> pd.DataFrame:
 
 
 def opened(browser, path, **options):
-    """A page, and lists of what it complained about and what it asked for."""
+    """Open a page; return its tab, and the lists of its messages and requests, which grow."""
     tab = browser.new_page(**options)
     complaints: list[str] = []
     requests: list[str] = []
@@ -52,12 +50,12 @@ def opened(browser, path, **options):
 
 
 def asked_for(requests):
-    """Requests for anything but the page's own data."""
+    """Return the requests other than those for embedded data."""
     return [url for url in requests if not url.startswith(("data:", "blob:"))]
 
 
 def saved(tab, name, folder):
-    """Click "Download CSV" of a table in the page, and read the file that arrives."""
+    """Click "Download CSV" for a table, and return the file and its content."""
     with tab.expect_download() as arriving:
         tab.click(f'button[data-saves="data-{name}"]')
     path = folder / arriving.value.suggested_filename
@@ -66,6 +64,6 @@ def saved(tab, name, folder):
 
 
 def wait_for_rows(tab, table, count):
-    """Wait until a table says that it shows so many rows."""
+    """Wait until a table reports that it shows ``count`` rows."""
     told = f"{count} row" if count == 1 else f"{count} rows"
     tab.locator(f'[role=status][data-table="{table}"]', has_text=re.compile(f"^{told}$")).wait_for()

@@ -1,9 +1,7 @@
-"""Tiny students with teachers, batches for them, and two steps of training: by itself, or as one of two processes.
+"""Tiny students with teachers, their batches, and two steps of training, in one process or in two.
 
-``python -m tests.support.self_distillation CASES STORE OUT RANK`` does the steps of every case as one of two gloo processes.
+``python -m tests.support.self_distillation CASES STORE OUT RANK`` does the steps of all cases as one of two processes.
 """
-
-from __future__ import annotations
 
 import json
 import sys
@@ -17,14 +15,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenlens import specialize
-from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, objectives, options_of
+from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, make_options, objectives
 
 SIZE, IMAGES = 32, 8
 SMALL = {"local_crops": 2, "local_size": 16, "prototypes": 16, "hidden": 24, "bottleneck": 8, "momentum": 0.5}
 
 
 def backbone(preset: str | None = None, name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
-    """Two blocks of 32 channels, 4×4 patches of 8 pixels; all weights random and in float64."""
+    """Return a ViT of two blocks with 32 channels and 4×4 patches of 8 pixels; random weights in float64."""
     torch.manual_seed(0)
     sizes = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
     model = timm.create_model(name, **{**sizes, "dynamic_img_size": True, **options}).double()
@@ -35,30 +33,30 @@ def backbone(preset: str | None = None, name: str = "vit_tiny_patch16_224", **op
 
 
 def objective(name: str, model: nn.Module | None = None, **options: Any) -> Any:
-    """An objective in training mode, in float64."""
+    """Return an objective in training mode, in float64."""
     setting = Setting(SIZE, classes=(), batch_size=IMAGES, steps=4, seed=5, make_backbone=lambda classes: backbone())
-    made = objectives.get(name)(model or backbone(), options_of(name, {**SMALL, **options}), setting)
+    made = objectives.get(name)(model or backbone(), make_options(name, {**SMALL, **options}), setting)
     return made.double().train()
 
 
 def batch(positions: list[int] | None = None, local_crops: int = 2) -> TrainingBatch:
-    """The images at some positions of a step's batch; all of it unless said otherwise."""
-    places = torch.arange(IMAGES) if positions is None else torch.tensor(positions)
+    """Return the images at some positions of a step's batch, by default all of them."""
+    chosen = torch.arange(IMAGES) if positions is None else torch.tensor(positions)
     generator = torch.Generator().manual_seed(7)
     views = [
-        torch.randn(IMAGES, 3, size, size, generator=generator, dtype=torch.float64)[places]
+        torch.randn(IMAGES, 3, size, size, generator=generator, dtype=torch.float64)[chosen]
         for size in [SIZE] * 2 + [SIZE // 2] * local_crops
     ]
-    return TrainingBatch(views, None, places, places, IMAGES)
+    return TrainingBatch(views, None, chosen, chosen, IMAGES)
 
 
 def progress(step: int = 0, steps: int = 4) -> Progress:
-    """One step is one epoch."""
+    """Return the position of a step; one step is one epoch."""
     return Progress(step, steps, steps_per_epoch=1.0, seed=3)
 
 
 def two_steps(made: Objective, call: Any, positions: list[int] | None = None) -> dict[str, Tensor]:
-    """Losses and gradients of two steps, and all that the state dict holds after them."""
+    """Return losses and gradients of two steps, and the state dict after them."""
     optimizer = torch.optim.SGD([one for one in made.parameters() if one.requires_grad], lr=0.5)
     found: dict[str, Any] = {}
     for step in range(2):

@@ -1,6 +1,4 @@
-"""An analysis made of plausible numbers, of any size, without a model: for tests of what comes after ``analyze``."""
-
-from __future__ import annotations
+"""An analysis of any size with plausible numbers, without a model, for tests of comparison, figures and report."""
 
 from typing import Any
 
@@ -8,14 +6,16 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.analysis.analysis import COLUMNS, Analysis
-from tokenlens.metrics.base import NamedArray
+from tokenlens.metrics import NamedArray
 from tokenlens.tokens import TokenLayout
 
+NEED_CLS = {"cls_patch_cosine", "cls_cls_cosine", "centroid_separation", "dimension_selectivity", "cka"}
+NEED_CLS |= {"attention_entropy", "cls_attention_map", "attention_mass"}
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
 
-def _two_sets(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, channels: int, stages: Any) -> None:
-    """Weights of a specialized model, apart from each other."""
+def _specialize(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, channels: int, stages: Any) -> None:
+    """Add weights of a specialized model that differ between CLS and patches."""
     for stage in stages:
         for norm in ("norm1", "norm2", "final_norm"):
             shape = (channels,) if norm == "final_norm" else (blocks, channels)
@@ -23,10 +23,10 @@ def _two_sets(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, ch
             for side, values in (("patch", patch), ("cls", patch + rng.normal(scale=0.05, size=shape))):
                 dims = ("block", "channel")[-len(shape) :]
                 arrays[f"norm_differentiation/{side}_{stage}_{norm}"] = NamedArray(values, dims, "weight")
-    places = [(block, f"norm/{norm}.{{}}", channels) for block in range(blocks) for norm in ("norm1", "norm2")]
-    places += [(None, "norm/norm.{}", channels)]
-    places += [(block, "qkv/attn.qkv.{}", 3 * channels**2) for block in range(max(blocks // 3, 1))]
-    for block, site, elements in places:
+    modules = [(block, f"norm/{norm}.{{}}", channels) for block in range(blocks) for norm in ("norm1", "norm2")]
+    modules += [(None, "norm/norm.{}", channels)]
+    modules += [(block, "qkv/attn.qkv.{}", 3 * channels**2) for block in range(max(blocks // 3, 1))]
+    for block, site, elements in modules:
         for name in ("weight", "bias")[: 2 if "qkv" in site else len(stages)]:
             distance = rng.uniform(0.01, 0.2)
             for part, value, unit in (
@@ -53,9 +53,10 @@ def synthetic_analysis(
     source: str = "/data/photos",
     seed: int = 0,
 ) -> Analysis:
-    """Numbers like DINOv2-S/14's. ``differentiates=False``: norms that leave all cosines and channels alone.
+    """Return numbers like those of DINOv2-S/14.
 
-    ``specialized``: norms, and q, k and v in the first third of the blocks, have two sets of weights.
+    With ``differentiates=False`` the norms change neither cosines nor channels. With ``specialized``, norms and the q,
+    k, v projection in the first third of the blocks have separate weights for CLS and patches.
     """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
@@ -67,31 +68,12 @@ def synthetic_analysis(
     def put(metric, part, block, site, group, value, unit, sd=0.05, head=None, jackknife=False, n=None):
         exact, n = n is not None, n or images
         half = 2 * sd / np.sqrt(n) if n > 1 and not exact else np.nan
-        rows.append(
-            {
-                "model": model,
-                "metric": metric,
-                "part": part,
-                "block": block,
-                "site": site,
-                "group": group,
-                "head": head,
-                "value": value,
-                "sd": np.nan if jackknife or exact or n < 2 else sd,
-                "n": n,
-                "ci_low": value - half,
-                "ci_high": value + half,
-                "unit": unit,
-            }
-        )
+        sd = np.nan if jackknife or exact or n < 2 else sd
+        found = (model, metric, part, block, site, group, head, value, sd, n, value - half, value + half, unit)
+        rows.append(dict(zip(COLUMNS, found, strict=True)))
 
-    def norms():
-        for block in range(blocks):
-            yield block, "norm1", depth[block]
-            yield block, "norm2", depth[block]
-        yield None, "final_norm", 1.0
-
-    for block, norm, d in norms():
+    norms = [(block, norm, depth[block]) for block in range(blocks) for norm in ("norm1", "norm2")]
+    for block, norm, d in [*norms, (None, "final_norm", 1.0)]:
         cp = 0.3 * np.sin(3 * d + 0.4) if norm == "norm1" else 0.15 * d - 0.05
         pp = 0.5 - 0.25 * d
         fall = {"norm1": 0.36, "norm2": 0.03, "final_norm": 0.2}[norm] * (1 if differentiates else 0)
@@ -149,40 +131,16 @@ def synthetic_analysis(
                     mass = rng.uniform(0, 0.4)
                     put("attention_mass", "", block, "pattern", f"{query}-{prefix}", mass, "share", head=head)
             if cls:
-                put("attention_mass", "", block, "pattern", "cls-patch", rng.uniform(0.5, 1), "share", head=head)
-                put(
-                    "attention_entropy",
-                    "normalized",
-                    block,
-                    "pattern",
-                    "cls-patch",
-                    rng.uniform(0.6, 1),
-                    "entropy / log P",
-                    head=head,
-                )
-                put(
-                    "attention_entropy",
-                    "effective_patches",
-                    block,
-                    "pattern",
-                    "cls-patch",
-                    rng.uniform(30, 256),
-                    "patches",
-                    head=head,
-                )
-                put(
-                    "cls_attention_map",
-                    "peak",
-                    block,
-                    "pattern",
-                    "cls-patch",
-                    rng.uniform(2, 20),
-                    "× uniform",
-                    head=head,
-                )
+                for metric, part, low, high, unit in (
+                    ("attention_mass", "", 0.5, 1, "share"),
+                    ("attention_entropy", "normalized", 0.6, 1, "entropy / log P"),
+                    ("attention_entropy", "effective_patches", 30, 256, "patches"),
+                    ("cls_attention_map", "peak", 2, 20, "× uniform"),
+                ):
+                    put(metric, part, block, "pattern", "cls-patch", rng.uniform(low, high), unit, head=head)
     arrays: dict[str, NamedArray] = {}
     if specialized:
-        _two_sets(put, arrays, rng, blocks, channels, ("gamma",) if rms else ("gamma", "beta"))
+        _specialize(put, arrays, rng, blocks, channels, ("gamma",) if rms else ("gamma", "beta"))
     if cls:
         for norm in ("norm1", "norm2", "final_norm"):
             shape = (channels,) if norm == "final_norm" else (blocks, channels)
@@ -203,17 +161,8 @@ def synthetic_analysis(
                         ("top_overlap", 0.5 - 0.2 * d, "share"),
                         ("gamma_correlation", 0.4 - 0.3 * d, "Spearman's ρ"),
                     ):
-                        put(
-                            "dimension_selectivity",
-                            f"{side}_{part}",
-                            block,
-                            norm,
-                            "cls-patch",
-                            value,
-                            unit,
-                            0.2,
-                            jackknife=True,
-                        )
+                        name = "dimension_selectivity", f"{side}_{part}"
+                        put(*name, block, norm, "cls-patch", value, unit, 0.2, jackknife=True)
         y, x = np.mgrid[: grid[0], : grid[1]]
         centre = np.exp(-((y - grid[0] / 2) ** 2 + (x - grid[1] / 2) ** 2) / (0.15 * grid[0] * grid[1]))
         maps = (0.3 + centre)[None, None] * rng.uniform(0.7, 1.3, size=(blocks, heads, *grid))
@@ -228,19 +177,14 @@ def synthetic_analysis(
         ):
             for suffix, offset in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
                 arrays[f"cka/{pair}{suffix}"] = NamedArray(matrix + offset, ("block_1", "block_2"), "CKA")
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    table["block"] = table["block"].astype("Int64")
-    table["head"] = table["head"].astype("Int64")
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"block": "Int64", "head": "Int64"})
     names = [f"photo_{i:03d}.jpg" for i in range(n)]
+    weights = "none (random)" if untrained else "/data/dinov2.safetensors"
     provenance = {
         "model": model,
         "family": "timm_vit",
         "untrained": untrained,
-        "weights": {
-            "source": "none (random)" if untrained else "/data/dinov2.safetensors",
-            "sha256": "ab" * 32,
-            "pretrained": not untrained,
-        },
+        "weights": {"source": weights, "sha256": "ab" * 32, "pretrained": not untrained},
         "images": {"source": source, "count": n, "hashes": ["00" * 8] * n, "names": names, "skipped": list(skipped)},
         "transform": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"},
         "image_size": [224, 224],
@@ -263,19 +207,8 @@ def synthetic_analysis(
         reason = "the model has no register token"
         not_applicable |= {"reg_cls_cosine": reason, "reg_patch_cosine": reason}
     if not cls:
-        computed = set(table["metric"])
-        for metric in (
-            "cls_patch_cosine",
-            "cls_cls_cosine",
-            "centroid_separation",
-            "dimension_selectivity",
-            "cka",
-            "attention_entropy",
-            "cls_attention_map",
-            "attention_mass",
-        ):
-            if metric not in computed:
-                not_applicable[metric] = "the model has no [CLS] token"
+        absent = NEED_CLS - set(table["metric"])
+        not_applicable |= dict.fromkeys(sorted(absent), "the model has no [CLS] token")
     return Analysis(
         model=model,
         layout=TokenLayout(grid, prefix=tuple(group for group in groups if group != "patch")),

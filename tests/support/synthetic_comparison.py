@@ -1,6 +1,4 @@
-"""A comparison made of plausible numbers, without a model: for tests of what comes after ``compare``."""
-
-from __future__ import annotations
+"""A comparison with plausible numbers, without a model, for tests of figures and report."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from tests.support.synthetic_analysis import synthetic_analysis
-from tokenlens.analysis.analysis import SERIES, Analysis
+from tokenlens.analysis.analysis import KEY_COLUMNS, Analysis
 from tokenlens.comparison.compare import compare
 from tokenlens.comparison.comparison import Comparison
-from tokenlens.metrics.base import NamedArray
+from tokenlens.metrics import NamedArray
 
 
 def synthetic_comparison(
@@ -24,9 +22,10 @@ def synthetic_comparison(
     blocks: tuple[int, ...] = (12, 12, 6),
     **options: Any,
 ) -> Comparison:
-    """DINOv2-S/14, its untrained twin and, as a third, a model of 6 blocks with registers.
+    """Compare DINOv2-S/14, an untrained copy of it, and a model of 6 blocks with registers.
 
-    ``equal``: all are the first one. ``paired=False``: each saw other images. ``options`` go to ``synthetic_analysis``.
+    With ``equal`` all models are the first one; with ``paired=False`` each has different images. ``options`` are passed
+    to ``synthetic_analysis``.
     """
     kinds: list[dict[str, Any]] = [
         {},
@@ -43,9 +42,9 @@ def synthetic_comparison(
 
 
 def with_values(analysis: Analysis, images: int = 0, seed: int = 0) -> Analysis:
-    """An analysis with values by image that have its table's means and spreads, hashes, and features.
+    """Add values per image with the means and spreads of the table, hashes, and features to an analysis.
 
-    Half of the spread over images belongs to the images and is the same for every ``seed``, as for real models.
+    As in real models, half of the spread over images is common to all models, that is, independent of ``seed``.
     """
     n = analysis.images
     rows = analysis.table[analysis.table["sd"].notna()]
@@ -53,7 +52,7 @@ def with_values(analysis: Analysis, images: int = 0, seed: int = 0) -> Analysis:
     noise = (of_image[:, :1] + of_image[:, : len(rows)] + own[:, : len(rows)]) if n > 1 else own[:, : len(rows)]
     noise = (noise - noise.mean(0)) / (noise.std(0, ddof=1) if n > 1 else 1)
     values = rows["value"].to_numpy() + rows["sd"].to_numpy() * noise
-    keys = rows[list(SERIES)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})
+    keys = rows[list(KEY_COLUMNS)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})
     provenance = analysis.provenance
     names = provenance["images"]["names"]
     hashes = [f"{images:032x}{i:032x}" for i in range(n)]

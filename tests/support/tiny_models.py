@@ -1,11 +1,9 @@
-"""Tiny models with random weights, one of every kind that tokenlens knows; no downloads, milliseconds each.
+"""Tiny models with random weights, of every kind that tokenlens supports, without downloads.
 
-``MODELS[name]()`` gives a fresh model in eval mode. Every parameter is random, also those that libraries start at a
-constant (LayerScale, norms, registers, relative position tables); the same name gives the same weights each time.
-``images(name)`` gives images that it takes, ``KINDS[name]`` what is true of it.
+``MODELS[name]()`` returns a new model in eval mode. All its parameters are random, also those that libraries initialize
+to a constant (LayerScale, norms, registers, relative position tables), and the same each time. ``images(name)`` returns
+images for it, and ``KINDS[name]`` its expected properties.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
@@ -25,11 +23,16 @@ HEAD_SCALE = (DIM // HEADS) ** -0.5
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model and what is true of it.
+    """A kind of model and its expected properties.
 
-    ``family``, ``prefix``, ``grid``: the family that owns it and its layout. ``scores``: where the model computes
-    softmax(QKᵀ) itself, the factor that its q·k still takes. ``residual``: whether its blocks have all the residual
-    sites. ``final_norm``: whether it has that site.
+    Args:
+        make: creates the model.
+        family: name of its family.
+        prefix, grid: its token layout.
+        image_size: size of its images.
+        scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
+        residual: whether its blocks have all the residual sites.
+        final_norm: whether it has this site.
     """
 
     make: Callable[[], nn.Module]
@@ -43,7 +46,7 @@ class Kind:
 
 
 def tiny_timm(name: str, **kwargs: Any) -> nn.Module:
-    """A timm entry point cut down to two narrow blocks (patches of 8 pixels, images of 32, unless said otherwise)."""
+    """Create a timm model with two narrow blocks."""
     return timm.create_model(name, **{"depth": DEPTH, "embed_dim": DIM, "num_heads": HEADS, "num_classes": 5} | kwargs)
 
 
@@ -51,36 +54,30 @@ def _timm(name: str, **kwargs: Any) -> nn.Module:
     return tiny_timm(name, **{"img_size": 32, "patch_size": 8} | kwargs)
 
 
-def _unfused(make: Callable[[], nn.Module]) -> nn.Module:
+def _unfused(name: str) -> nn.Module:
     timm.layers.set_fused_attn(False)
     try:
-        return make()
+        return _timm(name)
     finally:
         timm.layers.set_fused_attn(True)
+
+
+_HF_SIZES = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
+_HF_IMAGES = {"image_size": 32, "patch_size": 8}
 
 
 def _hf(model: str, attention: str = "sdpa", **kwargs: Any) -> nn.Module:
     import transformers
 
     cls = getattr(transformers, model)
-    config = {
-        "hidden_size": DIM,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 2 * DIM,
-        "image_size": 32,
-        "patch_size": 8,
-        "attn_implementation": attention,
-    }
-    return cls(cls.config_class(**config | kwargs))
+    return cls(cls.config_class(**_HF_SIZES | _HF_IMAGES | {"attn_implementation": attention} | kwargs))
 
 
 def _hf_clip() -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
-    text = sizes | {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 8}))
+    text = _HF_SIZES | {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=_HF_SIZES | _HF_IMAGES))
 
 
 def _torchvision() -> nn.Module:
@@ -93,20 +90,15 @@ def _torchvision() -> nn.Module:
 
 _REGISTERS = ("cls", "reg", "reg", "reg", "reg")
 _POOLED = {"final_norm": False}
+_naflex = partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8)
+_any_size = partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True)
 
 KINDS: dict[str, Kind] = {
     # timm's VisionTransformer
     "timm_vit": Kind(partial(_timm, "vit_tiny_patch16_224"), "timm_vit"),
-    "timm_vit_unfused": Kind(partial(_unfused, partial(_timm, "vit_tiny_patch16_224")), "timm_vit", scores=1.0),
-    "timm_vit_wide": Kind(
-        partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True), "timm_vit", grid=(2, 5), image_size=(16, 40)
-    ),
-    "timm_vit_padded": Kind(
-        partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True, dynamic_img_pad=True),
-        "timm_vit",
-        grid=(3, 4),
-        image_size=(20, 30),
-    ),
+    "timm_vit_unfused": Kind(partial(_unfused, "vit_tiny_patch16_224"), "timm_vit", scores=1.0),
+    "timm_vit_wide": Kind(_any_size, "timm_vit", grid=(2, 5), image_size=(16, 40)),
+    "timm_vit_padded": Kind(partial(_any_size, dynamic_img_pad=True), "timm_vit", grid=(3, 4), image_size=(20, 30)),
     "timm_rms": Kind(partial(_timm, "vit_tiny_patch16_224", norm_layer="rmsnorm"), "timm_vit"),
     "timm_deit3": Kind(partial(_timm, "deit3_small_patch16_224"), "timm_vit"),
     "timm_deit_distilled": Kind(partial(_timm, "deit_tiny_distilled_patch16_224"), "timm_vit", ("cls", "dist")),
@@ -126,9 +118,7 @@ KINDS: dict[str, Kind] = {
     ),
     # timm's Eva
     "timm_eva02": Kind(partial(_timm, "eva02_tiny_patch14_224"), "timm_eva", **_POOLED),
-    "timm_eva02_unfused": Kind(
-        partial(_unfused, partial(_timm, "eva02_tiny_patch14_224")), "timm_eva", scores=1.0, **_POOLED
-    ),
+    "timm_eva02_unfused": Kind(partial(_unfused, "eva02_tiny_patch14_224"), "timm_eva", scores=1.0, **_POOLED),
     "timm_eva_clip": Kind(partial(_timm, "eva02_base_patch16_clip_224"), "timm_eva"),
     "timm_eva_post_norm": Kind(partial(_timm, "eva02_enormous_patch14_clip_224"), "timm_eva"),
     "timm_dinov3": Kind(partial(_timm, "vit_small_patch16_dinov3"), "timm_eva", _REGISTERS),
@@ -138,11 +128,9 @@ KINDS: dict[str, Kind] = {
     ),
     # timm's Beit, relative position ViTs and NaFlexVit
     "timm_beit": Kind(partial(_timm, "beit_base_patch16_224"), "timm_beit", **_POOLED),
-    "timm_beit_unfused": Kind(
-        partial(_unfused, partial(_timm, "beit_base_patch16_224")), "timm_beit", scores=1.0, **_POOLED
-    ),
-    # Its bias has three axes, which no fused kernel takes: PyTorch falls back on its own softmax(QKᵀ), with q and k
-    # scaled by the root of the scale each.
+    "timm_beit_unfused": Kind(partial(_unfused, "beit_base_patch16_224"), "timm_beit", scores=1.0, **_POOLED),
+    # No fused kernel takes its bias of three axes: PyTorch falls back to softmax(QKᵀ), with q and k each multiplied by
+    # the root of the scale.
     "timm_beit_shared_bias": Kind(
         partial(_timm, "beitv2_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
         "timm_beit",
@@ -151,14 +139,7 @@ KINDS: dict[str, Kind] = {
     ),
     "timm_relpos": Kind(partial(_timm, "vit_relpos_medium_patch16_cls_224"), "timm_relpos"),
     "timm_relpos_post_norm": Kind(partial(_timm, "vit_relpos_medium_patch16_rpn_224"), "timm_relpos", ()),
-    "timm_naflexvit": Kind(
-        partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8),
-        "timm_naflexvit",
-        ("reg",) * 4,
-        (2, 5),
-        (16, 40),
-        **_POOLED,
-    ),
+    "timm_naflexvit": Kind(_naflex, "timm_naflexvit", ("reg",) * 4, (2, 5), (16, 40), **_POOLED),
     # Hugging Face transformers
     "hf_vit": Kind(partial(_hf, "ViTModel"), "hf_vit"),
     "hf_vit_eager": Kind(partial(_hf, "ViTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
@@ -195,7 +176,7 @@ def _randomize(model: nn.Module, seed: int) -> nn.Module:
 
 
 def build(name: str) -> nn.Module:
-    """The model of one kind, in eval mode; the global random state stays as it was."""
+    """Create the model of one kind in eval mode, without changing the global random state."""
     seed = zlib.crc32(name.encode())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -206,6 +187,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for nam
 
 
 def images(name: str, count: int = 2) -> Tensor:
-    """Random images (count, 3, height, width) of the size that the model takes, the same each time."""
+    """Return images (count, 3, height, width) of the size that the model takes, the same each time."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1)
     return torch.randn(count, 3, *KINDS[name].image_size, generator=generator)

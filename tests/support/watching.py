@@ -1,6 +1,4 @@
-"""Running a model under a Recorder and keeping all that passes, for tests."""
-
-from __future__ import annotations
+"""Run a model under a Recorder and keep all its activations."""
 
 from torch import Tensor, nn
 
@@ -10,7 +8,7 @@ from tokenlens.recording.recorder import Recorder, evaluating
 
 
 class Witness:
-    """Keeps everything that passes."""
+    """An observer that keeps everything."""
 
     def __init__(self) -> None:
         self.sites: dict[tuple[int | None, str], Tensor] = {}
@@ -43,7 +41,7 @@ def tensors(output: object) -> list[Tensor]:
 
 
 def hooks(model: nn.Module) -> int:
-    """How many hooks there are, of any sort, in the whole model."""
+    """Count the hooks of any kind in a model."""
     return sum(
         len(value) for module in model.modules() for name, value in vars(module).items() if name.endswith("_hooks")
     )

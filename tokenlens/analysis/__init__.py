@@ -1,17 +1,10 @@
-"""Run a model over images once and measure how its tokens differ; the findings on one model."""
+"""Run a model over images once, measure how its tokens differ, and judge the findings on it."""
 
 from tokenlens.analysis.analysis import Analysis
-from tokenlens.analysis.analyze import NonFiniteActivation, analyze
+from tokenlens.analysis.analyze import analyze
 from tokenlens.analysis.findings import Finding, judge
-from tokenlens.analysis.overview import headlines
+from tokenlens.analysis.overview import overview
 from tokenlens.analysis.record import record
+from tokenlens.analysis.run import NonFiniteActivation
 
-__all__ = [
-    "Analysis",
-    "Finding",
-    "NonFiniteActivation",
-    "analyze",
-    "headlines",
-    "judge",
-    "record",
-]
+__all__ = ["Analysis", "Finding", "NonFiniteActivation", "analyze", "judge", "overview", "record"]

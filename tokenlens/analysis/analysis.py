@@ -1,9 +1,9 @@
-"""``analyze``: the one loop over images, and the ``Analysis`` it returns; ``record`` for the tensors themselves."""
+"""The result of ``analyze`` and its run folder."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,40 +13,45 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tokenlens.metrics.base import PATTERN, NamedArray
+from tokenlens.metrics import PATTERN, NamedArray
 from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
 from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
 from tokenlens.storage.tables import COLUMNS, read_table, select_rows
 from tokenlens.tokens import Site, TokenLayout
 
-_ORDER = [str(site) for site in Site]
-_ORDER.insert(_ORDER.index(Site.ATTN_OUT), PATTERN)
-SERIES = ("metric", "part", "block", "site", "group", "head")
+SITE_ORDER = [str(site) for site in Site]
+SITE_ORDER.insert(SITE_ORDER.index(Site.ATTN_OUT), PATTERN)
+"""All sites in the order in which tokens pass them, attention patterns included."""
 
+KEY_COLUMNS = ("metric", "part", "block", "site", "group", "head")
+"""The columns that identify a number in the table."""
 
 NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
-"""The files that an analysis is loaded from; all others are drawn from them."""
+"""The files that an analysis is loaded from; all others can be drawn again from them."""
 
 _PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
 
 
 @dataclass
 class Analysis(Result):
-    """What ``analyze`` found out about one model on one set of images.
+    """The numbers of one model on one set of images.
+
+    The run folder holds ``analysis.json`` (settings and provenance), ``table.csv``, ``arrays.safetensors`` (values per
+    image, and arrays with the names of their dimensions), the figures and the page.
 
     Attributes:
-        model: the model's full name.
+        model: full name of the model.
         layout: its tokens and patch grid.
         blocks: number of blocks.
-        table: a tidy frame, a row for each number, with the columns of ``COLUMNS``. ``value`` is the mean over images,
-            ``sd`` the spread over images, ``n`` their count, ``ci_low`` and ``ci_high`` a 95 % interval; numbers of the
-            whole set of images have no ``sd``. ``block`` and ``head`` count from 0; what does not apply is empty.
+        table: a tidy frame, one row per number, with the columns of ``tokenlens.storage.tables.COLUMNS``. ``value`` is
+            the mean over images, ``sd`` the standard deviation over images, ``n`` their number, ``ci_low`` and
+            ``ci_high`` a 95 % interval. Numbers of the whole set of images have no ``sd``.
         arrays: per-channel and per-position arrays, by ``"metric/part"``.
-        per_image: a row for each kept image, a column for each series (metric, part, block, site, group, head;
-            −1 for no block or head).
-        provenance: where all this comes from, JSON-able.
-        not_applicable: metrics that were asked for and do not apply to this model, with the reason.
+        per_image: one row per kept image and one column per number that has a value for each image. The levels of the
+            columns are ``KEY_COLUMNS``, with −1 for no block or head.
+        provenance: how the numbers came about; JSON-able.
+        not_applicable: metrics that do not apply to this model, with the reason.
     """
 
     kind: ClassVar[str] = "analysis"
@@ -62,27 +67,27 @@ class Analysis(Result):
 
     @property
     def untrained(self) -> bool:
-        """Whether the weights are random; every figure and table then says so."""
+        """Whether the weights are random, which every figure and table then says."""
         return bool(self.provenance.get("untrained"))
 
     @property
     def images(self) -> int:
-        """How many images were analyzed."""
+        """Number of images that were analyzed."""
         return int(self.provenance["images"]["count"])
 
     @cached_property
     def heads(self) -> int:
-        """How many attention heads a block has; 0 if no number per head was computed."""
+        """Number of attention heads per block; 0 if no number per head was computed."""
         heads = self.table["head"].dropna()
         return int(heads.max()) + 1 if len(heads) else 0
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics in the table."""
+        """Names of the metrics in the table."""
         return list(dict.fromkeys(self.table["metric"]))
 
     def select(self, metric: str, **filters: Any) -> pd.DataFrame:
-        """The table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", block=3)``.
+        """Return the table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", block=3)``.
 
         Raises:
             LookupError: if the metric is not in the table, with the reason where it does not apply.
@@ -100,11 +105,7 @@ class Analysis(Result):
             "kind": self.kind,
             "model": self.model,
             "blocks": self.blocks,
-            "layout": {
-                "grid": list(self.layout.grid),
-                "prefix": list(self.layout.prefix),
-                "patch_start": self.layout.patch_start,
-            },
+            "layout": asdict(self.layout),
             "not_applicable": self.not_applicable,
             "arrays": labels,
             "provenance": self.provenance,
@@ -150,15 +151,10 @@ def read_numbers(folder: Path) -> Analysis:
         raise ValueError(f"{folder / 'arrays.safetensors'} cannot be read: {error}") from error
     per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
     keys = _keys(table.iloc[rows])
-    labels = settings["arrays"]
-    grid = settings["layout"]["grid"]
+    labels, layout = settings["arrays"], settings["layout"]
     return Analysis(
         model=settings["model"],
-        layout=TokenLayout(
-            grid=(grid[0], grid[1]),
-            prefix=tuple(settings["layout"]["prefix"]),
-            patch_start=settings["layout"]["patch_start"],
-        ),
+        layout=TokenLayout(tuple(layout["grid"]), tuple(layout["prefix"]), layout["patch_start"]),
         blocks=settings["blocks"],
         table=table,
         arrays={
@@ -177,4 +173,4 @@ def read_numbers(folder: Path) -> Analysis:
 
 def _keys(table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that identify a row, with −1 for no block or head."""
-    return table[list(SERIES)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})
+    return table[list(KEY_COLUMNS)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})

@@ -1,31 +1,25 @@
-"""The paper's findings as checks with verdicts; here F1 and F2, which any analyzed model can be asked about.
-
-F3 to F6 need trained models: ``tokenlens.verification.findings``.
+"""Judge the findings F1 and F2 of the paper on one analyzed model.
 
 Revisiting [CLS] and Patch Token Interaction in Vision Transformers (arXiv 2602.08626):
 
 F1. The norm before attention differentiates: CLS–patch cosine falls to about 0 across it, patch–patch cosine stays.
-F2. It does so by channels: some are large in CLS only or in patches only, and the norm's weights exploit that.
+F2. It does so through channels: some are large in CLS only or in patches only, which the norm's weights exploit.
 
-How a verdict comes about. Each condition of a finding is checked in each block, with the 95 % interval of the number
-against a threshold: it holds if the whole interval lies on the right side, fails if the whole interval lies on the
-wrong side, and is open otherwise. A finding is *supported* if all its conditions hold in more than half of the blocks,
-*not supported* if some condition fails in at least half of them, *inconclusive* otherwise, with fewer than
-``MIN_IMAGES`` images, and where the numbers were not computed. Both findings speak of trained models: with random
-weights they are *not applicable*, and the numbers are a control.
+F3 to F6 need trained models: ``tokenlens.verification.findings``.
 
-The thresholds come from what the numbers are when nothing is going on, with one trained model (DINOv2 ViT-S/14) and its
-untrained twin in view: two random directions in 384 channels have a cosine of 0 ± 0.05, so a fall below 0.05 is none,
-and a cosine up to 0.1 is about 0. Selectivity needs a level of its own: even a CLS token of random direction, equal for
-all images, is three times larger or smaller than the patches in 22 % of channels (``CHANCE_SHARE``), each measured
-against its median.
+Each condition of a finding is checked in each block by comparing the 95 % interval of a number with a threshold: it
+holds if the whole interval lies on the right side, fails if the whole interval lies on the wrong side, and is open
+otherwise. A finding is *supported* if all conditions hold in more than half of the blocks, *not supported* if some
+condition fails in at least half of them, and *inconclusive* otherwise, with fewer than ``MIN_IMAGES`` images, and if
+the numbers were not computed. Both findings are about trained models: with random weights they are *not applicable*.
 
-F2 asks for channels that belong to one group, and magnitudes alone do not show them. In DINOv2 ViT-S/14 90 % of CLS's
-squared length after norm1 is in 5 channels, so that nearly all others are smaller in CLS than in patches: 55 % of the
-channels then are "three times larger in one group", 54 of these 55 in the patches, because of one number that all of
-them share. So each group's magnitudes are divided by their median over channels first (``selective_share``): a common
-scale, which is no property of channels, then counts nothing. What is left there is 4 to 28 % of channels by block: no
-more than chance in most. The share without that step is told beside it and does not decide.
+The thresholds were chosen by looking at one trained model (DINOv2 ViT-S/14) and at random weights. Two random
+directions in 384 channels have a cosine of 0 ± 0.05, so a fall below 0.05 counts as none and a cosine up to 0.1 as
+about 0.
+
+F2 is about channels, and magnitudes alone do not show them: in DINOv2 ViT-S/14, 5 channels hold 90 % of CLS's squared
+norm after norm1, so 54 % of the channels are three times larger in patches because of one common scale. Each group's
+magnitudes are therefore divided by their median over channels first (``selective_share``).
 """
 
 from __future__ import annotations
@@ -46,44 +40,43 @@ Array = NDArray[np.float64]
 Verdict = Literal["supported", "not supported", "inconclusive", "not applicable"]
 
 MIN_IMAGES = 8
-"""Fewer images than this give no verdict."""
+"""The fewest images that give a verdict."""
 
 MIN_FALL = 0.05
-"""A cosine that changes by less has not moved: the spread of the cosine of random directions in 384 channels."""
+"""The smallest fall that counts: the spread of the cosine of random directions in 384 channels."""
 
 ABOUT_ZERO = 0.1
-"""A cosine up to this is about 0, or below: two such spreads."""
+"""The largest cosine that counts as about 0: two such spreads."""
 
 SELECTIVE = 0.5
 """|s| above which a channel counts as specific to one token group, as in dimension_selectivity."""
 
 _MEDIAN = stats.norm.ppf(0.75)
 CHANCE_SHARE = float(2 * stats.norm.cdf(_MEDIAN / 3) - 1 + 2 * stats.norm.sf(3 * _MEDIAN))
-"""Share of channels with |s| > 0.5 for a CLS of random direction and patches that are equally large in all channels,
+"""Share of channels with |s| > 0.5 for CLS in a random direction and patches that are equally large in all channels,
 each divided by its median m over channels: P(|z| < m/3) + P(|z| > 3m), z normal, m the median of |z|."""
 
 TITLES = {
-    "F1": "The norm before attention pulls CLS away from the patches",
-    "F2": "It does so by channels, and the norm's weights exploit them",
+    "F1": "The norm before attention separates CLS from the patches",
+    "F2": "It does so through specific channels, which the norm's weights exploit",
 }
 
 RULES = {
     "F1": (
-        f"In a block F1 holds if, across norm1, (a) CLS–patch cosine falls by at least {MIN_FALL} and (b) ends at or "
-        f"below {ABOUT_ZERO}, while patch–patch cosine (c) stays above 0 and (d) falls by less than CLS–patch. "
-        "Supported: in more than half of the blocks; not supported: some condition fails in at least half. All with "
-        "95 % intervals over images. The trend with depth is reported and does not decide: blocks are not "
-        "independent of each other, so its p is nominal."
+        f"F1 holds in a block if, across norm1, CLS–patch cosine (a) falls by at least {MIN_FALL} and (b) ends at or "
+        f"below {ABOUT_ZERO}, while patch–patch cosine (c) stays above 0 and (d) falls by less than CLS–patch cosine. "
+        "Supported: it holds in more than half of the blocks. Not supported: a condition fails in at least half. All "
+        "conditions are judged by 95 % intervals over images. The trend with depth is reported and does not decide; "
+        "its p is nominal because blocks are not independent."
     ),
     "F2": (
-        "In a block F2 holds if (a) more of norm1's output channels are selective (|s| > 0.5: three times larger in "
-        "one group), after each group's magnitudes are divided by their median over channels, than for a CLS token of "
-        f"random direction ({100 * CHANCE_SHARE:.0f} %) and (b) γ and β together lower the CLS–patch cosine by at "
-        f"least {MIN_FALL}. Supported: in more than half of the blocks; not supported: some condition fails in at "
-        "least half. The 95 % intervals are over channels in (a) and over images in (b). Without the division a common "
-        "scale counts: where CLS has its length in a few channels, all others are larger in patches. That share is "
-        "reported and does not decide; nor does it that |γ| is larger on selective channels. γ and β weight and shift "
-        "channels and do nothing else, so what they do to the cosine they do by channels."
+        "F2 holds in a block if (a) the share of selective channels at norm1's output (|s| > 0.5: three times larger "
+        "in one group, after each group's magnitudes are divided by their median over channels) exceeds that of a CLS "
+        f"token of random direction ({100 * CHANCE_SHARE:.0f} %) and (b) γ and β together lower CLS–patch cosine by at "
+        f"least {MIN_FALL}. Supported: it holds in more than half of the blocks. Not supported: a condition fails in "
+        "at least half. The 95 % intervals are over channels in (a) and over images in (b). Without the division, a "
+        "common scale counts as well: if a few channels hold most of CLS's norm, all others are larger in patches. "
+        "That share and the correlation of |γ| with selectivity are reported and do not decide."
     ),
 }
 
@@ -96,17 +89,17 @@ class Finding:
         name: F1 to F6.
         title: the claim in a few words.
         verdict: supported, not supported, inconclusive or not applicable.
-        sentence: what was seen, with numbers.
-        n: images behind it.
-        effect: the number that says how large it is, None if there is none: for F1 and F2 a difference of cosines, for
-            F3, F5 and F6 percentage points of mean IoU, for F4 per cent of the parameters.
-        interval: its 95 % interval. Of one analysis the mean of the blocks' intervals, which is too wide rather than
-            too narrow; of several models over seeds.
-        rule: how the verdict comes about.
-        subject: which models, where there are several: ``"paper against standard"``.
-        scale: objective, model, image size, data and steps that it was judged at.
-        seeds: how many trained models, or pairs of them, are behind it; None for a single analysis.
-        detectable: the smallest effect that so many seeds with this spread show with 80 % power, in the effect's unit.
+        sentence: the observation, with numbers.
+        n: number of images.
+        effect: size of the effect, None if there is none: for F1 and F2 a difference of cosines, for F3, F5 and F6
+            percentage points of mean IoU, for F4 per cent of the parameters.
+        interval: its 95 % interval: for one analysis the mean of the intervals of the blocks, which is conservative;
+            for several models over seeds.
+        rule: how this was judged.
+        subject: the models, if there are several: ``"paper against standard"``.
+        scale: objective, model, image size, data and steps of the trainings.
+        seeds: number of trained models, or matched pairs of them; None for a single analysis.
+        detectable: the smallest effect that this many seeds show with 80 % power, in the unit of ``effect``.
     """
 
     name: str
@@ -124,17 +117,15 @@ class Finding:
 
 
 def judge(analysis: Analysis) -> list[Finding]:
-    """F1 and F2 judged on one model.
-
-    See the rules in this module's docstring; they are also on each ``Finding``.
-    """
-    return [_judged(analysis, "F1", _first), _judged(analysis, "F2", _second)]
+    """Judge F1 and F2 on one model, by the rules in this module's docstring."""
+    return [_judge(analysis, "F1", _judge_f1), _judge(analysis, "F2", _judge_f2)]
 
 
 def norms_come_first(analysis: Analysis) -> bool:
-    """Whether norm1 stands before attention; in a post-norm block its output is what attention adds to the residual.
+    """Return whether norm1 comes before attention.
 
-    Read from the numbers: in a post-norm block those at ``norm1`` and ``attn_out`` are the same.
+    In a post-norm block the output of norm1 is what attention adds to the residual, so that the numbers at ``norm1``
+    and ``attn_out`` are the same.
     """
     rows = analysis.table[analysis.table["metric"].isin(["patch_patch_cosine", "cls_patch_cosine"])]
     keys = ["metric", "block"]
@@ -144,7 +135,7 @@ def norms_come_first(analysis: Analysis) -> bool:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What one check saw: the three-valued outcome of each block, the sentence, the effect and n."""
+    """The outcome of one check in each block (1 holds, 0 fails, 0.5 open), with sentence, effect and n."""
 
     outcomes: Array
     sentence: str
@@ -153,15 +144,15 @@ class _Evidence:
 
 
 class _NoNumbers(Exception):
-    """The analysis does not have what a check needs: what is missing and, where it is known, why."""
+    """A metric that a check needs is missing; the second argument is the reason, if known."""
 
 
-def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence]) -> Finding:
+def _judge(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence]) -> Finding:
     try:
         if "cls" not in analysis.layout.prefix:
             raise _NoNumbers(name, "the model has no [CLS] token")
         if not norms_come_first(analysis):
-            raise _NoNumbers(name, "in this post-norm model norm1 stands after attention")
+            raise _NoNumbers(name, "in this post-norm model norm1 comes after attention")
         evidence = check(analysis)
     except _NoNumbers as missing:
         metric = missing.args[0]
@@ -174,7 +165,7 @@ def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence
     sentence = f"{evidence.sentence} All conditions hold in {holds} of {_plural(blocks, 'block')}."
     if analysis.untrained:
         verdict = "not applicable"
-        sentence = f"Untrained model (random weights): a control, no evidence for or against. {sentence}"
+        sentence = f"Untrained model (random weights), a control. {sentence}"
     elif evidence.n < MIN_IMAGES:
         verdict = "inconclusive"
         sentence = f"{_plural(evidence.n, 'image')} only; a verdict needs {MIN_IMAGES}. {sentence}"
@@ -189,20 +180,19 @@ def _judged(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence
     return Finding(name, TITLES[name], verdict, sentence, evidence.n, effect, interval, RULES[name])
 
 
-def _first(analysis: Analysis) -> _Evidence:
+def _judge_f1(analysis: Analysis) -> _Evidence:
     parts = ("before", "after", "total")
     cls = {part: _blocks(analysis, "norm_differentiation", part, "cls-patch") for part in parts}
     patch = {part: _blocks(analysis, "norm_differentiation", part, "patch-patch") for part in parts}
     fall, least = cls["total"], patch["total"]
-    outcomes = _all(
+    conditions = (
         _above(fall, MIN_FALL),
         1 - _above(cls["after"], ABOUT_ZERO),
         _above(patch["after"], 0.0),
         _above(np.stack([fall[0] - least[0], fall[1] - least[2], fall[2] - least[1]]), 0.0),
     )
     blocks = fall.shape[1]
-    falls = int((_above(fall, MIN_FALL) == 1).sum())
-    positive = int((_above(patch["after"], 0.0) == 1).sum())
+    falls, positive = (int((conditions[i] == 1).sum()) for i in (0, 2))
     effect = fall.mean(1)
     sentence = (
         f"Across norm1 CLS–patch cosine clearly falls in {falls} of {_plural(blocks, 'block')}, on average from "
@@ -213,18 +203,18 @@ def _first(analysis: Analysis) -> _Evidence:
     )
     if 2 * falls > blocks:
         sentence += f" {_trend(fall[0])}"
-    return _Evidence(outcomes, sentence, effect, _count(analysis, "norm_differentiation"))
+    return _Evidence(np.min(conditions, axis=0), sentence, effect, _count(analysis, "norm_differentiation"))
 
 
 def selective_share(cls_BD: Array, patch_BD: Array) -> tuple[Array, Array]:
-    """Shares of channels that are three times larger in CLS, and in patches, once a common scale is taken out.
+    """Compute the shares of channels that are three times larger in CLS, and in patches, without a common scale.
 
     Args:
         cls_BD: mean magnitude of CLS in each block and channel.
-        patch_BD: of the patches.
+        patch_BD: mean magnitude of the patches.
 
     Returns:
-        Two arrays (B,), in [0, 1].
+        Two arrays (B,) in [0, 1].
 
     >>> cls, patch = np.array([[1.0, 1.0, 1.0, 9.0]]), np.array([[50.0, 50.0, 50.0, 50.0]])
     >>> [share.tolist() for share in selective_share(cls, patch)]
@@ -235,7 +225,7 @@ def selective_share(cls_BD: Array, patch_BD: Array) -> tuple[Array, Array]:
     return (s_BD > SELECTIVE).mean(-1), (s_BD < -SELECTIVE).mean(-1)
 
 
-def _second(analysis: Analysis) -> _Evidence:
+def _judge_f2(analysis: Analysis) -> _Evidence:
     before = _blocks(analysis, "dimension_selectivity", "output_share", "cls-patch")
     arrays = [analysis.arrays.get(f"dimension_selectivity/{group}_output_norm1") for group in ("cls", "patch")]
     if any(array is None for array in arrays):
@@ -250,13 +240,13 @@ def _second(analysis: Analysis) -> _Evidence:
     present = [
         _blocks(analysis, "norm_differentiation", part, "cls-patch")
         for part in ("gamma", "beta")
-        if _has(analysis, "norm_differentiation", part)
+        if not _rows(analysis, "norm_differentiation", part).empty
     ]
     weights = np.sum(present, axis=0) if present else np.zeros_like(total)
     blocks = weights.shape[1]
-    outcomes = _all(_above(shares, CHANCE_SHARE), _above(weights, MIN_FALL))
+    conditions = (_above(shares, CHANCE_SHARE), _above(weights, MIN_FALL))
     effect = weights.mean(1)
-    selective = int((_above(shares, CHANCE_SHARE) == 1).sum())
+    selective = int((conditions[0] == 1).sum())
     out, in_cls, in_patch = (100 * each for each in (share, *larger))
     sentence = (
         f"At norm1's output {out.mean():.0f} % of the {channels} channels are at least three times larger in one group "
@@ -267,11 +257,11 @@ def _second(analysis: Analysis) -> _Evidence:
         f"{_number(effect[0])} on average ({_interval(effect)}) of {_number(total[0].mean())} in all. "
         f"{_gamma(analysis, channels)}"
     )
-    return _Evidence(outcomes, sentence, effect, _count(analysis, "dimension_selectivity"))
+    return _Evidence(np.min(conditions, axis=0), sentence, effect, _count(analysis, "dimension_selectivity"))
 
 
 def _gamma(analysis: Analysis, channels: int) -> str:
-    if not _has(analysis, "dimension_selectivity", "output_gamma_correlation"):
+    if _rows(analysis, "dimension_selectivity", "output_gamma_correlation").empty:
         return "The norm has no γ."
     rho = _blocks(analysis, "dimension_selectivity", "output_gamma_correlation", "cls-patch")[0]
     if np.isnan(rho).all():
@@ -288,12 +278,8 @@ def _rows(analysis: Analysis, metric: str, part: str) -> pd.DataFrame:
     return table[(table["metric"] == metric) & (table["part"] == part) & (table["site"] == "norm1")]
 
 
-def _has(analysis: Analysis, metric: str, part: str) -> bool:
-    return not _rows(analysis, metric, part).empty
-
-
 def _blocks(analysis: Analysis, metric: str, part: str, group: str) -> Array:
-    """Value, low and high over blocks at norm1, (3, blocks)."""
+    """Return value, low and high end of the interval in each block at norm1, (3, blocks)."""
     rows = _rows(analysis, metric, part)
     rows = rows[rows["group"] == group].sort_values("block")
     if rows.empty:
@@ -306,14 +292,9 @@ def _count(analysis: Analysis, metric: str) -> int:
 
 
 def _above(bounds: Array, threshold: float) -> Array:
-    """1 where the whole interval is at or above the threshold, 0 where it is wholly below, 0.5 where it is open."""
+    """Return 1 where the whole interval is at or above the threshold, 0 where it is below, 0.5 where it is open."""
     _, low, high = bounds
     return np.where(low >= threshold, 1.0, np.where(high < threshold, 0.0, 0.5))
-
-
-def _all(*conditions: Array) -> Array:
-    """Three-valued and: as weak as the weakest."""
-    return np.min(conditions, axis=0)
 
 
 def _trend(fall: Array) -> str:

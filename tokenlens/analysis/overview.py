@@ -1,4 +1,4 @@
-"""Numbers of a whole model, computed from an analysis' table and per-image values: never measured separately."""
+"""The whole model in a few numbers, computed from an analysis."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pandas as pd
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.statistics.moments import Moments
 
-COLUMNS = ("quantity", "value", "ci_low", "ci_high", "n", "unit", "block", "head")
+OVERVIEW_COLUMNS = ("quantity", "value", "ci_low", "ci_high", "n", "unit", "block", "head")
 
 
-def headlines(analysis: Analysis) -> pd.DataFrame:
-    """A few numbers that describe the model as a whole, a row each.
+def overview(analysis: Analysis) -> pd.DataFrame:
+    """Return a few numbers that describe the whole model, one row each.
 
-    Means over blocks are taken image by image first, so their 95 % t interval is over images. ``block`` and ``head``
-    say where an extreme lies; its interval is that of the cell and does not know that the cell was picked.
+    Means over blocks are taken image by image, so their 95 % t interval is over images. ``block`` and ``head`` locate
+    an extreme; its interval does not account for having been selected.
 
     Returns:
-        A frame with the columns of ``COLUMNS``; rows whose metrics were not computed or do not apply are left out.
+        A frame with the columns of ``OVERVIEW_COLUMNS``, without metrics that are missing or do not apply.
     """
     rows: list[dict[str, Any]] = []
+    metric = "norm_differentiation"
     for site in ("norm1", "norm2"):
         for pair, what in (("cls-patch", "CLS–patch"), ("patch-patch", "patch–patch")):
             for part, verb in (
@@ -30,35 +31,22 @@ def headlines(analysis: Analysis) -> pd.DataFrame:
                 ("centring", f"… of which centring ({what}, {site})"),
                 ("gamma", f"… of which the weight γ ({what}, {site})"),
                 ("beta", f"… of which the bias β ({what}, {site})"),
-                ("total_own", f"… of which CLS's own γ and β instead of the patches' ({what}, {site})"),
+                ("total_own", f"… of which specialized γ and β of CLS ({what}, {site})"),
             ):
-                rows += _over_blocks(analysis, verb, "norm_differentiation", part=part, site=site, group=pair)
-        rows += _extreme(
-            analysis,
-            f"largest fall of CLS–patch cosine across {site}",
-            "norm_differentiation",
-            "max",
-            part="total",
-            site=site,
-            group="cls-patch",
-        )
+                rows += _over_blocks(analysis, verb, metric, part=part, site=site, group=pair)
+        largest = f"largest fall of CLS–patch cosine across {site}"
+        rows += _extreme(analysis, largest, metric, "max", part="total", site=site, group="cls-patch")
     rows += _extreme(analysis, "most CLS attention to patches", "attention_mass", "max", group="cls-patch")
     rows += _extreme(analysis, "most patch attention to CLS", "attention_mass", "max", group="patch-cls")
     rows += _extreme(analysis, "most focused CLS attention", "attention_entropy", "min", part="normalized")
-    rows += _extreme(
-        analysis,
-        "most channels specific to one group, after norm1",
-        "dimension_selectivity",
-        "max",
-        part="output_share",
-        site="norm1",
-    )
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    specific = "most channels specific to one group, after norm1"
+    rows += _extreme(analysis, specific, "dimension_selectivity", "max", part="output_share", site="norm1")
+    frame = pd.DataFrame(rows, columns=list(OVERVIEW_COLUMNS))
     return frame.astype({"block": "Int64", "head": "Int64", "n": "Int64"})
 
 
 def _over_blocks(analysis: Analysis, quantity: str, metric: str, **key: str) -> list[dict[str, Any]]:
-    """Mean over blocks of a per-image number, with its interval over images."""
+    """Average a per-image number over blocks, with its interval over images."""
     if metric not in analysis.metrics or not analysis.per_image.shape[1]:
         return []
     columns = analysis.per_image.columns
@@ -69,28 +57,18 @@ def _over_blocks(analysis: Analysis, quantity: str, metric: str, **key: str) -> 
         return []
     moments = Moments()
     moments.update(analysis.per_image.loc[:, chosen].mean(axis=1).to_numpy(dtype=np.float64)[:, None])
-    low, high = moments.interval()
+    (low,), (high,) = moments.interval()
     unit = analysis.select(metric, **key)["unit"].iloc[0]
-    return [
-        {
-            "quantity": quantity,
-            "value": moments.mean[0],
-            "ci_low": low[0],
-            "ci_high": high[0],
-            "n": int(moments.n[0]),
-            "unit": unit,
-            "block": None,
-            "head": None,
-        }
-    ]
+    row = (quantity, moments.mean[0], low, high, int(moments.n[0]), unit, None, None)
+    return [dict(zip(OVERVIEW_COLUMNS, row, strict=True))]
 
 
 def _extreme(analysis: Analysis, quantity: str, metric: str, which: str, **key: str) -> list[dict[str, Any]]:
-    """The cell with the largest or smallest number."""
+    """Find the block or head with the largest or smallest number."""
     if metric not in analysis.metrics:
         return []
     found = analysis.select(metric, **key).dropna(subset="value")
     if found.empty:
         return []
-    cell = found.loc[found["value"].idxmax() if which == "max" else found["value"].idxmin()]
-    return [{"quantity": quantity} | {column: cell[column] for column in COLUMNS[1:]}]
+    row = found.loc[found["value"].idxmax() if which == "max" else found["value"].idxmin()]
+    return [{"quantity": quantity} | {column: row[column] for column in OVERVIEW_COLUMNS[1:]}]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Record the activations of a few images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenlens.analysis.analyze import _for_model, _open, _skipped_text
+from tokenlens.analysis.run import no_usable_image, open_for_model, to_model
 from tokenlens.families.base import Family
-from tokenlens.images.sources import batches
+from tokenlens.images.batches import iterate_batches
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import Recorder, evaluating
-from tokenlens.recording.recording import Keeper, Recording
+from tokenlens.recording.recording import Recording, RecordingObserver
 from tokenlens.tokens import Site
 
 
@@ -34,16 +34,16 @@ def record(
     img_size: int | tuple[int, int] | None = None,
     family: Family | None = None,
 ) -> Recording:
-    """Full tensors of a few images at chosen sites and blocks, for exploring.
+    """Record the activations of a few images at chosen sites and blocks.
 
     Args:
-        model, images, device, seed, checkpoint, pretrained, img_size, family: as for ``analyze``.
+        model, images, device, seed, checkpoint, pretrained, img_size, family: as in ``analyze``.
         sites: sites to record (default all).
         blocks: blocks to record (default all); negative ones count from the end.
-        patterns: also keep the attention patterns, (B, H, T, T) a block; None keeps only those that q and k do not
-            tell, because the model computes softmax(QKᵀ) itself.
+        patterns: True keeps the attention patterns, (B, H, T, T) per block; None only those that cannot be computed
+            from q and k, because the model computes softmax(QKᵀ) itself.
         max_bytes: memory budget.
-        limit: at most this many images; by default 4 of what is named, and all of what is handed over.
+        limit: maximum number of images; by default 4 from a named source, all of a tensor or data set.
 
     Raises:
         ValueError: before the recording would exceed ``max_bytes``.
@@ -53,13 +53,13 @@ def record(
     )
     if limit is None and isinstance(images, str | os.PathLike):
         limit = 4
-    source = _open(images, loaded, limit, seed)
+    source = open_for_model(images, loaded, limit, seed)
     parts, names = [], []
-    for batch in batches(source, 8):
+    for batch in iterate_batches(source, 8):
         parts.append(batch.images)
         names += batch.names
     if not parts:
-        raise ValueError(f"no image of {source.description} could be used: {_skipped_text(source.skipped)}")
+        raise no_usable_image(source.description, source.skipped)
     pixels_B3HW = torch.cat(parts)
     height, width = pixels_B3HW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
@@ -68,11 +68,11 @@ def record(
     recording = Recording(
         layout, model=loaded.name, images=pixels_B3HW, names=names, mean=mean, std=std, untrained=loaded.untrained
     )
-    keeper = Keeper(recording, wanted, patterns, max_bytes)
+    keeper = RecordingObserver(recording, wanted, patterns, max_bytes)
     watched = wanted | (set() if patterns is False else {Site.Q})
     with (
         evaluating(loaded.module),
         Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
     ):
-        recorder.run(_for_model(pixels_B3HW, loaded.module))
+        recorder.run(to_model(pixels_B3HW, loaded.module))
     return recording

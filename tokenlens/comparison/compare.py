@@ -1,4 +1,4 @@
-"""TODO."""
+"""Compare the numbers of several models with those of a baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.analyze import analyze
 from tokenlens.comparison.comparison import Comparison
-from tokenlens.models.names import find_origin, training_of
+from tokenlens.models.names import find_model_source, read_training_settings
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.run_folder import MANIFEST
 
@@ -27,35 +27,38 @@ def compare(
     images: Any = None,
     **analyze_options: Any,
 ) -> Comparison:
-    """Set the numbers of several models against one of them, with intervals and tests.
+    """Compare the numbers of several models with those of a baseline, with intervals and tests.
 
     Args:
-        subjects: at least two of: an ``Analysis``, a run folder, a model's name, a module. Names and modules are
-            analyzed first, runs are loaded; neither model nor images are needed for those.
-        baseline: position (from 0) or label of the model that the others are set against.
-        labels: what to call the models; by default their names, and what tells equal names apart. "(untrained)" is
-            added to those of random weights.
-        pair: None pairs by image where both saw the same images in the same order; True aligns the common images by
-            their hash; False never pairs.
-        images: what models are analyzed on, as for ``analyze``; by default the images of the first run that is given,
-            at its limit, seed and size, and ``"sample"`` without one.
-        analyze_options: other options of ``analyze`` for the models.
+        subjects: at least two of: an ``Analysis``, a run folder, the name of a model, a module. Runs are loaded, which
+            needs neither model nor images; models are analyzed first.
+        baseline: position (from 0) or label of the model that the others are compared with.
+        labels: a label per subject; by default the names of the models, with a suffix where names are equal.
+            "(untrained)" is added to models with random weights.
+        pair: None pairs by image if both saw the same images in the same order; True matches the common images by hash;
+            False never pairs.
+        images: images for models that are analyzed, as in ``analyze``; by default those of the first run, with its
+            limit, seed and size, or ``"sample"`` if there is no run.
+        analyze_options: other options of ``analyze`` for models that are analyzed.
 
     Raises:
         LookupError: for a subject that is neither a run folder nor a model, or an unknown baseline.
         ValueError: for fewer than two subjects, labels that do not fit, images or options without a model to analyze, a
-            damaged or newer run, nothing in common, or whatever ``analyze`` refuses.
+            damaged or newer run, no number in common, and whatever ``analyze`` raises.
     """
     started, clock = dt.datetime.now(dt.UTC), time.perf_counter()
     if len(subjects) < 2:
-        raise ValueError(f"a comparison is of at least two runs or models, got {len(subjects)}")
+        raise ValueError(f"a comparison needs at least two runs or models, got {len(subjects)}")
     if labels is not None:
         _check_labels(labels, len(subjects))
-        _position(baseline, list(labels))
-    loaded = [_loaded(subject) for subject in subjects]
+        _baseline_position(baseline, list(labels))
+    loaded = [_load_or_check(subject) for subject in subjects]
     given = analyze_options if images is None else {"images": images, **analyze_options}
     if given and None not in loaded:
-        raise ValueError(f"{', '.join(given)}: for models that are analyzed, but all {len(subjects)} are runs already")
+        raise ValueError(
+            f"{', '.join(given)} only applies to models that are analyzed, but all {len(subjects)} "
+            "subjects are saved runs"
+        )
     if images is None and None in loaded:
         given = _images_of(next((run for run in loaded if run is not None), None)) | given
     analyses = [
@@ -64,8 +67,8 @@ def compare(
     ]
     folders = [_folder_name(subject) for subject in subjects]
     names = list(labels) if labels is not None else _default_labels(analyses, folders)
-    position = _position(baseline, names)
-    # Whatever a model is called, random weights are said everywhere.
+    position = _baseline_position(baseline, names)
+    # Random weights are marked whatever label the user chose.
     names = [
         f"{name} (untrained)" if each.untrained and "untrained" not in name else name
         for name, each in zip(names, analyses, strict=True)
@@ -80,17 +83,17 @@ def compare(
 
 
 def is_run(subject: Any) -> bool:
-    """Whether ``compare`` takes a subject for an analysis or a run folder, not for a model."""
+    """Return whether a subject of ``compare`` is an analysis or a run folder, rather than a model."""
     if isinstance(subject, nn.Module):
         return False
     if isinstance(subject, str):
         folder = Path(subject).expanduser()
-        return (folder / MANIFEST).is_file() and training_of(folder) is None
+        return (folder / MANIFEST).is_file() and read_training_settings(folder) is None
     return True
 
 
-def _loaded(subject: Any) -> Analysis | None:
-    """The analysis that a subject is or holds; None for a model, whose name is checked."""
+def _load_or_check(subject: Any) -> Analysis | None:
+    """Return the analysis that a subject is or holds, or None for a model after checking its name."""
     if isinstance(subject, Analysis):
         return subject
     if not isinstance(subject, str | os.PathLike | nn.Module):
@@ -101,7 +104,7 @@ def _loaded(subject: Any) -> Analysis | None:
         return Analysis.load(subject)
     if isinstance(subject, str):
         try:
-            find_origin(subject)
+            find_model_source(subject)
         except (LookupError, ValueError) as error:
             if Path(subject).is_dir():
                 raise FileNotFoundError(f"{subject} has no {MANIFEST}: it is not a finished run folder") from error
@@ -112,31 +115,31 @@ def _loaded(subject: Any) -> Analysis | None:
 
 
 def _images_of(run: Analysis | None) -> dict[str, Any]:
-    """Options of ``analyze`` for the images of a run."""
+    """Return the options of ``analyze`` that give the images of a run again."""
     if run is None:
         return {}
-    told = run.provenance["images"]
-    if not told.get("given"):
+    source = run.provenance["images"]
+    if not source.get("given"):
         raise ValueError(
-            f"the run of {run.model} does not say how to get its images again ({told['source']}); choose images"
+            f"the images of the run of {run.model} cannot be found again ({source['source']}); pass images"
         )
     return {
-        "images": told["given"],
-        "limit": told["limit"],
+        "images": source["given"],
+        "limit": source["limit"],
         "seed": run.provenance["seed"],
         "img_size": tuple(run.provenance["image_size"]),
     }
 
 
 def _folder_name(subject: Any) -> str:
-    """The name of a run's folder; empty for all that is no folder."""
+    """Return the name of a run's folder, or an empty string if the subject is no folder."""
     if isinstance(subject, Analysis | nn.Module) or not is_run(subject):
         return ""
     return Path(subject).expanduser().resolve().name
 
 
 def _default_labels(analyses: Sequence[Analysis], folders: Sequence[str]) -> list[str]:
-    """Model names; equal ones are told apart by their run folders, and by numbers where that does not do."""
+    """Return the names of the models; equal ones get the name of their run folder, then a number, as a suffix."""
     names = [f"{each.model} (untrained)" if each.untrained else each.model for each in analyses]
     names = [
         f"{name} · {folder}" if folder and names.count(name) > 1 else name
@@ -153,16 +156,16 @@ def _default_labels(analyses: Sequence[Analysis], folders: Sequence[str]) -> lis
 
 def _check_labels(labels: Sequence[str], count: int) -> None:
     if isinstance(labels, str) or len(labels) != count:
-        raise ValueError(f"expected a label for each of the {count} subjects, got {labels!r}")
+        raise ValueError(f"expected one label per subject ({count}), got {labels!r}")
     if len(set(labels)) != count or not all(labels):
-        raise ValueError(f"expected labels that differ and are not empty, got {', '.join(map(repr, labels))}")
+        raise ValueError(f"labels must differ and not be empty, got {', '.join(map(repr, labels))}")
 
 
-def _position(baseline: int | str, labels: Sequence[str]) -> int:
+def _baseline_position(baseline: int | str, labels: Sequence[str]) -> int:
     if isinstance(baseline, str):
         if baseline not in labels:
             raise LookupError(f"no model is labelled {baseline!r}; the labels are {', '.join(map(repr, labels))}")
         return labels.index(baseline)
     if not 0 <= baseline < len(labels):
-        raise LookupError(f"the baseline is a label or a position from 0 to {len(labels) - 1}, got {baseline}")
+        raise LookupError(f"baseline must be a label or a position from 0 to {len(labels) - 1}, got {baseline}")
     return baseline

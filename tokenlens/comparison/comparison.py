@@ -1,5 +1,4 @@
-"""``compare``: the numbers of several models side by side, their differences and the likeness of their features."""
-# Shapes: n images, D channels, S series.
+"""The result of ``compare``: several analyses, their differences and the similarity of their features."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.analysis.analysis import NUMBERS, Analysis, read_numbers
-from tokenlens.comparison.numbers import Series, differences_of, nearest_blocks
+from tokenlens.comparison.numbers import ModelNumbers, compare_numbers, nearest_blocks
 from tokenlens.comparison.pairing import Match, Pairing, match_images
 from tokenlens.comparison.similarity import feature_similarity
 from tokenlens.statistics.differences import FALSE_DISCOVERY_RATE, q_values
@@ -22,58 +21,37 @@ from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest, slug
 from tokenlens.storage.tables import COLUMNS, select_rows
 
 DIFFERENCES = (
-    "label",
-    "baseline",
-    "metric",
-    "part",
-    "site",
-    "group",
-    "block",
-    "baseline_block",
-    "depth",
-    "value",
-    "baseline_value",
-    "difference",
-    "ci_low",
-    "ci_high",
-    "effect",
-    "p",
-    "q",
-    "n",
-    "n_baseline",
-    "test",
-    "unit",
-    "significant",
+    *("label", "baseline", "metric", "part", "site", "group", "block", "baseline_block", "depth"),
+    *("value", "baseline_value", "difference", "ci_low", "ci_high", "effect", "p", "q"),
+    *("n", "n_baseline", "test", "unit", "significant"),
 )
 SUMMARY = tuple(name for name in DIFFERENCES if name not in ("block", "baseline_block", "depth"))
 
 
 class Comparison(Result):
-    """Several analyses side by side, each set against a baseline.
+    """Several analyses, each compared with a baseline; see docs/comparing.md.
+
+    The run folder holds ``comparison.json``, the numbers of each analysis below ``runs/``, and the tables as CSV, which
+    are computed again when it is loaded.
 
     Attributes:
-        analyses: by label, in the order given.
-        baseline: the label of the one that the others are set against.
-        pair: as it was asked for: None, True or False.
-        pairing: for each label but the baseline's whether its numbers pair with the baseline's by image, and why.
+        analyses: the analyses by label, in the order given.
+        baseline: label of the analysis that the others are compared with.
+        pair: the ``pair`` that was requested: None, True or False.
+        pairing: for each label except the baseline, whether its numbers pair with the baseline's by image, and why.
         table: the rows of all analyses, with ``label`` in front and the relative ``depth`` in (0, 1] at the end:
-            (block + 0.5)/blocks, 1 for the final norm, NaN for what has no block.
-        differences: a row for each number of another model that the baseline has, too (``DIFFERENCES``), numbers per
-            head as their mean over heads. ``difference`` = ``value`` − ``baseline_value`` with a 95 % interval; the
-            ``test`` is "paired t", "Welch", "intervals" (numbers of the whole set) or "" where none is possible;
-            ``effect`` is in pooled SDs over images; ``q`` is p by Benjamini and Hochberg over all tests of that label;
-            ``significant`` is q < 0.05. Of models of different depth each block is set against the baseline's block
-            nearest in depth.
-        summary: the same for means over blocks, taken image by image (``SUMMARY``): what differs most comes first.
-        similarity: debiased linear CKA between the features that two models end with, for each ordered pair of labels
+            (block + 0.5)/blocks, 1 for the final norm, NaN for numbers without a block.
+        differences: one row per number that both a model and the baseline have (``DIFFERENCES``); numbers per head as
+            their mean over heads. ``difference`` = ``value`` − ``baseline_value`` with a 95 % interval; ``test`` is
+            "paired t", "Welch", "intervals" (numbers of the whole set) or "" where no test is possible; ``effect`` is
+            in pooled standard deviations over images; ``q`` is p adjusted by Benjamini and Hochberg over all tests of
+            that label; ``significant`` is q < 0.05. If the depths differ, each block is compared with the baseline's
+            block nearest in relative depth.
+        summary: the same for means over blocks, taken image by image (``SUMMARY``), largest effects first.
+        similarity: debiased linear CKA between the final features of two models, one row per ordered pair of labels
             and ``group`` (cls, patch).
-        similarity_note: what ``similarity`` lacks and why, or empty.
+        similarity_note: what is missing in ``similarity`` and why, or empty.
         provenance: command, versions, commit, start and seconds.
-
-    See docs/comparing.md.
-
-    Args:
-        analyses, baseline, pair, provenance: as above.
 
     Raises:
         ValueError: for fewer than two analyses, a model without a number in common with the baseline, or ``pair=True``
@@ -91,7 +69,7 @@ class Comparison(Result):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if len(analyses) < 2:
-            raise ValueError(f"a comparison is of at least two models, got {len(analyses)}: {', '.join(analyses)}")
+            raise ValueError(f"a comparison needs at least two models, got {len(analyses)}: {', '.join(analyses)}")
         self.analyses = dict(analyses)
         self.baseline = baseline
         self.pair = pair
@@ -112,7 +90,7 @@ class Comparison(Result):
 
     @property
     def others(self) -> list[str]:
-        """The labels without the baseline's."""
+        """All labels except the baseline."""
         return [label for label in self.analyses if label != self.baseline]
 
     @property
@@ -120,24 +98,24 @@ class Comparison(Result):
         return self.analyses[self.baseline]
 
     def _differences(self, matches: Mapping[str, Match]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        base = Series.of(self._base)
+        base = ModelNumbers.of(self._base)
         differences, summaries = [], []
         for label, match in matches.items():
             analysis = self.analyses[label]
-            series = Series.of(analysis)
+            numbers = ModelNumbers.of(analysis)
             blocks = nearest_blocks(analysis.blocks, self._base.blocks)
-            found = differences_of(series, base, match, blocks)
+            found = compare_numbers(numbers, base, match, blocks)
             if found.empty:
                 metrics = [", ".join(each.metrics) or "none" for each in (analysis, self._base)]
                 raise ValueError(
-                    f"{label} and {self.baseline} have no number in common: their metrics are {' and '.join(metrics)}"
+                    f"{label} and {self.baseline} have no number in common; their metrics are {' and '.join(metrics)}"
                 )
             depth = np.where(found["site"] == "final_norm", 1.0, (found["block"] + 0.5) / max(analysis.blocks, 1))
             found["depth"] = np.where((found["block"] >= 0) | (found["site"] == "final_norm"), depth, np.nan)
             for column in ("block", "baseline_block"):
                 found[column] = found[column].astype("Int64").mask(found[column] < 0)
             differences.append(self._labelled(label, found))
-            summaries.append(self._labelled(label, differences_of(series.over_blocks, base.over_blocks, match, None)))
+            summaries.append(self._labelled(label, compare_numbers(numbers.over_blocks, base.over_blocks, match, None)))
         summary = pd.concat(summaries, ignore_index=True)
         most = pd.DataFrame({"significant": ~summary["significant"], "effect": -summary["effect"].abs()})
         order = most.sort_values(["significant", "effect"], kind="stable").index
@@ -149,7 +127,7 @@ class Comparison(Result):
         return found.assign(label=label, baseline=self.baseline, q=q, significant=q < FALSE_DISCOVERY_RATE)
 
     def select(self, metric: str, **filters: Any) -> pd.DataFrame:
-        """The table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", label="…")``.
+        """Return the table's rows of one metric, e.g. ``select("cls_patch_cosine", site="norm1", label="…")``.
 
         Raises:
             LookupError: if none of the models has the metric.

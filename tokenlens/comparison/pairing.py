@@ -1,4 +1,4 @@
-"""Which images two analyses have in common, by the images' hashes, and whether their numbers pair."""
+"""Match the images of two analyses by their hashes, and decide whether their numbers pair."""
 # Shapes: N images.
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pairing:
-    """How a model's numbers are set against the baseline's.
+    """Whether a model's numbers are compared with the baseline's image by image.
 
     Attributes:
-        paired: image by image, or mean against mean.
-        n: paired, the images that both saw; otherwise the images of this model.
-        reason: a sentence that says so.
+        paired: True for image by image, False for mean against mean.
+        n: if paired, the number of images that both saw; otherwise of this model's images.
+        reason: the reason, as a sentence.
     """
 
     paired: bool
@@ -32,64 +32,69 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Match:
-    """A pairing, and the rows of the two sequences of images that belong together (empty when unpaired)."""
+    """A pairing, and the positions of the matching images in both analyses (empty if unpaired)."""
 
     pairing: Pairing
     rows: Rows
     baseline_rows: Rows
 
 
-_NOTHING = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+_NO_MATCH = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 def match_images(analysis: Analysis, baseline: Analysis, pair: bool | None) -> Match:
-    """Decide whether the numbers of two analyses pair by image, and say why or why not.
+    """Decide whether the numbers of two analyses pair by image, and why.
 
-    ``pair`` None pairs where both saw the same images in the same order; True aligns the images that both have values
-    of by their hash; False does not pair.
+    Args:
+        analysis, baseline: the two analyses.
+        pair: None pairs if both saw the same images in the same order; True matches the images that both have values
+            of, by hash; False never pairs.
     """
     hashes, other = hashes_of(analysis), hashes_of(baseline)
-    seen, of = len(hashes), f"{len(hashes)}" if len(hashes) == len(other) else f"{len(hashes)} and {len(other)}"
+    seen = len(hashes)
+    total = f"{seen}" if seen == len(other) else f"{seen} and {len(other)}"
     kept, kept_other = hashes[: len(analysis.per_image)], other[: len(baseline.per_image)]
     same = hashes == other
-    rows, baseline_rows = aligned(kept, kept_other) if pair or (same and pair is None) else _NOTHING
+    rows, baseline_rows = matching_positions(kept, kept_other) if pair or (same and pair is None) else _NO_MATCH
     if len(rows):
         over = "" if len(rows) == seen else f" over the {len(rows)} whose numbers were kept"
         reason = (
             f"the same {seen} images, paired by image{over}"
             if same
-            else (f"{len(rows)} images in common (of {of}), paired by image")
+            else (f"{len(rows)} images in common (of {total}), paired by image")
         )
         sizes = [tuple(each.provenance.get("image_size", ())) for each in (analysis, baseline)]
         if sizes[0] != sizes[1]:
-            reason += ", seen at {} and {} pixels".format(*("×".join(map(str, size)) for size in sizes))
+            reason += ", at input sizes of {} and {} pixels".format(*("×".join(map(str, size)) for size in sizes))
         return Match(Pairing(True, len(rows), reason), rows, baseline_rows)
     common = sum((Counter(hashes) & Counter(other)).values())
-    asked = " as asked" if pair is False else ""
-    hint = "; pairing them has to be asked for (pair=True, --pair)" if common and pair is None and not same else ""
+    requested = " as requested" if pair is False else ""
+    hint = "; pass pair=True (--pair) to pair them" if common and pair is None and not same else ""
     if same:
         what = f"the same {seen} images" if pair is False else f"the same {seen} images, but no values by image"
     elif common == seen == len(other):
         what = f"the same {seen} images in another order"
     else:
-        what = f"{common} of {of} images in common"
-    return Match(Pairing(False, seen, f"{what}: compared unpaired{asked}{hint}"), *_NOTHING)
+        what = f"{common} of {total} images in common"
+    return Match(Pairing(False, seen, f"{what}: compared unpaired{requested}{hint}"), *_NO_MATCH)
 
 
 def hashes_of(analysis: Analysis) -> list[str]:
-    """The hash of each image, in order."""
+    """Return the hash of each image, in order."""
     return list(analysis.provenance["images"]["hashes"])
 
 
-def aligned(hashes: Sequence[str], other: Sequence[str]) -> tuple[Rows, Rows]:
-    """Positions in both of the images that both hold, in the order of ``hashes``; equal images pair in their order.
+def matching_positions(hashes: Sequence[str], other: Sequence[str]) -> tuple[Rows, Rows]:
+    """Return the positions in both sequences of the images that both contain, in the order of ``hashes``.
 
-    >>> aligned(["a", "b", "b", "c"], ["b", "a", "b"])
+    Copies of an image are matched in their order.
+
+    >>> matching_positions(["a", "b", "b", "c"], ["b", "a", "b"])
     (array([0, 1, 2]), array([1, 0, 2]))
     """
-    places: dict[str, list[int]] = {}
+    remaining: dict[str, list[int]] = {}
     for position, name in reversed(list(enumerate(other))):
-        places.setdefault(name, []).append(position)
-    pairs = [(i, places[name].pop()) for i, name in enumerate(hashes) if places.get(name)]
-    both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        remaining.setdefault(name, []).append(position)
+    matches = [(i, remaining[name].pop()) for i, name in enumerate(hashes) if remaining.get(name)]
+    both = np.array(matches, dtype=np.int64).reshape(-1, 2)
     return both[:, 0], both[:, 1]

@@ -1,4 +1,4 @@
-"""The Jupyter view behind ``tokenlens.explore``."""
+"""The Jupyter widget behind ``tokenlens.explore``."""
 
 from tokenlens.explorer.explore import explore
 

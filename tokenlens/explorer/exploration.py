@@ -1,4 +1,4 @@
-"""What an exploration shows: the choice (image, block, site, head, token), and its maps and numbers for each model."""
+"""The state behind the widget: the selection (image, block, site, head, token), and its maps and numbers by model."""
 
 # Shapes: T tokens, D channels, X heads at q, k and v and 1 elsewhere; h, w the patch grid.
 
@@ -14,17 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO
-from tokenlens.overlays.maps import (
+from tokenlens.overlays.maps import NormMap, attention_map, attention_shares, cosine_map, norm_map
+from tokenlens.overlays.selection import (
     GROUP_PLURALS,
-    NormMap,
     Token,
-    attention_map,
     attention_of,
-    attention_shares,
     block_of,
     check_image,
-    cosine_map,
-    norm_map,
     position_of,
     prefix_tokens,
     tokens_at,
@@ -35,7 +31,7 @@ from tokenlens.tokens import GROUPS, HEAD_SITES, Site
 
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at: ``head`` None is the mean over heads, ``token`` a prefix token's name or (row, column)."""
+    """The selected image, block, site, head (None for the mean) and token (a prefix token's name or (row, column))."""
 
     image: int
     block: int
@@ -46,7 +42,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Number:
-    """One number of the selected token; ``unit`` is "" for cosines and ratios."""
+    """One number of the selected token; ``unit`` is empty for cosines and ratios."""
 
     label: str
     value: float
@@ -55,17 +51,17 @@ class Number:
 
 @dataclass(frozen=True)
 class View:
-    """What one model shows for a selection.
+    """Maps and numbers of one model for a selection.
 
     Args:
-        block: the model's own block.
-        token: the model's own token.
+        block: the block of this model.
+        token: the token of this model.
         cosine_hw: cosine of the token to each patch, in [−1, 1].
-        attention_hw: the token's attention to each patch in units of the mean over patches.
-        cls_attention_hw: the same of CLS.
+        attention_hw: attention of the token to each patch, divided by its mean over patches.
+        cls_attention_hw: the same for CLS.
         high_hw: which patches are high-norm tokens at the site.
-        numbers: of the token.
-        notes: why something is not there.
+        numbers: numbers of the token.
+        notes: reasons for anything missing.
     """
 
     block: int
@@ -79,14 +75,14 @@ class View:
 
 
 class Exploration:
-    """Recordings of the same images by one model or several, and what can be chosen in them.
+    """Recordings of the same images by one or several models, and the possible selections.
 
     Args:
-        recordings: the first one's blocks and patch grid are those that a selection names; another model shows its
-            block at the same relative depth and its patch at the same place of the image.
+        recordings: a selection refers to blocks and patches of the first one; other models show the block at the same
+            relative depth and the patch at the same position.
 
     Raises:
-        ValueError: for recordings of other images, or without blocks.
+        ValueError: if the recordings have different images or no blocks.
     """
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
@@ -97,17 +93,17 @@ class Exploration:
                 raise ValueError(f"the recording of {recording.model} has no blocks or no images; use tokenlens.record")
             if recording.names != first.names:
                 raise ValueError(
-                    f"the recordings show other images: {first.model} has {_some(first.names)}, {recording.model} has "
-                    f"{_some(recording.names)}; record both from the same images"
+                    f"the recordings have different images: {first.model} has {_some(first.names)}, {recording.model} "
+                    f"has {_some(recording.names)}; record both from the same images"
                 )
         assert first.images is not None
         self.images = first.names or [f"image {index}" for index in range(len(first.images))]
         self.blocks = first.blocks
-        there = {site for recording in self.recordings for _, site in recording}
-        self.sites = [str(site) for site in Site if site in there]
+        recorded = {site for recording in self.recordings for _, site in recording}
+        self.sites = [str(site) for site in Site if site in recorded]
         self.heads = max(_heads(recording) for recording in self.recordings)
         prefixes = [prefix_tokens(recording.layout) for recording in self.recordings]
-        # The longest of a group's lists has all names of the others.
+        # For each group, the longest list includes all others.
         self.prefix = [
             name
             for group in GROUPS[:-1]
@@ -115,17 +111,17 @@ class Exploration:
         ]
 
     def start(self) -> Selection:
-        """The last block's output, and CLS; the middle patch where there is no prefix token."""
+        """Return the initial selection: CLS (or the middle patch) at the output of the last block."""
         rows, columns = self.recordings[0].layout.grid
         site = str(Site.RESID_POST) if Site.RESID_POST in self.sites else self.sites[-1]
         token = self.prefix[0] if self.prefix else (rows // 2, columns // 2)
         return Selection(0, self.blocks[-1], site, None, token)
 
     def choose(self, selection: Selection, **changes: Any) -> Selection:
-        """The selection with some of its fields changed.
+        """Return a selection with some fields changed.
 
         Raises:
-            LookupError: for an image, block, site, head or token that no model has.
+            LookupError: if no model has such an image, block, site, head or token.
         """
         unknown = sorted(set(changes) - set(Selection.__dataclass_fields__))
         if unknown:
@@ -143,14 +139,14 @@ class Exploration:
         return replace(chosen, block=block_of(self.recordings[0], chosen.block))
 
     def views(self, selection: Selection) -> list[View]:
-        """What each model shows."""
+        """Return the view of each model."""
         return [self._view(recording, selection) for recording in self.recordings]
 
     def _view(self, recording: Recording, selection: Selection) -> View:
         block = _same_depth(self.blocks, selection.block, recording.blocks)
         token = selection.token
         if not isinstance(token, str):
-            token = _same_place(self.recordings[0].layout.grid, token, recording.layout.grid)
+            token = _same_position(self.recordings[0].layout.grid, token, recording.layout.grid)
         notes: list[str] = []
         try:
             position = position_of(recording.layout, token)
@@ -183,17 +179,17 @@ class Exploration:
             Number(f"attention to {GROUP_PLURALS[group]}", 100 * share, "%")
             for group, share in attention_shares(row_T, layout).items()
         ]
-        own = position_of(layout, token)
-        shares.append(Number("attention to itself", 100 * float(row_T[own]), "%"))
+        position = position_of(layout, token)
+        shares.append(Number("attention to itself", 100 * float(row_T[position]), "%"))
         if layout.has("cls"):
             cls_row_T = row_T if token == "cls" else attention_of(recording, image, block, "cls", head)
             shown["cls_attention_hw"] = attention_map(cls_row_T, layout)
-            shares.append(Number("attention from [CLS]", 100 * float(cls_row_T[own]), "%"))
+            shares.append(Number("attention from [CLS]", 100 * float(cls_row_T[position]), "%"))
         return shown | {"numbers": numbers + shares}
 
 
 def _token_numbers(x_XTD: Tensor, recording: Recording, token: Token, norms: NormMap) -> list[Number]:
-    """Its norm and its cosines, means over heads where there are heads."""
+    """Return the norm and the cosines of a token, averaged over heads if there are any."""
     layout = recording.layout
     x_XD = x_XTD[:, position_of(layout, token)]
     norm = float(x_XD.norm(dim=-1).mean())
@@ -212,13 +208,13 @@ def _token_numbers(x_XTD: Tensor, recording: Recording, token: Token, norms: Nor
 
 
 def _same_depth(blocks: list[int], block: int, others: list[int]) -> int:
-    """The block of another model that is nearest in relative depth, (index + 0.5) / count."""
+    """Return the block of another model at the nearest relative depth, (index + 0.5) / count."""
     depth = (blocks.index(block) + 0.5) / len(blocks)
     return others[min(int(depth * len(others)), len(others) - 1)]
 
 
-def _same_place(grid: tuple[int, int], patch: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """The patch of another grid that lies under the middle of a patch."""
+def _same_position(grid: tuple[int, int], patch: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Return the patch of another grid that contains the centre of a patch."""
     row, column = (int((at + 0.5) / many * n) for at, many, n in zip(patch, grid, other, strict=True))
     return row, column
 

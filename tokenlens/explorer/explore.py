@@ -1,4 +1,4 @@
-"""The Jupyter view behind ``tokenlens.explore``: ``exploration`` computes, ``explorer`` shows (docs/exploring.md)."""
+"""``tokenlens.explore``: record images and show them in the Jupyter widget (see docs/exploring.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenlens.recording.recording import Recording
 if TYPE_CHECKING:
     from tokenlens.explorer.explorer import Explorer
 
-EXTRA = 'pip install "tokenlens-vit[notebook]"'
+INSTALL = 'pip install "tokenlens-vit[notebook]"'
 
 
 def explore(
@@ -23,36 +23,36 @@ def explore(
     limit: int | None = None,
     **options: Any,
 ) -> Explorer:
-    """Look at single tokens in Jupyter: click a patch and see its cosine map, its attention, CLS's, and its numbers.
+    """Inspect single tokens in Jupyter: cosine map and attention of the selected token, attention of CLS, and numbers.
 
-    The model runs once over all images; after that only what is looked at is computed, and attention comes from the
+    The model runs once over all images. Maps are computed when they are shown, and attention is computed from the
     recorded q and k, one row at a time.
 
     Args:
-        model: as for ``record``, or a Recording that there is already.
-        images: as for ``record``; not used where only Recordings are handed over.
-        other: a second model, or its Recording, shown under the first on the same images: its block at the same
-            relative depth and its patch at the same place.
-        limit: at most this many images; by default 4 of what is named, and all of what is handed over.
-        **options: of ``record``, for both models: ``sites``, ``blocks``, ``max_bytes`` (the budget of each model, by
-            default 1 GiB), ``device``, ``checkpoint``, … For a second model with options of its own hand over its
+        model: as for ``record``, or an existing Recording.
+        images: as for ``record``; ignored if only Recordings are given.
+        other: a second model or its Recording, shown below the first with the same images, the block at the same
+            relative depth and the patch at the same position.
+        limit: largest number of images; by default 4 from a named source, all of a tensor or data set.
+        **options: options of ``record`` for both models: ``sites``, ``blocks``, ``max_bytes`` (the budget of each
+            model, 1 GiB by default), ``device``, ``checkpoint``, … To use other options for the second model, pass its
             Recording.
 
     Returns:
-        The view, which shows itself as a cell's result; ``selection`` is what it shows, ``select(…)`` changes it.
+        The widget, which displays itself. Its ``selection`` is what it shows; ``select(…)`` changes it.
 
     Raises:
         ImportError: if the extra ``[notebook]`` is not installed.
-        LookupError: for an unknown model, site or block.
-        ValueError: for images or weights that cannot be used, a recording beyond ``max_bytes``, and recordings of
-            other images.
+        LookupError: if there is no such model, site or block.
+        ValueError: if images or weights are unusable, the recording exceeds ``max_bytes``, or two recordings have
+            different images.
     """
     try:
         from tokenlens.explorer.explorer import Explorer
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tokenlens"):
             raise
-        raise ImportError(f"explore needs {error.name}, which is not installed: {EXTRA}") from error
+        raise ImportError(f"explore needs {error.name}, which is not installed: {INSTALL}") from error
 
     def recorded(subject: str | nn.Module | Recording) -> Recording:
         if isinstance(subject, Recording):
@@ -63,7 +63,7 @@ def explore(
 
 
 def _with_attention(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of ``record``, with q and k among the sites: attention is computed from them."""
+    """Add q and k, from which attention is computed, to the sites in the options of ``record``."""
     if options.get("sites") is None:
         return options
     return options | {"sites": list(dict.fromkeys([*options["sites"], "q", "k"]))}

@@ -1,4 +1,4 @@
-// Draws what the Python side computes, and hands its choices back. State: selection {image, block, site, head, token}.
+// Draws the views computed in Python and sends back the selection {image, block, site, head, token}.
 // A token is the name of a prefix token or [row, column] on the first model's grid.
 
 const PANELS = [
@@ -7,7 +7,7 @@ const PANELS = [
   { key: "attention", title: (view) => `attention of ${view.title}`, unit: "× uniform" },
   { key: "cls_attention", title: () => "attention of [CLS]", unit: "× uniform" },
 ];
-const WIDTH = 480; // pixels of a panel's canvas; CSS brings it to size
+const WIDTH = 480; // width of a panel's canvas in pixels, which CSS scales
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -16,7 +16,7 @@ function element(tag, properties = {}, ...children) {
 }
 
 function floats(bytes) {
-  // A copy: the bytes may not start at a multiple of four.
+  // Copy, because the bytes may not start at a multiple of four.
   const view = bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
   return new Float32Array(view.slice().buffer);
 }
@@ -56,20 +56,20 @@ class Panel {
     this.root.dataset.panel = kind.key;
     this.canvas.addEventListener("click", (event) => pick(this.patch(event)));
     this.canvas.addEventListener("keydown", key);
-    this.canvas.addEventListener("mousemove", (event) => this.tell(this.patch(event)));
-    this.canvas.addEventListener("mouseleave", () => this.tell(null));
+    this.canvas.addEventListener("mousemove", (event) => this.showValue(this.patch(event)));
+    this.canvas.addEventListener("mouseleave", () => this.showValue(null));
   }
 
   patch(event) {
     const box = this.canvas.getBoundingClientRect();
-    const place = (at, many) => Math.min(Math.max(Math.floor(at * many), 0), many - 1);
+    const index = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1);
     return [
-      place((event.clientY - box.top) / box.height, this.grid[0]),
-      place((event.clientX - box.left) / box.width, this.grid[1]),
+      index((event.clientY - box.top) / box.height, this.grid[0]),
+      index((event.clientX - box.left) / box.width, this.grid[1]),
     ];
   }
 
-  tell(patch) {
+  showValue(patch) {
     if (!patch) this.here.textContent = "";
     else {
       const value = this.values ? `: ${number(this.values[patch[0] * this.grid[1] + patch[1]])}` : "";
@@ -97,7 +97,7 @@ class Panel {
     if (this.values) this.drawMap(context, view, opacity);
     else this.outline(context, view.high ?? [], "#ffd400", 4);
     if (Array.isArray(view.token)) this.outline(context, [view.token], "#1b1b1f", 5);
-    this.tell(null);
+    this.showValue(null);
   }
 
   drawMap(context, view, opacity) {
@@ -221,14 +221,14 @@ function render({ model, el }) {
       const [down, right] = Array.isArray(now.token) ? steps[event.key] : [0, 0];
       choose({ token: [Math.min(Math.max(row + down, 0), rows - 1), Math.min(Math.max(column + right, 0), columns - 1)] });
     } else if (event.key === "[" || event.key === "]") {
-      const place = choices.blocks.indexOf(now.block) + (event.key === "]" ? 1 : -1);
-      if (place >= 0 && place < choices.blocks.length) choose({ block: choices.blocks[place] });
+      const index = choices.blocks.indexOf(now.block) + (event.key === "]" ? 1 : -1);
+      if (index >= 0 && index < choices.blocks.length) choose({ block: choices.blocks[index] });
     } else return;
     event.preventDefault();
     event.stopPropagation();
   }
 
-  // A click on another model's grid names the patch of the first one's at that place.
+  // A click on another model's grid selects the first model's patch at that position.
   const pickOn = (grid) => ([row, column]) =>
     choose({ token: [Math.floor(((row + 0.5) / grid[0]) * rows), Math.floor(((column + 0.5) / grid[1]) * columns)] });
   const models = choices.models.map((info) => new Model(info, colours, pickOn(info.grid), key));
@@ -260,7 +260,7 @@ function render({ model, el }) {
       label("head", head), label("map over photograph", opacity)),
     element("div", { className: "tokens" }, ...buttons.map(({ button }) => button), selected, hint),
     ...models.map((shown) => shown.root));
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the keys
+  root.dataset.lmSuppressShortcuts = "true"; // keep JupyterLab from handling the keys
   el.append(root);
 
   const listeners = { "change:selection": drawControls, "change:views": drawViews, "change:photographs": loadPhotographs };

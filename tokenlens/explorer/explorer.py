@@ -1,4 +1,4 @@
-"""The Jupyter widget: hands an exploration's views to the page and takes its choices back."""
+"""The Jupyter widget: sends views to the browser and receives selections."""
 
 # Shapes: h, w the patch grid.
 
@@ -19,21 +19,22 @@ from PIL import Image
 
 from tokenlens.explorer.exploration import Exploration, Number, Selection, View
 from tokenlens.figures.style import COLOURS, DIVERGING, SEQUENTIAL
-from tokenlens.overlays.maps import image_title, model_title, photograph, token_title
+from tokenlens.overlays.maps import photograph
+from tokenlens.overlays.selection import image_title, model_title, token_title
 from tokenlens.recording.recording import Recording
 
 _HERE = Path(__file__).parent
 
 
 class Explorer(anywidget.AnyWidget):
-    """An exploration in Jupyter.
+    """The widget returned by ``tokenlens.explore``.
 
     Args:
-        recordings: of the same images, one for each model.
+        recordings: recordings of the same images, one per model.
 
     Attributes:
-        selection: what is shown, a dict with the fields of ``Selection``; set by the page and by ``select``.
-        exploration: what computes the views; it needs no browser.
+        selection: what is shown, a dict with the fields of ``Selection``; set by the browser and by ``select``.
+        exploration: computes the views, without a browser.
     """
 
     _esm = _HERE / "explorer.js"
@@ -57,10 +58,10 @@ class Explorer(anywidget.AnyWidget):
         self._show()
 
     def select(self, **changes: Any) -> Explorer:
-        """Choose another image, block, site, head or token, e.g. ``select(block=3, token=(4, 9))``.
+        """Select another image, block, site, head or token, e.g. ``select(block=3, token=(4, 9))``.
 
         Raises:
-            LookupError: for what no model has; nothing is changed then.
+            LookupError: if no model has it; the selection is unchanged then.
         """
         self.selection = _plain(self.exploration.choose(Selection(**self.selection), **changes))
         return self
@@ -103,13 +104,13 @@ class Explorer(anywidget.AnyWidget):
 
 
 def _plain(selection: Selection) -> dict[str, Any]:
-    """JSON-able: a patch is a list."""
+    """Convert a selection to JSON-compatible values; a patch becomes a list."""
     fields = asdict(selection)
     return fields if isinstance(selection.token, str) else fields | {"token": list(selection.token)}
 
 
 def _packed(view: View) -> dict[str, Any]:
-    """A view as the page takes it: maps as little-endian float32 bytes, numbers as text."""
+    """Convert a view for the browser: maps to little-endian float32 bytes, numbers to text."""
 
     def bytes_of(map_hw: NDArray[Any] | None) -> bytes | None:
         return None if map_hw is None else np.ascontiguousarray(map_hw, dtype="<f4").tobytes()
@@ -150,6 +151,6 @@ def _jpeg(pixels: NDArray[np.float32]) -> bytes:
 
 
 def _table(name: str) -> bytes:
-    """A colour map as 256 × RGBA bytes."""
+    """Return a colour map as 256 × RGBA bytes."""
     table: NDArray[np.uint8] = matplotlib.colormaps[name](np.arange(256), bytes=True)
     return table.tobytes()

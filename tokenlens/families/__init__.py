@@ -1,19 +1,19 @@
-"""Kinds of Vision Transformers: where the tokens are and which module is behind each site. One file per kind."""
+"""Families of Vision Transformers: where the tokens are, and which module is behind each site. One file per family."""
 
+from tokenlens.families._norms import NormParameters, norm_parameters
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
     Family,
-    NormParameters,
     Tap,
-    as_pair,
+    as_height_width,
     families,
     find_family,
     grid_of,
     image_size_of,
     is_a,
     linear_paths,
-    norm_parameters,
+    residual_taps,
 )
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "Family",
     "NormParameters",
     "Tap",
-    "as_pair",
+    "as_height_width",
     "families",
     "find_family",
     "grid_of",
@@ -30,4 +30,5 @@ __all__ = [
     "is_a",
     "linear_paths",
     "norm_parameters",
+    "residual_taps",
 ]

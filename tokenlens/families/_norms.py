@@ -1,6 +1,6 @@
-"""The parameters of a norm layer, whichever library it comes from."""
+"""The parameters of norm layers of any library."""
 
-# Shapes: D channels; 3 tokens of one image in the trial.
+# Shapes: D channels; 1 image with 3 tokens.
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class NormParameters:
-    """What a norm layer does to prefix tokens and to patches: (x − μ)/σ · weight + bias.
+    """The parameters of a norm, (x − μ)/σ · weight + bias, for prefix tokens and for patches.
 
     Args:
-        kind: ``"layer"`` centres each token and divides by its standard deviation, ``"rms"`` divides by its root mean
-            square and does not centre.
-        weight_prefix: γ (D,) for the prefix tokens, as it multiplies (a norm that stores γ−1 is added up); None for 1.
+        kind: ``"layer"`` subtracts the mean of each token and divides by its standard deviation, ``"rms"`` only divides
+            by its root mean square.
+        weight_prefix: γ (D,) for the prefix tokens, also where a module stores γ − 1; None for 1.
         bias_prefix: β (D,) for the prefix tokens; None for 0.
         weight_patch: γ (D,) for the patches; the same tensor as ``weight_prefix`` unless the norm is specialized.
         bias_patch: β (D,) for the patches.
-        eps: what is added to the variance or to the mean square.
+        eps: ε, which is added to the variance or the mean square.
     """
 
     kind: Literal["layer", "rms"]
@@ -35,18 +35,18 @@ class NormParameters:
 
     @property
     def specialized(self) -> bool:
-        """Whether there are two sets, equal ones or not."""
+        """Whether prefix tokens and patches have separate parameters, equal or not."""
         return self.weight_prefix is not self.weight_patch or self.bias_prefix is not self.bias_patch
 
 
 def norm_parameters(module: nn.Module) -> NormParameters:
-    """The parameters of a norm over channels: ``nn.LayerNorm``, ``nn.RMSNorm``, timm's, Hugging Face's, specialized.
+    """Return the parameters of a norm over channels: ``nn.LayerNorm``, ``nn.RMSNorm``, those of timm and Hugging Face.
 
-    A specialized norm has two child norms called ``cls`` (prefix tokens) and ``patch``. Another class with a ``weight``
-    and an ``eps`` is tried on a few numbers and taken for what it computes.
+    A specialized norm has two child norms called ``cls`` (for all prefix tokens) and ``patch``. A module of any other
+    class with a ``weight`` and an ``eps`` is run on a few numbers, to find out whether it computes one of these norms.
 
     Raises:
-        LookupError: for a module that is not such a norm; the message names its class.
+        LookupError: for any other module.
 
     >>> norm_parameters(nn.LayerNorm(4)).kind
     'layer'
@@ -65,14 +65,13 @@ def norm_parameters(module: nn.Module) -> NormParameters:
         assert isinstance(module.eps, float)
         return _shared("rms", _detached(getattr(module, "weight", None)), None, module.eps)
     else:
-        found = _tried(module)
+        found = _identify(module)
         if found is not None:
             return found
     cls = type(module)
     raise LookupError(
-        f"the parameters of the norm {cls.__module__}.{cls.__qualname__} are not known to tokenlens: it is not "
-        "nn.LayerNorm or nn.RMSNorm over channels, a norm of timm or Hugging Face that computes the same, or a module "
-        "with two such norms called cls and patch"
+        f"unknown norm {cls.__module__}.{cls.__qualname__}: expected nn.LayerNorm or nn.RMSNorm over channels, a "
+        "module that computes the same from weight, bias and eps, or a module with two such norms called cls and patch"
     )
 
 
@@ -94,13 +93,13 @@ def _is_timm_rms(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _tried(module: nn.Module) -> NormParameters | None:
-    """Which norm an unknown module computes, found by running its forward on a few numbers; None if on none we know."""
+def _identify(module: nn.Module) -> NormParameters | None:
+    """Find out which norm an unknown module computes by running it on a few numbers; None if it is neither."""
     weight, bias = _detached(getattr(module, "weight", None)), _detached(getattr(module, "bias", None))
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     if weight is None or weight.dim() != 1 or weight.is_meta or not isinstance(eps, float) or list(module.buffers()):
         return None
-    # Mean and variance both far from 0 and 1, and no two numbers alike.
+    # Numbers that all differ, with a mean far from 0 and a variance far from 1.
     angles = torch.linspace(-2.0, 5.0, 3 * len(weight), dtype=torch.float64)
     x_13D = (3 * angles.sin() + 1).view(1, 3, -1).to(weight)
     try:

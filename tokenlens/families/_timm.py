@@ -1,4 +1,4 @@
-"""What the ViTs of timm have in common: patch grid, prefix tokens, and the residual branches of a block."""
+"""Base class of the families of timm: patch grid, prefix tokens, and the residual branches of a block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families.base import BlockComponents, BlockTaps, Family, Tap, as_pair, grid_of, is_a, linear_paths
+from tokenlens.families.base import (
+    BlockComponents,
+    BlockTaps,
+    Family,
+    Tap,
+    as_height_width,
+    grid_of,
+    is_a,
+    linear_paths,
+    residual_taps,
+)
 from tokenlens.tokens import Site, TokenLayout
 
 _PRE_NORM = (
@@ -26,16 +36,16 @@ _DIFFERENTIAL_ATTENTION = "timm.layers.diff_attention.DiffAttention"
 
 
 class TimmFamily(Family):
-    """A timm model with ``patch_embed``, ``blocks`` and ``norm``; each family names its class."""
+    """A timm model with ``patch_embed``, ``blocks`` and ``norm``; subclasses name its class."""
 
     timm_class: str
 
     def matches(self, model: Any) -> bool:
-        """Whether the model is an instance of timm's class or of a subclass."""
+        """Return whether the model is an instance of the class of timm or of a subclass."""
         return is_a(model, self.timm_class)
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
-        """CLS if the model has one, the distillation token, registers, then the grid."""
+        """Return the layout: CLS and distillation token if the model has them, registers, then the patches."""
         embeds = getattr(model, "embeds", model)
         has_cls = embeds.cls_token is not None
         has_dist = getattr(model, "dist_token", None) is not None
@@ -44,33 +54,33 @@ class TimmFamily(Family):
         return TokenLayout(grid=self.grid(model, image_size), prefix=prefix)
 
     def grid(self, model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The patch grid; ValueError where the model does not take images of this size."""
+        """Return the patch grid; raise ValueError if the model does not take images of this size."""
         patch_embed = model.patch_embed
         if patch_embed.strict_img_size:
-            expected = as_pair(patch_embed.img_size)
+            expected = as_height_width(patch_embed.img_size)
             if expected != tuple(image_size):
                 raise ValueError(
                     f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
                     f"{image_size[0]}×{image_size[1]}; create it with img_size={image_size[0]}"
                 )
         elif not patch_embed.dynamic_img_pad:
-            # timm insists on this where the size is free; a model of one size drops the remainder.
-            grid_of(image_size, as_pair(patch_embed.feat_ratio(as_scalar=False)))
+            # Models that take any size require this; those of a fixed size drop the remainder.
+            grid_of(image_size, as_height_width(patch_embed.feat_ratio(as_scalar=False)))
         rows, columns = patch_embed.dynamic_feat_size(tuple(image_size))
         return (int(rows), int(columns))
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
-        """``model.blocks``."""
+        """Return ``model.blocks``."""
         return list(model.blocks)
 
     def taps(self, block: Any) -> BlockTaps:
-        """Residual branches end in ``drop_path1`` and ``drop_path2``, after LayerScale.
+        """Return the taps; residual branches end in ``drop_path1`` and ``drop_path2``, after LayerScale.
 
-        In a post-norm block (x + norm1(attn(x))) the output of norm1 is what is added to the residual. A parallel
-        block has one norm, then attention and MLP side by side whose sum is added: no ``resid_mid``.
+        A post-norm block adds the output of its norm to the residual, x + norm1(attn(x)). A parallel block adds the sum
+        of attention and MLP, both after one norm, so it has no ``resid_mid``.
 
         Raises:
-            LookupError: for another kind of block, or one without one softmax per head.
+            LookupError: for another kind of block, or attention without exactly one softmax per head.
         """
         if is_a(block, _PARALLEL):
             norm1 = Tap(block.in_norm)
@@ -81,26 +91,18 @@ class TimmFamily(Family):
         elif is_a(block, *_POST_NORM):
             resid_mid = Tap(block.mlp, "input")
         else:
-            raise _unsupported(block, "it is not a pre-norm, post-norm or parallel block of timm's")
+            raise _unsupported(block, "it is not a pre-norm, post-norm or parallel block of timm")
         if is_a(block.attn, _DIFFERENTIAL_ATTENTION):
-            raise _unsupported(block.attn, "it subtracts two softmaxes per head, so there is no one pattern")
-        return BlockTaps(
-            sites={
-                Site.RESID_PRE: Tap(block, "input"),
-                Site.NORM1: Tap(block.norm1),
-                Site.ATTN_OUT: Tap(block.drop_path1),
-                Site.RESID_MID: resid_mid,
-                Site.NORM2: Tap(block.norm2),
-                Site.MLP_OUT: Tap(block.drop_path2),
-                Site.RESID_POST: Tap(block),
-            },
-            attention=block.attn,
-        )
+            raise _unsupported(
+                block.attn, "it subtracts two softmaxes per head, so there is no single attention pattern"
+            )
+        branches = block.drop_path1, block.drop_path2
+        return residual_taps(block, block.attn, (block.norm1, block.norm2), branches, resid_mid)
 
     def components(self, block: Any) -> BlockComponents:
-        """LayerScale may be modules (``ls1``) or bare parameters (``gamma_1``); q, k and v one module or three.
+        """Return the components; LayerScale can be modules or bare parameters, and qkv one module or three.
 
-        A parallel block computes q, k, v and the MLP's first half in one product: these two cannot be told apart.
+        In a parallel block qkv and MLP cannot be separated: one product computes q, k, v and the MLP's first half.
         """
         if is_a(block, _PARALLEL):
             fused = "the block computes q, k, v and the first half of its MLP in one product"
@@ -122,12 +124,12 @@ class TimmFamily(Family):
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:
-        """``model.norm``, or None if the model normalizes only after pooling (``fc_norm``)."""
+        """Return ``model.norm``, or None if the model normalizes only after pooling (``fc_norm``)."""
         return None if isinstance(model.norm, nn.Identity) else model.norm
 
 
 def _trained(block: nn.Module, *names: str) -> tuple[str, ...]:
-    """Those of the names that are there and are neither None nor Identity."""
+    """Return the names of attributes that exist and are neither None nor Identity."""
     return tuple(name for name in names if not isinstance(getattr(block, name, None), nn.Identity | None))
 
 
@@ -135,5 +137,5 @@ def _unsupported(module: nn.Module, why: str) -> LookupError:
     cls = type(module)
     return LookupError(
         f"the blocks of this model are not supported, because of {cls.__module__}.{cls.__qualname__}: {why}. "
-        "Hand over a Family of your own that names the sites it has (docs/add-a-family.md)."
+        "Pass your own Family that names the sites of these blocks (docs/add-a-family.md)."
     )

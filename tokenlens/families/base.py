@@ -1,7 +1,6 @@
-"""Kinds of Vision Transformer: for each, where its tokens are and which module is behind each site.
+"""The contract of a family: where the tokens of a kind of Vision Transformer are, and which module is behind each site.
 
-One file per family; this file holds the contract. A family is the only place, with ``specialization/``, that knows the
-inside of somebody's model. See docs/add-a-family.md.
+Only families and ``specialization/`` know the inside of somebody's model. See docs/add-a-family.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
-from tokenlens.families._norms import NormParameters, norm_parameters
 from tokenlens.tokens import Site, TokenLayout
 
 families = Catalog("tokenlens.families", "family", base="Family")
@@ -22,9 +20,9 @@ families = Catalog("tokenlens.families", "family", base="Family")
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a site's tensor passes: the input or the output of one module.
+    """The tensor of a site: the input or the output of a module.
 
-    A module that returns a tuple (Hugging Face, ``nn.MultiheadAttention``) is read at its first element.
+    Of a tuple, as Hugging Face and ``nn.MultiheadAttention`` return, the first tensor is taken.
     """
 
     module: nn.Module
@@ -36,10 +34,10 @@ class BlockTaps:
     """The taps of one block.
 
     Args:
-        sites: a tap for each site the block has. ``norm1`` and ``norm2`` name the norm modules themselves: both their
-            input and their output are read. ``q``, ``k`` and ``v`` are not listed, they come from the attention kernel.
-            A block that lacks a site (a parallel block has no ``resid_mid``) leaves it out.
-        attention: the module inside which the attention kernel runs, once per forward.
+        sites: a tap for each site of the block. Those of ``norm1`` and ``norm2`` are the norm modules, whose input and
+            output are both read. Sites that the block lacks are left out (a parallel block has no ``resid_mid``), and
+            so are ``q``, ``k`` and ``v``, which are read at the attention kernel.
+        attention: the module inside which the attention kernel runs, once per forward pass.
     """
 
     sites: Mapping[Site, Tap]
@@ -48,17 +46,15 @@ class BlockTaps:
 
 @dataclass(frozen=True)
 class BlockComponents:
-    """Which modules of one block can be specialized: paths inside the block, by component.
+    """The modules of one block that can be specialized, as paths inside the block; empty where it has none.
 
     Args:
-        norm: the norms that see whole tokens, in order (not those of queries and keys).
+        norm: the norms over whole tokens, in order (not those of queries and keys).
         layer_scale: the gains per channel of both branches; a bare parameter is named like a module.
         qkv: the fused projection, or those of queries, keys and values.
-        proj: the attention's output projection.
+        proj: the output projection of attention.
         mlp: the linear maps of the MLP.
-        refused: for a component that the block has, but not as modules of their own, why not.
-
-    A component that the block lacks is left empty.
+        refused: the reason for each component that the block has, but not as separate modules.
     """
 
     norm: tuple[str, ...] = ()
@@ -69,7 +65,7 @@ class BlockComponents:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, component: str) -> tuple[str, ...]:
-        """The paths of one component; LookupError with the reason where it is refused."""
+        """Return the paths of one component, or raise LookupError with the reason if it is refused."""
         if component in self.refused:
             raise LookupError(f"{component} cannot be specialized in this model: {self.refused[component]}")
         paths: tuple[str, ...] = getattr(self, component)
@@ -77,39 +73,39 @@ class BlockComponents:
 
 
 class Family(ABC):
-    """What tokenlens must know about one kind of Vision Transformer. Never converts or changes the model."""
+    """The knowledge about one kind of Vision Transformer; a family never converts or changes a model."""
 
     name: str = ""
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether this family owns the model. A family that is handed over by the user need not say."""
+        """Return whether the model is of this family; not needed in a family that users pass themselves."""
         return False
 
     @abstractmethod
     def layout(self, model: nn.Module, image_size: tuple[int, int]) -> TokenLayout:
-        """Token groups and patch grid for images of (height, width) pixels; ValueError where they do not fit."""
+        """Return the token layout for images of (height, width) pixels; raise ValueError if they do not fit."""
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        """The transformer blocks, first to last."""
+        """Return the transformer blocks, first to last."""
 
     @abstractmethod
     def taps(self, block: nn.Module) -> BlockTaps:
-        """The module behind each site of one block."""
+        """Return the module behind each site of one block."""
 
     def components(self, block: nn.Module) -> BlockComponents:
-        """The modules of one block that can be specialized; a family that is only for analysis need not say.
+        """Return the modules of one block that can be specialized; not needed for analysis.
 
         Raises:
-            LookupError: if the family does not say.
+            LookupError: if the family does not define this method.
         """
         raise LookupError(
-            f"the family {type(self).__qualname__} does not say which modules of a block can be specialized; give it "
-            "a method components() (docs/add-a-family.md)"
+            f"the family {type(self).__qualname__} does not define which modules of a block can be specialized; add a "
+            "method components() (docs/add-a-family.md)"
         )
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
-        """The norm over all tokens after the last block; None where there is none (then the site is left out)."""
+        """Return the norm over all tokens after the last block, or None if there is none."""
         return None
 
     def forward(self, model: nn.Module, images: Tensor) -> Any:
@@ -117,17 +113,45 @@ class Family(ABC):
         return model(images)
 
 
+def residual_taps(
+    block: nn.Module,
+    attention: nn.Module,
+    norms: tuple[nn.Module, nn.Module],
+    branches: tuple[nn.Module, nn.Module],
+    resid_mid: Tap | None = None,
+) -> BlockTaps:
+    """Return the taps of a block with two residual branches, attention and MLP.
+
+    Args:
+        block: the block.
+        attention: the module inside which the attention kernel runs.
+        norms: the norms of both branches.
+        branches: the modules whose outputs are added to the residual stream.
+        resid_mid: the residual stream between the branches; by default the input of the second norm.
+    """
+    sites = {
+        Site.RESID_PRE: Tap(block, "input"),
+        Site.NORM1: Tap(norms[0]),
+        Site.ATTN_OUT: Tap(branches[0]),
+        Site.RESID_MID: resid_mid or Tap(norms[1], "input"),
+        Site.NORM2: Tap(norms[1]),
+        Site.MLP_OUT: Tap(branches[1]),
+        Site.RESID_POST: Tap(block),
+    }
+    return BlockTaps(sites, attention)
+
+
 def find_family(model: nn.Module) -> Family:
-    """The family that owns a model.
+    """Find the family of a model.
 
     Raises:
-        LookupError: if none does; the message names the model's class and what a family must provide.
+        LookupError: if there is none, or the model is compiled.
     """
     for path, module in model.named_modules():
         if is_a(module, "torch._dynamo.eval_frame.OptimizedModule") or module._compiled_call_impl is not None:
             raise LookupError(
                 f"{path or 'the model'} is compiled (torch.compile); forward hooks do not fire reliably inside "
-                "compiled code. Hand over the original module: model._orig_mod, or a model without a call of compile()."
+                "compiled code. Pass the original module: model._orig_mod, or a model before compile()."
             )
     for name in families.names():
         family: Family = families.get(name)()
@@ -135,16 +159,16 @@ def find_family(model: nn.Module) -> Family:
             return family
     cls = type(model)
     inner = getattr(model, "module", None)
-    wrapped = f"It wraps a {type(inner).__qualname__}; hand over model.module. " if isinstance(inner, nn.Module) else ""
+    wrapped = f"It wraps a {type(inner).__qualname__}; pass model.module. " if isinstance(inner, nn.Module) else ""
     raise LookupError(
-        f"no family of tokenlens owns a {cls.__module__}.{cls.__qualname__}. {wrapped}Known families: "
-        f"{', '.join(families.names())}. A Family must provide layout(), blocks() and taps(); write one and hand it "
-        "over as family=… (docs/add-a-family.md shows one in full)."
+        f"tokenlens has no family for {cls.__module__}.{cls.__qualname__}. {wrapped}Known families: "
+        f"{', '.join(families.names())}. Write a Family with layout(), blocks() and taps(), and pass it as family=… "
+        "(docs/add-a-family.md has a complete example)."
     )
 
 
 def is_a(module: object, *classes: str) -> bool:
-    """Whether a module is an instance of one of these classes, given as import paths; imports nothing.
+    """Return whether a module is an instance of one of these classes, given as import paths, without importing them.
 
     >>> is_a(nn.LayerNorm(4), "torch.nn.modules.normalization.LayerNorm")
     True
@@ -152,8 +176,8 @@ def is_a(module: object, *classes: str) -> bool:
     return any(f"{cls.__module__}.{cls.__qualname__}" in classes for cls in type(module).__mro__)
 
 
-def as_pair(size: Any) -> tuple[int, int]:
-    """An int or a pair as (height, width)."""
+def as_height_width(size: Any) -> tuple[int, int]:
+    """Convert an int or two of them to (height, width)."""
     if isinstance(size, int):
         return (size, size)
     height, width = size
@@ -161,9 +185,9 @@ def as_pair(size: Any) -> tuple[int, int]:
 
 
 def image_size_of(module: nn.Module) -> tuple[int, int] | None:
-    """(height, width) of the images a module takes, as it says itself; None where it does not.
+    """Return the (height, width) that a module states for its images, or None if it states none.
 
-    Read from timm, DINO and DINOv2, Hugging Face and torchvision.
+    Knows the attributes of timm, DINO and DINOv2, Hugging Face and torchvision.
     """
     config = getattr(module, "config", None)
     for owner, attribute in (
@@ -177,39 +201,22 @@ def image_size_of(module: nn.Module) -> tuple[int, int] | None:
         if isinstance(size, Mapping):
             size = (size["height"], size["width"])
         if isinstance(size, int | Sequence):
-            return as_pair(size)
+            return as_height_width(size)
     published = getattr(module, "pretrained_cfg", None) or {}
-    return as_pair(published["input_size"][-2:]) if "input_size" in published else None
+    return as_height_width(published["input_size"][-2:]) if "input_size" in published else None
 
 
 def linear_paths(block: nn.Module, name: str) -> tuple[str, ...]:
-    """Paths inside a block of all ``nn.Linear`` modules in its child ``name``, in order."""
+    """Return the paths of all ``nn.Linear`` modules in the child ``name`` of a block, in order."""
     child = block.get_submodule(name)
     return tuple(f"{name}.{path}" for path, module in child.named_modules() if isinstance(module, nn.Linear))
 
 
 def grid_of(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """The patch grid of an image; ValueError if the sides are no multiples of the patch's."""
+    """Return the patch grid of an image; raise ValueError if its sides are not multiples of the patch size."""
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
         raise ValueError(
             f"images of {image_size[0]}×{image_size[1]} pixels do not divide into patches of "
             f"{patch_size[0]}×{patch_size[1]}"
         )
     return (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-
-
-__all__ = [
-    "BlockComponents",
-    "BlockTaps",
-    "Family",
-    "NormParameters",
-    "Tap",
-    "as_pair",
-    "families",
-    "find_family",
-    "grid_of",
-    "image_size_of",
-    "is_a",
-    "linear_paths",
-    "norm_parameters",
-]

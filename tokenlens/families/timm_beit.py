@@ -1,4 +1,4 @@
-"""timm's Beit: BEiT and BEiT v2, whose attention adds a relative position bias to the scores."""
+"""Beit of timm: BEiT and BEiT v2, whose attention adds a relative position bias to the scores."""
 
 from tokenlens.families._timm import TimmFamily
 

@@ -1,4 +1,4 @@
-"""timm's Eva: EVA, EVA-02, DINOv3, Perception Encoder and the RoPE ViTs."""
+"""Eva of timm: EVA, EVA-02, DINOv3, Perception Encoder and the RoPE ViTs."""
 
 from tokenlens.families._timm import TimmFamily
 

@@ -1,11 +1,11 @@
-"""timm's NaFlexVit, fed with whole images of one size (not with sequences of patches)."""
+"""NaFlexVit of timm, run on whole images of one size (not on sequences of patches)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tokenlens.families._timm import TimmFamily
-from tokenlens.families.base import as_pair, grid_of
+from tokenlens.families.base import as_height_width, grid_of
 
 
 class TimmNaFlexVit(TimmFamily):
@@ -15,8 +15,8 @@ class TimmNaFlexVit(TimmFamily):
     timm_class = "timm.models.naflexvit.NaFlexVit"
 
     def grid(self, model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Any image size that divides into patches, or is padded to one that does."""
-        patch_rows, patch_columns = as_pair(model.embeds.patch_size)
+        """Return the patch grid of images of any size that is, or is padded to, a multiple of the patch size."""
+        patch_rows, patch_columns = as_height_width(model.embeds.patch_size)
         if model.embeds.dynamic_img_pad:
             return (-(-image_size[0] // patch_rows), -(-image_size[1] // patch_columns))
         return grid_of(image_size, (patch_rows, patch_columns))

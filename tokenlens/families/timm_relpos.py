@@ -1,4 +1,4 @@
-"""timm's VisionTransformerRelPos: ViTs with relative position bias, with or without CLS."""
+"""VisionTransformerRelPos of timm: ViTs with relative position bias, with or without CLS."""
 
 from tokenlens.families._timm import TimmFamily
 

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer: ViT, DeiT, DeiT-III, DINO, DINOv2 with or without registers, MAE, CLIP, SigLIP, AIMv2."""
+"""VisionTransformer of timm: ViT, DeiT, DeiT-III, DINO, DINOv2 with or without registers, MAE, CLIP, SigLIP, AIMv2."""
 
 from tokenlens.families._timm import TimmFamily
 

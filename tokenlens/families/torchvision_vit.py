@@ -1,4 +1,4 @@
-"""torchvision's VisionTransformer (vit_b_16 and its siblings)."""
+"""VisionTransformer of torchvision (``vit_b_16`` and others)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tokenlens.families.base import BlockComponents, BlockTaps, Family, Tap, grid_of, is_a, linear_paths
-from tokenlens.tokens import Site, TokenLayout
+from tokenlens.families.base import BlockComponents, BlockTaps, Family, grid_of, is_a, linear_paths, residual_taps
+from tokenlens.tokens import TokenLayout
 
 
 class TorchvisionViT(Family):
@@ -17,11 +17,11 @@ class TorchvisionViT(Family):
     name = "torchvision_vit"
 
     def matches(self, model: Any) -> bool:
-        """Whether the model is an instance of torchvision's class."""
+        """Return whether the model is an instance of the class of torchvision."""
         return is_a(model, "torchvision.models.vision_transformer.VisionTransformer")
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
-        """CLS, then the grid; the model takes one image size only."""
+        """Return the layout: CLS, then the patches; the model takes one image size only."""
         side = model.image_size
         if tuple(image_size) != (side, side):
             raise ValueError(
@@ -31,34 +31,23 @@ class TorchvisionViT(Family):
         return TokenLayout(grid_of(image_size, (model.patch_size, model.patch_size)))
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
-        """``model.encoder.layers``."""
+        """Return ``model.encoder.layers``."""
         return list(model.encoder.layers)
 
     def taps(self, block: Any) -> BlockTaps:
-        """The attention branch ends in the block's dropout, the other in its MLP."""
-        return BlockTaps(
-            sites={
-                Site.RESID_PRE: Tap(block, "input"),
-                Site.NORM1: Tap(block.ln_1),
-                Site.ATTN_OUT: Tap(block.dropout),
-                Site.RESID_MID: Tap(block.ln_2, "input"),
-                Site.NORM2: Tap(block.ln_2),
-                Site.MLP_OUT: Tap(block.mlp),
-                Site.RESID_POST: Tap(block),
-            },
-            attention=block.self_attention,
-        )
+        """Return the taps; the attention branch ends in the block's dropout, the other one in its MLP."""
+        return residual_taps(block, block.self_attention, (block.ln_1, block.ln_2), (block.dropout, block.mlp))
 
     def components(self, block: Any) -> BlockComponents:
-        """Norms and MLP; ``nn.MultiheadAttention`` hands all its weights to one function."""
+        """Return norms and MLP; ``nn.MultiheadAttention`` passes all its weights to one function."""
         fused = (
-            "nn.MultiheadAttention hands the weights of its projections to one function that takes one set only. "
-            "norm and mlp can be specialized, or the same model of timm"
+            "nn.MultiheadAttention passes the weights of its projections to one function, which takes a single set. "
+            "Specialize norm and mlp only, or the same model of timm"
         )
         return BlockComponents(
             norm=("ln_1", "ln_2"), mlp=linear_paths(block, "mlp"), refused={"qkv": fused, "proj": fused}
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:
-        """``model.encoder.ln``."""
+        """Return ``model.encoder.ln``."""
         return model.encoder.ln

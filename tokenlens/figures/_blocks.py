@@ -1,33 +1,27 @@
-"""Which blocks a figure shows."""
+"""Select the blocks that a figure shows."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from tokenlens.figures.base import NothingToDraw
 
-if TYPE_CHECKING:
-    from tokenlens.analysis.analysis import Analysis
-    from tokenlens.comparison.comparison import Comparison
-    from tokenlens.training.run import TrainedRun
-    from tokenlens.verification.result import Verification
 
-
-def chosen_blocks(blocks: Any, count: int) -> list[int]:
-    """The blocks that are meant, in order, of a model that has ``count``; those that it does not have are left out.
+def parse_blocks(blocks: Any, count: int) -> list[int]:
+    """Return the chosen block numbers in ascending order, without those that a model of ``count`` blocks lacks.
 
     Args:
         blocks: a number, a list, a range, a slice, or text: ``"0-5,11"``. Negative numbers count from the end.
-        count: how many blocks the model has.
+        count: number of blocks in the model.
 
     Raises:
         ValueError: for anything else.
 
-    >>> chosen_blocks("0-2,11", 12), chosen_blocks(slice(None, None, 5), 12), chosen_blocks([-1], 12)
+    >>> parse_blocks("0-2,11", 12), parse_blocks(slice(None, None, 5), 12), parse_blocks([-1], 12)
     ([0, 1, 2, 11], [0, 5, 10], [11])
     """
     if isinstance(blocks, slice):
@@ -62,33 +56,31 @@ def _numbers_in(text: str) -> list[int]:
 
 
 def _unreadable(blocks: Any) -> ValueError:
-    return ValueError(f"blocks are a number, a list, a range, a slice or text like '0-5,11', got {blocks!r}")
+    return ValueError(f"blocks must be a number, a list, a range, a slice or text like '0-5,11', got {blocks!r}")
 
 
-def only_blocks(
-    frame: pd.DataFrame, blocks: Any, subject: Analysis | Comparison | TrainedRun | Verification, name: str
-) -> pd.DataFrame:
-    """The rows of a figure's frame that are of the chosen blocks, or of no block at all.
+def select_blocks(frame: pd.DataFrame, blocks: Any, result: Any, name: str) -> pd.DataFrame:
+    """Return the rows of a figure's frame that belong to the chosen blocks or to no block.
 
-    The final norm, which frames put behind the last block, is shown with the last block.
+    The final norm, which frames number after the last block, is kept with the last block.
 
     Raises:
-        ValueError: if the figure shows no blocks, or the choice cannot be read.
-        NothingToDraw: if no model has such a block.
+        ValueError: if the figure does not show single blocks, or the choice cannot be parsed.
+        NothingToDraw: if no model has any of the blocks.
     """
     columns = [column for column in ("block", "block_1", "block_2") if column in frame]
     if not columns:
-        raise ValueError(f"the figure {name} does not show blocks one by one: leave out blocks")
+        raise ValueError(f"the figure {name} does not show single blocks; leave out blocks")
     kept = frame[columns].isna().all(axis=1)
-    models = _models(subject)
+    models = _models(result)
     for label, (_, count) in models.items():
-        wanted = chosen_blocks(blocks, count)
+        wanted = parse_blocks(blocks, count)
         if count - 1 in wanted:
             wanted.append(count)
-        own = pd.Series(True, index=frame.index) if label is None else frame["label"] == label
+        of_model = pd.Series(True, index=frame.index) if label is None else frame["label"] == label
         for column in columns:
-            own &= frame[column].isin(wanted) | frame[column].isna()
-        kept |= own
+            of_model &= frame[column].isin(wanted) | frame[column].isna()
+        kept |= of_model
     found = frame[kept].reset_index(drop=True)
     if not found[columns].notna().any().any():
         counts = ", ".join(f"{model} has 0 to {count - 1}" for model, count in models.values())
@@ -96,9 +88,9 @@ def only_blocks(
     return found
 
 
-def _models(subject: Any) -> dict[str | None, tuple[str, int]]:
-    """Name and number of blocks of each model that a figure is of, by its label; None where there is one model."""
-    if hasattr(subject, "diagnostics"):
-        return {None: (subject.recipe.model, int(subject.diagnostics["block"].max()) + 1)}
-    analyses = subject.analyses if hasattr(subject, "analyses") else {None: subject}
+def _models(result: Any) -> dict[str | None, tuple[str, int]]:
+    """Return the name and number of blocks of each model in a result, by label (None if there is only one model)."""
+    if hasattr(result, "diagnostics"):
+        return {None: (result.recipe.model, int(result.diagnostics["block"].max()) + 1)}
+    analyses = result.analyses if hasattr(result, "analyses") else {None: result}
     return {label: (analysis.model, analysis.blocks) for label, analysis in analyses.items()}

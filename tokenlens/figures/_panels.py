@@ -1,4 +1,4 @@
-"""Axes, lines and matrices that figures share. Nothing here touches pyplot or matplotlib's global state."""
+"""Axes, lines and heat maps shared by figures."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tokenlens.figures._rows import NORMS, in_order, norm_title, pair_title
+from tokenlens.figures._rows import NORMS, norm_title
+from tokenlens.figures.base import group_title, sort_groups
 from tokenlens.figures.page import Canvas, canvas, paper
-from tokenlens.figures.style import COLOURS, DIVERGING, INK, MARKERS, PAPER, SEQUENTIAL
+from tokenlens.figures.style import COLOURS, DIVERGING, FAINT, INK, MARKERS, PAPER, SEQUENTIAL
 
 INTERVALS = "bands and bars: 95 % interval of the mean over images"
 JACKKNIFE = "bands and bars: 95 % interval (jackknife over images)"
 
 
 def norm_columns(norms: Iterable[str]) -> tuple[list[str], list[float]]:
-    """The norms in order, and their panels' widths: the final norm is one point and needs little."""
+    """Return the norms in order, and the relative widths of their panels; the final norm is a single point."""
     order = [norm for norm in NORMS if norm in set(norms)]
     single = len(order) == 1
     little = 0.24 if paper().narrow else 0.13
@@ -36,9 +37,9 @@ def norm_columns(norms: Iterable[str]) -> tuple[list[str], list[float]]:
 def depth_axis(
     ax: Axes, blocks: NDArray[Any] | pd.Series, final: bool = False, label: bool = True, room: float = 12.5
 ) -> None:
-    """A block axis: whole numbers only, with half a block of space on both sides.
+    """Set up a block axis: integer ticks, with half a block of space on both sides.
 
-    There are at most about ``room`` of them in a figure of double width, and half as many in a narrow one.
+    It has at most about ``room`` ticks in a figure of double width, and half as many in a narrow one.
     """
     room = room / 2 if paper().narrow else room
     present = np.unique(np.asarray(pd.Series(blocks).dropna(), dtype=int))
@@ -59,14 +60,14 @@ def depth_axis(
 
 
 def plain_number(value: float, _: object = None) -> str:
-    """1000 as 1000, 0.05 as 0.05, 1e6 as 1e6; no mathematics markup."""
+    """Format a tick label as plain text: 1000, 0.05, 1e6."""
     moderate = value == 0 or 1e-3 <= abs(value) < 1e5
     text = f"{value:g}" if moderate else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
     return text.replace("-", "−")
 
 
 def log_axis(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers, at least two of them labelled."""
+    """Make the y axis logarithmic, with plain numbers and at least two labels."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     decades = np.log10(high) - np.log10(low)
@@ -76,16 +77,16 @@ def log_axis(ax: Axes) -> None:
 
 
 def zero_line(ax: Axes, at: float = 0.0) -> None:
-    """A thin line to read signs against."""
+    """Draw a thin horizontal line at zero or another value."""
     ax.axhline(at, color=INK, linewidth=0.6, zorder=1)
 
 
 def depth_line(
     ax: Axes, rows: pd.DataFrame, colour: str, marker: str, *, hollow: bool = False, shift: float = 0.0
 ) -> None:
-    """One series over blocks with its interval: a band, or a bar where there is one block only.
+    """Draw a line over blocks with its interval, which is a band, or a bar if there is only one block.
 
-    ``hollow`` draws it dashed with hollow markers, as all figures do for what goes into a module.
+    With ``hollow`` it is dashed with hollow markers, which marks the input of a module in all figures.
     """
     rows = rows.sort_values("block")
     x = rows["block"].to_numpy(dtype=float) + shift
@@ -99,7 +100,7 @@ def depth_line(
 
 
 def line_look(colour: str, marker: str, hollow: bool = False) -> dict[str, Any]:
-    """Colour, dashes and marker of a series."""
+    """Return colour, dashes and marker of a line."""
     return {
         "color": colour,
         "linestyle": (0, (3.2, 1.6)) if hollow else "-",
@@ -109,8 +110,8 @@ def line_look(colour: str, marker: str, hollow: bool = False) -> dict[str, Any]:
     }
 
 
-def handle(label: str, colour: str, marker: str, hollow: bool = False) -> Line2D:
-    """A legend's entry for a series."""
+def legend_handle(label: str, colour: str, marker: str, hollow: bool = False) -> Line2D:
+    """Return the legend entry for a line."""
     return Line2D([], [], label=label, **line_look(colour, marker, hollow))
 
 
@@ -122,20 +123,19 @@ def depth_panels(
     title: Callable[[str], str],
     widths: Sequence[float] | None = None,
 ) -> Iterator[tuple[Axes, str, str, pd.DataFrame]]:
-    """Panels over blocks: a row for each value of one column of the frame, a column for each value of another.
-
-    Each has its axes, grid and title when it comes, and waits to be drawn in.
+    """Prepare panels over blocks: a row for each value of one column of the frame, a column for each value of another.
 
     Args:
         page: the panels.
-        frame: a row for each number, with the column ``block``.
-        rows: a column of the frame and its values from top to bottom; None for one row of panels.
+        frame: one row per number, with the column ``block``.
+        rows: a column of the frame and its values from top to bottom; None for a single row of panels.
         columns: a column of the frame and its values from left to right.
-        title: of a column of panels, from its value.
-        widths: of the columns of panels, relative to each other; equal by default.
+        title: returns the title of a column of panels for its value.
+        widths: relative widths of the columns of panels; equal by default.
 
     Yields:
-        The panel, its row's value (empty where there is one row), its column's value, and its rows of the frame.
+        The panel with axis, grid and title, its row's value (empty if there is a single row), its column's value, and
+        the rows of the frame to draw.
     """
     by_column, across = columns
     by_row, down = rows or ("", [""])
@@ -158,17 +158,45 @@ def depth_panels(
             yield panel, above, beside, inside[inside[by_row] == above] if by_row else inside
 
 
+def norm_panels(
+    frame: pd.DataFrame, ax: Any, rows: tuple[str, Sequence[str]] | None, height_mm: tuple[float, float]
+) -> tuple[Canvas, Iterator[tuple[Axes, str, str, pd.DataFrame]]]:
+    """Return a canvas with a column of panels per norm, and its ``depth_panels``.
+
+    Args:
+        frame: one row per number, with the columns ``block``, ``norm`` and ``norm_position``.
+        ax: as for ``canvas``.
+        rows: as for ``depth_panels``.
+        height_mm: height of the figure without panels, and of each row of panels.
+    """
+    norms, widths = norm_columns(frame["norm"])
+    down = len(rows[1]) if rows else 1
+    height = height_mm[0] + down * height_mm[1]
+    page = canvas(ax, down, len(norms), height, sharex="col", sharey="row", width_ratios=widths)
+    return page, depth_panels(page, frame, rows, ("norm", norms), norm_title(frame), widths)
+
+
+def group_lines(panel: Axes, rows: pd.DataFrame) -> None:
+    """Draw a ``depth_line`` for each token group or pair of groups."""
+    for group, line in rows.groupby("group", sort=False):
+        depth_line(panel, line, COLOURS[str(group)], MARKERS[str(group)])
+
+
+def group_handles(groups: Iterable[str]) -> list[Line2D]:
+    """Return the legend entries of token groups or pairs of groups, without duplicates and in order."""
+    return [legend_handle(group_title(group), COLOURS[group], MARKERS[group]) for group in sort_groups(groups)]
+
+
 def draw_before_after(
     frame: pd.DataFrame, ax: Any, ylabel: str, *, zero: bool = True, log: bool = False, note: str = INTERVALS
 ) -> Figure:
-    """Series over blocks before and after each norm, a panel for each norm.
+    """Draw metrics over blocks before and after each norm, one panel per norm.
 
     ``frame`` has the columns of ``tokenlens.figures._rows.before_after``.
     """
-    norms, widths = norm_columns(frame["norm"])
-    page = canvas(ax, 1, len(norms), 72, sharey=True, width_ratios=widths)
-    groups = in_order(frame["group"])
-    for panel, _, norm, inside in depth_panels(page, frame, None, ("norm", norms), norm_title(frame), widths):
+    page, panels = norm_panels(frame, ax, None, (0, 72))
+    groups = sort_groups(frame["group"])
+    for panel, _, norm, inside in panels:
         for group in groups:
             for state in ("before", "after"):
                 rows = inside[(inside["group"] == group) & (inside["state"] == state)]
@@ -183,7 +211,7 @@ def draw_before_after(
     page.level()
     page.legend(
         [
-            handle(f"{pair_title(group)}, {state}", COLOURS[group], MARKERS[group], state == "before")
+            legend_handle(f"{group_title(group)}, {state}", COLOURS[group], MARKERS[group], state == "before")
             for group in groups
             for state in ("before", "after")
         ]
@@ -195,7 +223,7 @@ def draw_before_after(
 def heat_map(
     ax: Axes, values: NDArray[np.float64], low: float, high: float, *, diverging: bool = False, levels: int = 0
 ) -> AxesImage:
-    """A matrix as an image of one pixel a cell, row 0 on top; with ``levels`` the colours are steps."""
+    """Draw a matrix as an image of one pixel per value, row 0 on top; with ``levels`` the colours are discrete."""
     colours = matplotlib.colormaps[DIVERGING if diverging else SEQUENTIAL]
     norm: Normalize
     norm = BoundaryNorm(np.linspace(low, high, levels + 1), colours.N) if levels else Normalize(low, high)
@@ -205,14 +233,25 @@ def heat_map(
     return image
 
 
+def block_ticks(panel: Axes, blocks: pd.Index, room: int = 8) -> None:
+    """Number the rows of a heat map by block."""
+    ticks = integer_ticks(len(blocks), room)
+    panel.set_yticks(ticks, [str(blocks[tick]) for tick in ticks])
+
+
+def write_inside(panel: Axes, text: str, **options: Any) -> None:
+    """Write text into the middle of a panel that has nothing else to show."""
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=FAINT, **options)
+
+
 def remove_unused(axes: NDArray[Any], used: int) -> None:
-    """Take away the panels behind the first so many."""
+    """Remove the panels after the first ``used``."""
     for panel in axes.flat[used:]:
         panel.remove()
 
 
 def colour_bar(figure: Figure, image: ScalarMappable, axes: Any, label: str, **options: Any) -> None:
-    """A colour bar with its unit."""
+    """Add a colour bar labelled with its unit."""
     bar = figure.colorbar(image, ax=axes, **{"pad": 0.015, "aspect": 28, "fraction": 0.05, **options})
     if label:
         bar.set_label(label)
@@ -220,7 +259,7 @@ def colour_bar(figure: Figure, image: ScalarMappable, axes: Any, label: str, **o
     bar.ax.tick_params(length=2)
 
 
-def whole_ticks(count: int, room: int = 8) -> list[int]:
-    """Whole-number ticks 0 … count−1, at most about ``room`` of them."""
+def integer_ticks(count: int, room: int = 8) -> list[int]:
+    """Return integer ticks from 0 to count − 1, at most about ``room`` of them."""
     step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100, 200, 500, 1000) if count / s <= room or s == 1000)
     return list(range(0, count, step))

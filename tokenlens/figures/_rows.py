@@ -1,104 +1,51 @@
-"""The rows of an analysis that a figure draws, or a clear reason why there are none."""
+"""Select the numbers of an analysis that a figure draws, or raise NothingToDraw with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.findings import norms_come_first
-from tokenlens.figures.base import NothingToDraw
-from tokenlens.metrics.base import metrics
-
-if TYPE_CHECKING:
-    from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures.base import NothingToDraw, model_title
 
 NORMS = {"norm1": "norm1 ({} attention)", "norm2": "norm2 ({} MLP)", "final_norm": "final"}
-"""Titles of the panels of the norms; what is open is where the model has them."""
-
-PAIRS = {
-    "cls-patch": "CLS–patch",
-    "patch-patch": "patch–patch",
-    "cls-cls": "CLS–CLS",
-    "reg-cls": "register–CLS",
-    "reg-patch": "register–patch",
-}
-GROUPS = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch": "patches"}
-
+"""Titles of the panels of each norm, with a placeholder for the norm's position ("before" or "after")."""
 
 OF_WEIGHTS = ("weight_distance",)
-"""Metrics that no image is behind."""
+"""Metrics computed from the weights alone, without images."""
 
-BEFORE_AFTER = (
-    "model",
-    "metric",
-    "group",
-    "norm",
-    "place",
-    "state",
-    "block",
-    "site",
-    "value",
-    "sd",
-    "n",
-    "ci_low",
-    "ci_high",
-    "unit",
-)
-"""Columns of a frame that ``draw_before_after`` draws."""
+NUMBERS = ("value", "sd", "n", "ci_low", "ci_high", "unit")
+"""The last columns of a frame."""
+
+BEFORE_AFTER = ("model", "metric", "group", "norm", "norm_position", "state", "block", "site", *NUMBERS)
+"""Columns of a frame for ``draw_before_after``."""
 
 
-def title_of(analysis: Analysis) -> str:
-    """The model's full name, and "(untrained)" behind it where the weights are random."""
-    return f"{analysis.model} (untrained)" if analysis.untrained else str(analysis.model)
-
-
-def place_of(analysis: Analysis) -> str:
-    """Where the model has its norms: "before" attention and MLP or, in post-norm blocks, "after" them."""
+def norm_position(analysis: Analysis) -> str:
+    """Return "before" if the norms precede attention and MLP, and "after" for post-norm blocks."""
     return "before" if norms_come_first(analysis) else "after"
 
 
 def norm_title(frame: pd.DataFrame) -> Callable[[str], str]:
-    """What the panel of a norm is called, from a frame with the column ``place``."""
-    return lambda norm: NORMS[norm].format(frame["place"].iloc[0])
+    """Return the function that titles the panel of a norm, from a frame with the column ``norm_position``."""
+    return lambda norm: NORMS[norm].format(frame["norm_position"].iloc[0])
 
 
-def pair_title(group: str) -> str:
-    """A pair of groups or a group in words."""
-    return PAIRS.get(group) or GROUPS.get(group) or group.replace("-", " → ")
+def as_list(names: str | Iterable[str]) -> list[str]:
+    """Return a list of names; a single name becomes a list of one.
 
-
-def quantity_title(row: Any) -> str:
-    """In words what a row of differences is about: the metric's title, the part, the site, the groups and the block."""
-    title = metrics.get(row.metric).title if row.metric in metrics.names() else row.metric
-    group, block = pair_title(row.group), getattr(row, "block", None)
-    told = [title + (f" ({row.part.replace('_', ' ')})" if row.part else "")]
-    told += [row.site] if row.site not in ("", "pattern") else []
-    told += [group] if group and group.lower() not in title.lower() else []
-    told += [f"block {block}"] if block is not None and not pd.isna(block) else []
-    return ", ".join(told)
-
-
-def in_order(groups: Iterable[str]) -> list[str]:
-    """Token groups and pairs in the order in which all figures show them."""
-    order = [*GROUPS, *PAIRS]
-    return sorted(set(groups), key=lambda group: (order.index(group) if group in order else len(order), group))
-
-
-def listed(names: str | Iterable[str]) -> list[str]:
-    """A list of names, where one name may stand for itself.
-
-    >>> listed("norm1"), listed(("norm1", "norm2"))
+    >>> as_list("norm1"), as_list(("norm1", "norm2"))
     (['norm1'], ['norm1', 'norm2'])
     """
     return [names] if isinstance(names, str) else list(names)
 
 
 def missing(analysis: Analysis, metric: str) -> NothingToDraw:
-    """The error that says why there are no numbers of a metric."""
+    """Return the error that says why a metric has no numbers."""
     reason = analysis.not_applicable.get(metric)
     if reason:
         return NothingToDraw(f"{metric} does not apply to {analysis.model}: {reason}")
@@ -117,37 +64,91 @@ def rows_of(
     sites: str | Sequence[str] | None = None,
     groups: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The table's rows of one metric, with the model's title in the place of its name; one name stands for a list.
+    """Return the rows of one metric, with the model's title instead of its name.
+
+    Each of ``parts``, ``sites`` and ``groups`` is one name, a list of names, or None for all.
 
     Raises:
-        NothingToDraw: if there are none; the text says what is there.
+        NothingToDraw: if there are none; the message lists what is there.
     """
-    table = analysis.table
-    found = table[table["metric"] == metric]
-    if found.empty:
+    rows = analysis.table[analysis.table["metric"] == metric]
+    if rows.empty:
         raise missing(analysis, metric)
+    found = choose_rows(rows, f"{metric} of {analysis.model}", parts=parts, sites=sites, groups=groups)
+    return separate_elements(found, metric).assign(model=model_title(analysis)).reset_index(drop=True)
+
+
+def rows_of_norms(
+    analysis: Analysis,
+    metric: str,
+    *,
+    parts: str | Sequence[str] | None = None,
+    norms: str | Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Return ``rows_of`` with ``norm`` and ``norm_position``; the final norm is numbered after the last block."""
+    rows = rows_of(analysis, metric, parts=parts, sites=norms, groups=groups)
+    rows["norm"], rows["norm_position"] = rows["site"], norm_position(analysis)
+    rows.loc[rows["norm"] == "final_norm", "block"] = analysis.blocks
+    return rows
+
+
+def choose_rows(
+    rows: pd.DataFrame,
+    subject: str,
+    *,
+    parts: str | Sequence[str] | None,
+    sites: str | Sequence[str] | None,
+    groups: str | Sequence[str] | None,
+) -> pd.DataFrame:
+    """Return the rows with one of the chosen parts, sites and groups.
+
+    Raises:
+        NothingToDraw: if there are none; the message names the ``subject``.
+    """
     for column, wanted in (("part", parts), ("site", sites), ("group", groups)):
-        if wanted is None:
+        if wanted is None or rows.empty:
             continue
-        chosen = found[found[column].isin(listed(wanted))]
+        chosen = rows[rows[column].isin(as_list(wanted))]
         if chosen.empty:
-            have = ", ".join(repr(str(value)) for value in found[column].unique())
-            raise NothingToDraw(
-                f"{metric} of {analysis.model} has no {column} {', '.join(map(repr, listed(wanted)))}. It has: {have}."
-            )
-        found = chosen
-    found = without_images(found.copy(), metric)
-    found["model"] = title_of(analysis)
-    return found.reset_index(drop=True)
+            have = ", ".join(repr(str(value)) for value in rows[column].unique())
+            absent = ", ".join(map(repr, as_list(wanted)))
+            raise NothingToDraw(f"{subject} has no {column} {absent}. It has: {have}.")
+        rows = chosen
+    return rows
 
 
-def without_images(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of a metric; of one of the weights alone ``n``, which counts elements, is called ``elements``."""
+def with_bands(rows: pd.DataFrame, keys: Sequence[str], *further: str) -> pd.DataFrame:
+    """Return one row per block with the column ``band``, which says what ``ci_low`` and ``ci_high`` are.
+
+    They are an "interval" or, for a metric per head, "heads": the value is the mean over heads, and the bounds are the
+    lowest and the highest head.
+
+    Args:
+        rows: numbers with a block.
+        keys: columns that identify a row, apart from the head.
+        *further: columns to keep at the end.
+    """
+    heads = rows["head"].notna().any()
+    if heads:
+        bounds = {
+            "value": ("value", "mean"),
+            "ci_low": ("value", "min"),
+            "ci_high": ("value", "max"),
+            "n": ("n", "max"),
+        }
+        firsts = {name: (name, "first") for name in ("unit", *further)}
+        rows = rows.groupby(list(keys), sort=False, as_index=False).agg(**bounds, **firsts)
+    return rows.assign(band="heads" if heads else "interval")
+
+
+def separate_elements(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Move ``n`` to the column ``elements`` if the metric is one of the weights, whose ``n`` does not count images."""
     return rows.assign(elements=rows["n"], n=np.nan) if metric in OF_WEIGHTS else rows
 
 
 def array_of(analysis: Analysis, metric: str, part: str) -> NDArray[np.float64]:
-    """One of a metric's arrays in float64; NothingToDraw if the analysis does not hold it."""
+    """Return one of a metric's arrays in float64; raise NothingToDraw if the analysis does not have it."""
     key = f"{metric}/{part}"
     if not (analysis.table["metric"] == metric).any():
         raise missing(analysis, metric)
@@ -158,20 +159,27 @@ def array_of(analysis: Analysis, metric: str, part: str) -> NDArray[np.float64]:
 
 
 def count_of(analysis: Analysis, metric: str) -> int:
-    """How many images a metric has seen."""
+    """Return the number of images that a metric was computed on."""
     counts = analysis.table.loc[analysis.table["metric"] == metric, "n"]
     return int(counts.max()) if len(counts) else 0
 
 
 def before_after(analysis: Analysis, metrics: Sequence[str], norms: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """Metrics of token sites on both sides of each norm, in the columns that ``draw_before_after`` draws.
+    """Return metrics at the input and the output of each norm, in the columns for ``draw_before_after``.
 
-    ``norms`` are those wanted, by default all that the model has. Before norm1 is ``resid_pre``, before norm2
-    ``resid_mid``, before the final norm the last block's ``resid_post``. The final norm stands at block ``blocks``.
-    What goes into the norms of post-norm blocks is no site: it is left out.
+    The input of norm1 is ``resid_pre``, that of norm2 ``resid_mid``, and that of the final norm the last block's
+    ``resid_post``. The final norm gets the block number ``analysis.blocks``. In post-norm blocks the input of a norm is
+    not a site and is left out.
+
+    Args:
+        metrics: names of metrics of token sites.
+        norms: any of ``norm1``, ``norm2`` and ``final_norm``; by default all that the model has.
+
+    Raises:
+        NothingToDraw: if there are no such numbers.
     """
     frames = []
-    place = place_of(analysis)
+    position = norm_position(analysis)
     for metric in metrics:
         rows = rows_of(analysis, metric)
         last = (rows["block"] == analysis.blocks - 1).fillna(False)
@@ -180,13 +188,13 @@ def before_after(analysis: Analysis, metrics: Sequence[str], norms: str | Sequen
             ("norm2", rows["site"] == "resid_mid", rows["site"] == "norm2"),
             ("final_norm", (rows["site"] == "resid_post") & last, rows["site"] == "final_norm"),
         ):
-            if not after.any() or (norms is not None and norm not in listed(norms)):
+            if not after.any() or (norms is not None and norm not in as_list(norms)):
                 continue
             for state, chosen in (("before", before), ("after", after)):
-                if state == "before" and place == "after" and norm != "final_norm":
+                if state == "before" and position == "after" and norm != "final_norm":
                     continue
                 part = rows[chosen].copy()
-                part["norm"], part["place"], part["state"] = norm, place, state
+                part["norm"], part["norm_position"], part["state"] = norm, position, state
                 if norm == "final_norm":
                     part["block"] = analysis.blocks
                 frames.append(part)

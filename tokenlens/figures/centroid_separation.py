@@ -1,33 +1,34 @@
-"""How far the clouds of CLS and patch tokens lie apart, in units of their spread."""
+"""Distance between the mean CLS token and the mean patch, in units of their spread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures._panels import JACKKNIFE, draw_before_after
 from tokenlens.figures._rows import before_after
 from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import styled
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "Distance of the CLS cloud from the patch cloud"
+KIND = "analysis"
+TITLE = "Distance between CLS and patches relative to their spread"
 ORDER = 110
 CAPTION = (
-    "Distance of the mean CLS token from the mean patch token over the whole set of images, in units of the spread "
-    "of both clouds: 0 is on top of each other; above 1 the clouds lie further apart than they are wide."
+    "Distance between the mean CLS token and the mean patch token over all images, divided by the spread of both "
+    "groups. At 0 the means coincide; above 1 the groups are further apart than they are wide."
 )
 METRICS = ("centroid_separation",)
 
 
 def frame(analysis: Analysis, norms: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """The separation before and after each norm, or only these of ``norm1``, ``norm2`` and ``final_norm``.
+    """Return the separation before and after each norm.
+
+    Args:
+        norms: any of ``norm1``, ``norm2`` and ``final_norm``; by default all.
 
     Raises:
         NothingToDraw: if centroid_separation was not computed or does not apply.
@@ -41,12 +42,10 @@ def frame(analysis: Analysis, norms: str | Sequence[str] | None = None) -> pd.Da
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None, log: bool = False) -> Figure:
-    """Draw it: a panel for each norm.
+    """Draw one panel per norm.
 
     Args:
-        frame: of ``frame``.
-        ax: one Axes for each panel; a new figure by default.
-        log: a logarithmic axis.
+        log: whether the axis is logarithmic.
     """
     figure = draw_before_after(frame, ax, "distance of means / spread", zero=not log, log=log, note=JACKKNIFE)
     if not log:

@@ -1,29 +1,27 @@
-"""How alike the geometry of CLS features and of mean-patch features is, block by block."""
+"""Similarity (CKA) of CLS features and mean-patch features between blocks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from tokenlens.figures._panels import colour_bar, depth_axis, depth_line, heat_map, whole_ticks
-from tokenlens.figures._rows import array_of, count_of, title_of
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures._panels import colour_bar, depth_axis, depth_line, heat_map, integer_ticks
+from tokenlens.figures._rows import array_of, count_of
+from tokenlens.figures.base import NothingToDraw, model_title
 from tokenlens.figures.page import canvas, paper, styled
 from tokenlens.figures.style import COLOURS, MARKERS
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "Which blocks say the same about the images"
+KIND = "analysis"
+TITLE = "Similarity of features between blocks"
 ORDER = 120
 CAPTION = (
-    "Debiased linear CKA between features at the end of each block: 1 where two feature sets arrange the images in "
-    "the same way, about 0 where they are unrelated. The last panel is the diagonal of CLS against mean patch: how "
-    "alike the two are within one block, with its interval."
+    "Debiased linear CKA between the outputs of blocks: 1 if two sets of features arrange the images in the same "
+    "way, about 0 if they are unrelated. The last panel is the diagonal of the third, with its interval: the "
+    "similarity of CLS and mean patch within one block."
 )
 METRICS = ("cka",)
 
@@ -31,7 +29,7 @@ PAIRS = {"cls-cls": ("CLS", "CLS"), "patch-patch": ("mean patch", "mean patch"),
 
 
 def frame(analysis: Analysis) -> pd.DataFrame:
-    """CKA per pair of feature sets and pair of blocks; NaN where a feature set does not vary over images.
+    """Return CKA per pair of feature sets and pair of blocks; NaN if a feature set does not vary over images.
 
     Raises:
         NothingToDraw: if cka was not computed, does not apply, or has too few images to be defined.
@@ -43,7 +41,7 @@ def frame(analysis: Analysis) -> pd.DataFrame:
         frames.append(
             pd.DataFrame(
                 {
-                    "model": title_of(analysis),
+                    "model": model_title(analysis),
                     "pair": pair,
                     "block_1": first,
                     "block_2": second,
@@ -62,18 +60,13 @@ def frame(analysis: Analysis) -> pd.DataFrame:
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a matrix for each pair of feature sets, and the diagonal of CLS with mean patch.
-
-    Args:
-        frame: of ``frame``.
-        ax: four Axes; a new figure by default.
-    """
+    """Draw a matrix per pair of feature sets, and the diagonal of CLS against mean patch."""
     if paper().narrow and ax is None:
         page = canvas(None, 2, 2, 90)
     else:
         page = canvas(ax, 1, 4, 58, width_ratios=[1, 1, 1, 1.15])
     blocks = list(map(int, sorted(frame["block_1"].unique())))
-    ticks = whole_ticks(len(blocks), 6)
+    ticks = integer_ticks(len(blocks), 6)
     shown = [str(blocks[tick]) for tick in ticks]
     image = None
     for column, (pair, (first, second)) in enumerate(PAIRS.items()):

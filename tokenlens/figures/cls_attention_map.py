@@ -1,38 +1,35 @@
-"""Where on the image CLS looks: its mean attention map in each block, or in each head of one block."""
+"""Mean attention map of CLS in each block, or in each head of one block."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures._panels import colour_bar, heat_map, remove_unused
-from tokenlens.figures._rows import array_of, count_of, title_of
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures._rows import array_of, count_of
+from tokenlens.figures.base import NothingToDraw, model_title
 from tokenlens.figures.page import canvas, paper, styled
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "Where CLS looks"
+KIND = "analysis"
+TITLE = "Mean attention map of CLS"
 ORDER = 70
 CAPTION = (
-    "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches: 1 is what "
-    "uniform attention would give. What remains of an average over many images is a habit of the model, such as the "
-    "centre or a border, not the content of one image. All maps share one colour scale."
+    "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches, so that "
+    "uniform attention is 1. An average over many images shows positions that the model prefers, such as the centre "
+    "or a border, rather than the content of an image. All maps share one colour scale."
 )
 METRICS = ("cls_attention_map",)
 
 
 def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
-    """Attention per place, in units of uniform attention.
+    """Return attention per position, in units of uniform attention.
 
     Args:
-        analysis: where the numbers come from.
-        block: show this block's heads instead of all blocks averaged over heads.
+        block: return the heads of this block instead of all blocks averaged over heads.
 
     Raises:
         NothingToDraw: if cls_attention_map was not computed, does not apply, or has no such block.
@@ -47,7 +44,7 @@ def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
     index = np.indices(maps_Nhw.shape).reshape(3, -1)
     return pd.DataFrame(
         {
-            "model": title_of(analysis),
+            "model": model_title(analysis),
             "block": index[0] if block is None else block,
             "head": pd.array([pd.NA] * index.shape[1] if block is None else index[0], dtype="Int64"),
             "map": np.repeat([f"{'block' if block is None else 'head'} {i}" for i in range(count)], rows * columns),
@@ -63,12 +60,7 @@ def frame(analysis: Analysis, block: int | None = None) -> pd.DataFrame:
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: one map for each block or head, on a colour scale that all share.
-
-    Args:
-        frame: of ``frame``.
-        ax: one Axes for each map; a new figure by default.
-    """
+    """Draw one map per block or head, on a common colour scale."""
     names = list(dict.fromkeys(frame["map"]))
     height, width = int(frame["row"].max()) + 1, int(frame["column"].max()) + 1
     sheet = paper()
@@ -76,8 +68,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     columns = next(c for c in choice if len(names) <= (4 if sheet.narrow else 3) * c or c == choice[-1])
     columns = min(columns, max(len(names), 3)) if ax is None else len(names)
     rows = -(-len(names) // columns)
-    cell = (0.85 * sheet.width) / columns
-    page = canvas(ax, rows, columns, max(32, 8 + rows * (cell * min(height / width, 3) + 3.5)))
+    map_width = (0.85 * sheet.width) / columns
+    page = canvas(ax, rows, columns, max(32, 8 + rows * (map_width * min(height / width, 3) + 3.5)))
     remove_unused(page.axes, len(names))
     high = max(float(np.quantile(frame["value"], 0.995)), 1.5)
     clipped = bool((frame["value"] > high * 1.0001).any())

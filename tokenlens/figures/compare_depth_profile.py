@@ -1,45 +1,35 @@
-"""Several models' CLS–patch and patch–patch cosine over the depth, before and after each norm; or any other metric."""
+"""CLS–patch and patch–patch cosine, or any other metric, over the depth of several models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from tokenlens.figures._models import (
-    check_axis,
-    comparison_note,
-    grid,
-    model_lines,
-    models_depth_axis,
-    names_of,
-    rows_of_models,
-    shared,
-)
+from tokenlens.comparison.comparison import Comparison
+from tokenlens.figures._comparison_panels import check_axis, grid, model_lines, models_depth_axis
+from tokenlens.figures._comparison_rows import comparison_note, rows_of_models, shared_rows
+from tokenlens.figures._model_labels import model_labels
 from tokenlens.figures._panels import INTERVALS, log_axis, zero_line
-from tokenlens.figures._rows import GROUPS, in_order, pair_title
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures._rows import with_bands
+from tokenlens.figures.base import GROUP_NAMES, NothingToDraw, group_title, sort_groups
 from tokenlens.figures.page import paper, styled
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.comparison.comparison import Comparison
-
-OF = "comparison"
-TITLE = "Cosine of CLS and patches over the depth, model by model"
+KIND = "comparison"
+TITLE = "Cosine of CLS and patches over depth, by model"
 ORDER = 220
 CAPTION = (
-    "Mean cosine of CLS with the patches, and of the patches with each other, at the input and the output of each "
-    "norm. Relative depth is (block + ½) / blocks, so that models of different depth overlay. Where a model's line "
-    "falls from before to after, its norm pulls apart."
+    "Mean cosine of CLS and patches, and between patches, at the input and output of each norm. Relative depth is "
+    "(block + ½) / blocks, so that models of different depth can be compared. If a model's line falls from before "
+    "to after the norm, the norm separates the tokens."
 )
 METRICS = ("norm_differentiation", "cls_patch_cosine", "patch_patch_cosine")
 
 AROUND_NORMS = {"before": "before {}", "after": "after {}"}
 SITES = ("resid_pre", "norm1", "resid_mid", "norm2")
-"""The sites of a metric that are shown where none are chosen, if it has them."""
+"""Sites shown by default for a metric that has them."""
 
 
 def frame(
@@ -49,16 +39,15 @@ def frame(
     part: str | None = None,
     groups: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The numbers over the depth, of each model.
+    """Return the numbers of each model over its depth.
+
+    For a metric per head, the values are means over heads, and the interval holds the lowest and the highest head.
 
     Args:
-        comparison: where the numbers come from.
-        metric: a metric with a value for each block; the default is the cosines on both sides of each norm.
-        sites: only these sites; with the default metric only these of ``norm1`` and ``norm2``.
-        part: of a metric with several parts; by default all of them.
+        metric: a metric with a value per block; by default the cosines at the input and output of each norm.
+        sites: only these sites; for the default metric, one or both of ``norm1`` and ``norm2``.
+        part: one part of a metric that has several; by default all.
         groups: only these groups or pairs of groups.
-
-    Heads are averaged, and the interval's columns then hold the lowest and highest head.
 
     Raises:
         NothingToDraw: if fewer than two models have such numbers.
@@ -66,7 +55,7 @@ def frame(
     if metric is None:
         sites = ["norm1", "norm2"] if sites is None else sites
         rows = rows_of_models(comparison, "norm_differentiation", parts=["before", "after"], sites=sites, groups=groups)
-        rows["place"] = [AROUND_NORMS[part].format(site) for part, site in zip(rows["part"], rows["site"], strict=True)]
+        rows["panel"] = [AROUND_NORMS[part].format(site) for part, site in zip(rows["part"], rows["site"], strict=True)]
         rows["quantity"] = "cosine"
         order = {"before": 0, "after": 1}
         rows = rows.sort_values(["site", "part"], key=lambda column: column.replace(order), kind="stable")
@@ -74,65 +63,51 @@ def frame(
         rows = rows_of_models(comparison, metric, parts=part, sites=sites, groups=groups)
         if sites is None and set(SITES) <= set(rows["site"]):
             rows = rows[rows["site"].isin(SITES)]
-        rows["place"] = rows["site"]
+        rows["panel"] = rows["site"]
         rows["quantity"] = rows["part"]
     rows = rows[rows["block"].notna() & rows["value"].notna()]
     if rows.empty:
         raise NothingToDraw(f"{metric or 'norm_differentiation'} has no value for each block")
-    rows = shared(rows, ["place", "group", "quantity"])
-    keys = ["label", "model_number", "model", "metric", "quantity", "group", "place", "site", "block", "depth"]
-    columns = [*keys, "value", "n", "ci_low", "ci_high", "unit", "left_out"]
-    if rows["head"].notna().any():
-        rows = rows.groupby(keys, sort=False, as_index=False).agg(
-            value=("value", "mean"),
-            n=("n", "max"),
-            ci_low=("value", "min"),
-            ci_high=("value", "max"),
-            unit=("unit", "first"),
-            left_out=("left_out", "first"),
-        )
-        rows["band"] = "heads"
-    else:
-        rows["band"] = "interval"
-    return rows[[*columns, "band"]].reset_index(drop=True)
+    rows = shared_rows(rows, ["panel", "group", "quantity"])
+    keys = ["label", "model_number", "model", "metric", "quantity", "group", "panel", "site", "block", "depth"]
+    columns = [*keys, "value", "n", "ci_low", "ci_high", "unit", "left_out", "band"]
+    return with_bands(rows, keys, "left_out")[columns].reset_index(drop=True)
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None, axis: str = "relative", log: bool = False) -> Figure:
-    """Draw it: a column of panels for each site, a row for each group or pair of groups; a line for each model.
+    """Draw a column of panels per site and a row per group or pair of groups, with a line per model.
 
     Args:
-        frame: of ``frame``.
-        ax: as many Axes as there are panels; a new figure by default.
         axis: ``"relative"`` depth or ``"block"``.
-        log: a logarithmic axis.
+        log: whether the axis is logarithmic.
     """
     check_axis(axis)
-    sites = list(dict.fromkeys(frame["place"]))
+    sites = list(dict.fromkeys(frame["panel"]))
     quantities = dict.fromkeys(frame["quantity"])
-    rows = [(quantity, group) for quantity in quantities for group in in_order(frame["group"])]
+    rows = [(quantity, group) for quantity in quantities for group in sort_groups(frame["group"])]
     together = len(quantities) == 1
     most, height = (2, 27) if paper().narrow else (4, 32)
-    page, cells = grid(ax, rows, sites, most, (22, height), sharey=together or "row")
-    for cell in cells:
-        quantity, group = cell.row
+    page, panels = grid(ax, rows, sites, most, (22, height), sharey=together or "row")
+    for panel in panels:
+        quantity, group = panel.row
         row = frame[(frame["quantity"] == quantity) & (frame["group"] == group)]
-        inside = row[row["place"] == cell.column]
+        inside = row[row["panel"] == panel.column]
         if inside.empty:
-            cell.panel.set_axis_off()
+            panel.axes.set_axis_off()
             continue
-        model_lines(cell.panel, inside, axis)
-        models_depth_axis(cell.panel, frame, axis, label=cell.bottom)
+        model_lines(panel.axes, inside, axis)
+        models_depth_axis(panel.axes, frame, axis, label=panel.bottom)
         if frame["value"].min() < 0 < frame["value"].max() and not log:
-            zero_line(cell.panel)
-        if cell.top:
-            page.title(cell.panel, cell.column)
-        if cell.left:
-            cell.panel.set_ylabel(_ylabel(row))
+            zero_line(panel.axes)
+        if panel.top:
+            page.title(panel.axes, panel.column)
+        if panel.left:
+            panel.axes.set_ylabel(_ylabel(row))
             if log:
-                log_axis(cell.panel)
+                log_axis(panel.axes)
     page.level()
-    page.legend(names_of(frame).handles(), columns=3)
+    page.legend(model_labels(frame).handles(), columns=3)
     heads = (frame["band"] == "heads").any()
     bands = "mean of the heads; bands: lowest to highest head" if heads else INTERVALS
     bands = bands if frame["ci_low"].notna().any() else ""
@@ -142,9 +117,9 @@ def plot(frame: pd.DataFrame, ax: Any = None, axis: str = "relative", log: bool 
 
 
 def _ylabel(rows: pd.DataFrame) -> str:
-    group, unit = pair_title(str(rows["group"].iloc[0])), str(rows["unit"].iloc[0])
+    group, unit = group_title(str(rows["group"].iloc[0])), str(rows["unit"].iloc[0])
     quantity = str(rows["quantity"].iloc[0]).replace("_", " ")
     if unit == "cosine" and quantity in ("", "cosine"):
         return f"{group} cosine"
-    what = GROUPS.get(str(rows["group"].iloc[0]), group)
+    what = GROUP_NAMES.get(str(rows["group"].iloc[0]), group)
     return f"{what}: {quantity}\n[{unit}]" if quantity and quantity != unit else f"{what} [{unit}]"

@@ -1,64 +1,62 @@
-"""What differs most from the baseline: standardized differences with their intervals, the largest first."""
+"""Largest standardized differences from the baseline, with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from tokenlens.figures._models import colour_of, comparison_note, model_look, names_of, numbers_of
+from tokenlens.comparison.comparison import Comparison
+from tokenlens.figures._comparison_rows import TESTED, comparison_note, numbers_of
+from tokenlens.figures._model_labels import model_labels
 from tokenlens.figures._panels import plain_number
-from tokenlens.figures._rows import listed, quantity_title
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures._rows import as_list
+from tokenlens.figures.base import NothingToDraw, quantity_title
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import FAINT, GRID, INK, PAPER
+from tokenlens.figures.style import FAINT, GRID, INK, PAPER, model_colour, model_look
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from tokenlens.comparison.comparison import Comparison
-
-OF = "comparison"
-TITLE = "What differs most"
+KIND = "comparison"
+TITLE = "Largest differences from the baseline"
 ORDER = 210
 CAPTION = (
-    "Differences from the baseline of numbers averaged over blocks, in units of the pooled standard deviation over "
-    "images (Cohen's d; linear within ±1, logarithmic beyond), with 95 % intervals, the largest first. Of each "
-    "metric, part and group the site that differs most is shown. Faint, hollow: does not exceed the noise "
-    "(Benjamini–Hochberg q ≥ 0.05). On the right the difference itself, of the model that differs most."
+    "Differences from the baseline in means over blocks, divided by the pooled standard deviation over images "
+    "(Cohen's d; the axis is linear within ±1 and logarithmic beyond), with 95 % intervals, largest first. For each "
+    "metric, part and group only the site with the largest difference is shown. Faint, hollow markers: not "
+    "significant (Benjamini–Hochberg q ≥ 0.05). On the right: the difference itself, for the model with the largest "
+    "d."
 )
 METRICS = ()
-"""All metrics with a value per image."""
+"""Any metric with a value per image."""
 
 MOST = {"double": 18, "single": 14}
-"""How many lines are readable."""
+"""Largest number of quantities that are legible."""
 
 
 def frame(comparison: Comparison, count: int | None = None, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """The quantities that differ most, and how far each model is from the baseline in each of them.
+    """Return the quantities with the largest differences from the baseline, for each model.
 
     Args:
-        comparison: where the numbers come from.
-        count: how many quantities; by default as many as can be read.
-        metrics: of these metrics only.
+        count: number of quantities; by default as many as are legible.
+        metrics: only these metrics.
 
     Raises:
-        NothingToDraw: if no difference can be put in units of a spread over images.
-        ValueError: for a count below 1.
+        NothingToDraw: if no difference has a standard deviation over images.
+        ValueError: if ``count`` is below 1.
     """
     if count is not None and count < 1:
-        raise ValueError(f"count is at least 1, got {count}")
+        raise ValueError(f"count must be at least 1, got {count}")
     rows = comparison.summary
     if metrics is not None:
-        rows = rows[rows["metric"].isin(listed(metrics))]
+        rows = rows[rows["metric"].isin(as_list(metrics))]
     rows = rows[np.isfinite(rows["effect"].astype(float)) & rows["difference"].notna()].copy()
     if rows.empty:
-        which = "any metric" if metrics is None else ", ".join(listed(metrics))
-        raise NothingToDraw(f"no difference of {which} can be put in units of a spread over images")
+        which = "any metric" if metrics is None else ", ".join(as_list(metrics))
+        raise NothingToDraw(f"no difference in {which} has a standard deviation over images")
     with np.errstate(invalid="ignore", divide="ignore"):
         deviation = rows["difference"] / rows["effect"]
         rows["effect_low"], rows["effect_high"] = rows["ci_low"] / deviation, rows["ci_high"] / deviation
@@ -66,80 +64,49 @@ def frame(comparison: Comparison, count: int | None = None, metrics: str | Seque
     rows.loc[same, ["effect_low", "effect_high"]] = np.nan
     rows["model_number"] = rows["label"].map(numbers_of(comparison))
     quantity, where = ["metric", "part", "group"], ["metric", "part", "group", "site"]
-    rows["size"] = rows["effect"].abs() + 1e9 * rows["significant"].astype(float)  # what exceeds the noise comes first
+    rows["size"] = rows["effect"].abs() + 1e9 * rows["significant"].astype(float)  # significant ones come first
     largest = rows.groupby(where, sort=False, as_index=False)["size"].max()
     largest = largest.sort_values("size", ascending=False, kind="stable").drop_duplicates(quantity)
     chosen = largest.head(MOST["double"] if count is None else count).reset_index(drop=True)
-    chosen["place"] = np.arange(len(chosen))
-    found = rows.merge(chosen[[*where, "place"]], on=where)
-    columns = [
-        "place",
-        "label",
-        "model_number",
-        "baseline",
-        *where,
-        "effect",
-        "effect_low",
-        "effect_high",
-        "value",
-        "baseline_value",
-        "difference",
-        "ci_low",
-        "ci_high",
-        "p",
-        "q",
-        "n",
-        "n_baseline",
-        "test",
-        "unit",
-        "significant",
-    ]
-    return found.sort_values(["place", "model_number"])[columns].reset_index(drop=True)
+    chosen["rank"] = np.arange(len(chosen))
+    found = rows.merge(chosen[[*where, "rank"]], on=where)
+    keys = ["rank", "label", "model_number", "baseline", *where]
+    numbers = ["effect", "effect_low", "effect_high", "value", "baseline_value", "difference", "ci_low", "ci_high"]
+    columns = [*keys, *numbers, *TESTED]
+    return found.sort_values(["rank", "model_number"])[columns].reset_index(drop=True)
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a line for each quantity, a marker for each model.
-
-    Args:
-        frame: of ``frame``.
-        ax: one Axes; a new figure by default.
-    """
+    """Draw one line per quantity with a marker per model."""
     if paper().narrow:
-        frame = frame[frame["place"] < MOST["single"]]
-    places = sorted(frame["place"].unique())
+        frame = frame[frame["rank"] < MOST["single"]]
+    ranks = sorted(frame["rank"].unique())
     numbers = sorted(frame["model_number"].unique())
-    room = characters(0.40 * paper().width if paper().narrow else 0.42 * paper().width, "small")
-    labels = [wrapped(quantity_title(frame[frame["place"] == place].iloc[0]), room) for place in places]
+    room = characters((0.40 if paper().narrow else 0.42) * paper().width, "small")
+    labels = [wrapped(quantity_title(frame[frame["rank"] == rank].iloc[0]), room) for rank in ranks]
     lines = max(max(label.count("\n") + 1 for label in labels), 0.7 * len(numbers))
-    page = canvas(ax, 1, 1, 22 + len(places) * (1.6 + 2.3 * lines))
+    page = canvas(ax, 1, 1, 22 + len(ranks) * (1.6 + 2.3 * lines))
     panel = page.axes[0, 0]
     for index, number in enumerate(numbers):
         shift = (index - (len(numbers) - 1) / 2) * 0.7 / len(numbers)
         _points(panel, frame[frame["model_number"] == number], int(number), shift)
     panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
-    for place in places:
-        panel.axhline(place, color=GRID, linewidth=0.5, zorder=0)
-    panel.set_ylim(max(places) + 0.6, min(places) - 0.6)
-    panel.set_yticks(places, labels, fontsize="small", linespacing=1.1)
+    for rank in ranks:
+        panel.axhline(rank, color=GRID, linewidth=0.5, zorder=0)
+    panel.set_ylim(max(ranks) + 0.6, min(ranks) - 0.6)
+    panel.set_yticks(ranks, labels, fontsize="small", linespacing=1.1)
     panel.tick_params(axis="y", length=0)
     panel.spines["left"].set_visible(False)
     _effect_axis(panel, frame)
     panel.set_xlabel("difference / SD over images (Cohen's d)")
-    for place in places:
-        inside = frame[frame["place"] == place]
+    for rank in ranks:
+        inside = frame[frame["rank"] == rank]
         row = inside.loc[inside["effect"].abs().idxmax()]
-        panel.text(
-            1.02,
-            place,
-            _difference(row),
-            transform=panel.get_yaxis_transform(),
-            va="center",
-            fontsize="small",
-            color=INK if row["significant"] else FAINT,
-        )
-    full = names_of(frame)
-    page.legend(full.handles(), columns=2)
+        colour = INK if row["significant"] else FAINT
+        beside = panel.get_yaxis_transform()
+        panel.text(1.02, rank, _difference(row), transform=beside, va="center", fontsize="small", color=colour)
+    page.legend(model_labels(frame).handles(), columns=2)
     count = int(frame["significant"].sum())
     note = f"against {frame['baseline'].iloc[0]} · means over blocks; bars: 95 % interval · {count} of {len(frame)} "
     comparison_note(page, frame, note + ("has q < 0.05" if count == 1 else "have q < 0.05"))
@@ -147,19 +114,19 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
 
 
 def _points(panel: Axes, rows: pd.DataFrame, number: int, shift: float) -> None:
-    """One model's differences with their intervals, faint where they do not exceed the noise."""
+    """Draw one model's differences with their intervals, faint if not significant."""
     for sure in (True, False):
         part = rows[rows["significant"] == sure]
-        y = part["place"].to_numpy(dtype=float) + shift
+        y = part["rank"].to_numpy(dtype=float) + shift
         x, low, high = (part[name].to_numpy(dtype=float) for name in ("effect", "effect_low", "effect_high"))
         alpha = 1.0 if sure else 0.45
-        panel.hlines(y, low, high, color=colour_of(number), linewidth=1.0, alpha=alpha, zorder=3)
+        panel.hlines(y, low, high, color=model_colour(number), linewidth=1.0, alpha=alpha, zorder=3)
         look = {**model_look(number), "linestyle": "none", "alpha": alpha}
         panel.plot(x, y, zorder=4, **(look if sure else {**look, "markerfacecolor": PAPER}))
 
 
 def _effect_axis(panel: Axes, frame: pd.DataFrame) -> None:
-    """Linear within ±1, logarithmic beyond: differences of 0.3 and of 30 spreads stand in one figure."""
+    """Set up an axis that is linear within ±1 and logarithmic beyond, so that d = 0.3 and d = 30 are both legible."""
     values = frame[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
     low, high = min(float(np.nanmin(values)), 0.0), max(float(np.nanmax(values)), 0.0)
     reach = max(-low, high, 1.0)
@@ -176,7 +143,7 @@ def _effect_axis(panel: Axes, frame: pd.DataFrame) -> None:
 
 
 def _difference(row: pd.Series) -> str:
-    """The difference itself, with a sign."""
+    """Format the difference with its sign."""
     value = float(row["difference"])
     text = f"{value:+.2g}" if abs(value) < 1e4 else f"{value:+.1e}"
     return text.replace("-", "−").replace("e+0", "e")

@@ -1,41 +1,40 @@
-"""How alike the features are that models end with: CKA of each two, of CLS and of the patches."""
+"""Similarity (CKA) of final features between models, for CLS and for the mean patch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from tokenlens.figures._models import Names, comparison_note, ink_on, letter_of, names_of, numbers_of
+from tokenlens.comparison.comparison import Comparison
+from tokenlens.figures._comparison_panels import ink_on
+from tokenlens.figures._comparison_rows import comparison_note, numbers_of
+from tokenlens.figures._model_labels import ModelLabels, letter_of, model_labels
 from tokenlens.figures._panels import colour_bar, heat_map
 from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import canvas, characters, paper, points, styled
 from tokenlens.figures.style import GRID, SEQUENTIAL
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
-
-    from tokenlens.comparison.comparison import Comparison
-
-OF = "comparison"
-TITLE = "How alike the models' features are"
+KIND = "comparison"
+TITLE = "Similarity of final features between models"
 ORDER = 260
 CAPTION = (
-    "Debiased linear CKA between the features that two models end with, on the same images: 1 where they arrange the "
-    "images in the same way, about 0 where they are unrelated. Below each number its 95 % interval (jackknife over "
-    "images). Left: CLS; right: the mean patch."
+    "Debiased linear CKA between the final features of two models on the same images: 1 if they arrange the images "
+    "in the same way, about 0 if they are unrelated. In brackets: 95 % interval (jackknife over images). Left: CLS; "
+    "right: the mean patch."
 )
 METRICS = ("cka",)
 
-GROUPS = {"cls": "CLS", "patch": "mean patch"}
+GROUP_NAMES = {"cls": "CLS", "patch": "mean patch"}
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
-    """CKA per pair of models and group, each pair once.
+    """Return CKA per group and pair of models, each pair once.
 
     Raises:
         NothingToDraw: if the models did not see the same images, or cka was not computed for two of them.
@@ -55,23 +54,18 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a matrix of the models for each group.
-
-    Args:
-        frame: of ``frame``.
-        ax: one Axes for each group; a new figure by default.
-    """
-    groups = [group for group in GROUPS if (frame["group"] == group).any()]
+    """Draw a matrix of the models per group."""
+    groups = [group for group in GROUP_NAMES if (frame["group"] == group).any()]
     names = similarity_names(frame)
     count, narrow = len(names.full), paper().narrow
     below = narrow and ax is None and count > 4
     shape = (len(groups), 1) if below else (1, len(groups))
-    cell = min((0.66 if below else 0.72 / len(groups)) * paper().width / (count - 1), 20.0)
-    page = canvas(ax, *shape, 20 + shape[0] * (9 + (count - 1) * cell))
+    side = min((0.66 if below else 0.72 / len(groups)) * paper().width / (count - 1), 20.0)
+    page = canvas(ax, *shape, 20 + shape[0] * (9 + (count - 1) * side))
     image = None
     for panel, group in zip(page.axes.flat, groups, strict=True):
-        image = matrix(panel, frame[frame["group"] == group], names, cell)
-        page.title(panel, f"{GROUPS[group]} features")
+        image = matrix(panel, frame[frame["group"] == group], names, side)
+        page.title(panel, f"{GROUP_NAMES[group]} features")
     assert image is not None
     colour_bar(page.figure, image, list(page.axes.flat), "CKA", aspect=24, ticks=[0, 0.25, 0.5, 0.75, 1])
     page.legend(names.handles(lines=False), columns=2)
@@ -79,31 +73,31 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     return page.figure
 
 
-def similarity_names(frame: pd.DataFrame) -> Names:
-    """The models of a similarity frame, by letters."""
+def similarity_names(frame: pd.DataFrame) -> ModelLabels:
+    """Return the labels of the models in the frame, as letters."""
     pairs = [frame[[f"label_{i}", f"number_{i}"]].set_axis(["label", "model_number"], axis=1) for i in (1, 2)]
-    return names_of(pd.concat(pairs), lettered=True)
+    return model_labels(pd.concat(pairs), lettered=True)
 
 
-def matrix(panel: Axes, rows: pd.DataFrame, names: Names, cell_mm: float) -> AxesImage:
-    """The lower triangle of a models × models matrix with the numbers in it, intervals where there is room."""
+def matrix(panel: Axes, rows: pd.DataFrame, names: ModelLabels, square_mm: float) -> AxesImage:
+    """Draw the lower triangle of a models × models matrix with its numbers, and intervals if there is room."""
     numbers = list(names.full)
-    place = {number: index for index, number in enumerate(numbers)}
-    values = np.full((len(numbers) - 1,) * 2, np.nan)  # neither row of the first model nor column of the last
+    index_of = {number: index for index, number in enumerate(numbers)}
+    values = np.full((len(numbers) - 1,) * 2, np.nan)  # without the first model's row and the last one's column
     image = heat_map(panel, values, 0, 1)
     panel.set_aspect("equal")
     colours = matplotlib.colormaps[SEQUENTIAL]
-    interval = characters(cell_mm, "small") >= 11
+    interval = characters(square_mm, "small") >= 11
     for row in rows.itertuples(index=False):
-        x, y = place[row.number_1], place[row.number_2] - 1
+        x, y = index_of[row.number_1], index_of[row.number_2] - 1
         values[y, x] = row.value
         ink = ink_on(colours, float(np.clip(row.value, 0, 1)))
         text = f"{row.value:.2f}".replace("-", "−")
-        if characters(cell_mm, "small") < 5:
+        if characters(square_mm, "small") < 5:
             text = text.replace("0.", ".")
         if interval and np.isfinite(row.ci_low + row.ci_high):
             text += f"\n[{row.ci_low:.2f},\u2009{row.ci_high:.2f}]".replace("-", "−")
-        size = "small" if characters(cell_mm, "small") >= 4 else max(points("small") * 0.9, 5.5)
+        size = "small" if characters(square_mm, "small") >= 4 else max(points("small") * 0.9, 5.5)
         panel.text(x, y, text, ha="center", va="center", color=ink, fontsize=size, linespacing=1.3)
     image.set_data(values)
     ticks = [letter_of(number) for number in numbers]

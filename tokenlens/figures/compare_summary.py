@@ -1,65 +1,53 @@
-"""The comparison on one figure for a paper: depth profiles, differentiation, stage split and likeness of features."""
+"""Summary of a comparison in one figure: depth profiles, differentiation, stages and similarity of features."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy import stats
 
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures import compare_depth_profile, compare_similarity
-from tokenlens.figures._models import (
-    colour_of,
-    comparison_note,
-    letter_of,
-    model_lines,
-    model_look,
-    models_depth_axis,
-    names_of,
-    rows_of_models,
-    shared,
-)
+from tokenlens.figures._comparison_panels import model_lines, models_depth_axis
+from tokenlens.figures._comparison_rows import comparison_note, rows_of_models, shared_rows
+from tokenlens.figures._model_labels import letter_of, model_labels
 from tokenlens.figures._panels import zero_line
-from tokenlens.figures._rows import in_order, pair_title
-from tokenlens.figures.base import NothingToDraw
-from tokenlens.figures.page import Canvas, paper, sheet_of, styled
+from tokenlens.figures.base import NothingToDraw, group_title, sort_groups
+from tokenlens.figures.page import Canvas, new_figure, paper, styled
 from tokenlens.figures.stage_split import STAGES, stack, stage_handles
-from tokenlens.figures.style import FAINT, INK, PAPER
+from tokenlens.figures.style import FAINT, INK, PAPER, model_colour, model_look
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-    from tokenlens.comparison.comparison import Comparison
-
-OF = "comparison"
-TITLE = "The comparison at a glance"
+KIND = "comparison"
+TITLE = "Summary of the comparison"
 ORDER = 200
 CAPTION = (
-    "Cosines over the depth at the first norm; the fall of the cosine across each norm, mean over blocks (filled: the"
-    " difference from the baseline exceeds the noise, Benjamini–Hochberg q < 0.05); how the norm's stages share that "
-    "fall of the CLS–patch cosine; and CKA between the features that the models end with."
+    "Cosines over depth around the norm before attention; fall of the cosine across each norm, averaged over blocks "
+    "(filled markers: the difference from the baseline is significant, Benjamini–Hochberg q < 0.05); contributions "
+    "of the norm's stages to the fall of the CLS–patch cosine; CKA between the models' final features."
 )
 METRICS = ("norm_differentiation", "cka")
 
 PROFILES = (("before norm1", "cls-patch"), ("after norm1", "cls-patch"), ("after norm1", "patch-patch"))
 WEIGHTS = {"means": 1.45, "stages": 1.25}
-"""How wide panels are on a line of more than two, relative to the others."""
+"""Relative widths of panels in a row of more than two."""
 
 PROFILE, MEANS, SIMILARITY = "profile", "means", "similarity"
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
-    """The rows of all parts, told apart by the column ``part_of_figure``: profile, means and similarity.
+    """Return the rows of all panels; the column ``part_of_figure`` is "profile", "means" or "similarity".
 
     Raises:
         NothingToDraw: if fewer than two models have norm_differentiation.
     """
     profile = compare_depth_profile.frame(comparison, sites="norm1")
-    shown = [pair in PROFILES for pair in zip(profile["place"], profile["group"], strict=True)]
+    shown = [pair in PROFILES for pair in zip(profile["panel"], profile["group"], strict=True)]
     parts = [profile[shown].assign(part_of_figure=PROFILE), _means(comparison).assign(part_of_figure=MEANS)]
     try:
         parts.append(compare_similarity.frame(comparison).assign(part_of_figure=SIMILARITY))
@@ -70,11 +58,11 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def _means(comparison: Comparison) -> pd.DataFrame:
-    """Each stage of norm1 and norm2, and their total, as means over blocks; ``significant`` of the totals."""
+    """Return the mean over blocks of each stage of norm1 and norm2 and of their total; totals have ``significant``."""
     rows = rows_of_models(
         comparison, "norm_differentiation", parts=[*STAGES, "total"], sites=["norm1", "norm2"]
     ).rename(columns={"part": "stage"})
-    rows = shared(rows, ["site", "group"])
+    rows = shared_rows(rows, ["site", "group"])
     keys = ["label", "model_number", "metric", "site", "group", "stage"]
     means = rows.groupby(keys, sort=False, as_index=False).agg(n=("n", "max"), unit=("unit", "first"))
     numbers = [
@@ -89,7 +77,7 @@ def _means(comparison: Comparison) -> pd.DataFrame:
 
 
 def _over_blocks(analysis: Analysis, stage: str, site: str, group: str) -> tuple[float, float, float]:
-    """A stage's mean over blocks and images, with its 95 % interval over images where values by image were kept."""
+    """Return a stage's mean over blocks and images, with its 95 % interval if values per image were kept."""
     rows = analysis.select("norm_differentiation", part=stage, site=site, group=group)
     value = float(rows["value"].mean())
     kept = analysis.per_image
@@ -106,31 +94,27 @@ def _over_blocks(analysis: Analysis, stage: str, site: str, group: str) -> tuple
 
 @styled
 def plot(frame: pd.DataFrame) -> Figure:
-    """Draw it on a page of its own: a, profiles; b, differentiation; c, stages; d, features.
-
-    Args:
-        frame: of ``frame``.
-    """
+    """Draw a new figure: (a) profiles, (b) differentiation, (c) stages, (d) similarity of features."""
     profile, means = (frame[frame["part_of_figure"] == part] for part in (PROFILE, MEANS))
     similarity = frame[frame["part_of_figure"] == SIMILARITY]
-    profiles = [pair for pair in PROFILES if ((profile["place"] == pair[0]) & (profile["group"] == pair[1])).any()]
-    groups = [group for group in compare_similarity.GROUPS if (similarity["group"] == group).any()]
+    profiles = [pair for pair in PROFILES if ((profile["panel"] == pair[0]) & (profile["group"] == pair[1])).any()]
+    groups = [group for group in compare_similarity.GROUP_NAMES if (similarity["group"] == group).any()]
     split = means[means["group"] == "cls-patch"]
     page, panels = _page(len(profiles), stages=len(split) > 0, groups=len(groups))
-    names = names_of(frame, lettered=True)
+    names = model_labels(frame, lettered=True)
     letters = iter("abcd")
 
     letter = next(letters)
     low, high = _limits(profile)
-    for index, (place, group) in enumerate(profiles):
+    for index, (title, group) in enumerate(profiles):
         panel = panels[f"profile{index}"]
-        inside = profile[(profile["place"] == place) & (profile["group"] == group)]
+        inside = profile[(profile["panel"] == title) & (profile["group"] == group)]
         model_lines(panel, inside, "relative")
         models_depth_axis(panel, inside, "relative")
         zero_line(panel)
         panel.set_ylim(low, high)
-        _title(panel, letter if index == 0 else "", place)
-        panel.set_ylabel(f"{pair_title(group)} cosine")
+        _title(panel, letter if index == 0 else "", title)
+        panel.set_ylabel(f"{group_title(group)} cosine")
     order = [name for name in panels if name in ("means", "stages")]
     letter_at = {name: next(letters) for name in order}
     _dumbbells(panels["means"], means[means["stage"] == "total"])
@@ -141,10 +125,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     letter = next(letters)
     for index, group in enumerate(groups):
         panel = panels[f"similarity{index}"]
-        cell = 26.0 / max(similarity["number_1"].nunique(), 1)
+        side = 26.0 / max(similarity["number_1"].nunique(), 1)
         rows = similarity[similarity["group"] == group]
-        compare_similarity.matrix(panel, rows, compare_similarity.similarity_names(similarity), cell)
-        _title(panel, letter if index == 0 else "", f"{compare_similarity.GROUPS[group]}, CKA")
+        compare_similarity.matrix(panel, rows, compare_similarity.similarity_names(similarity), side)
+        _title(panel, letter if index == 0 else "", f"{compare_similarity.GROUP_NAMES[group]}, CKA")
     page.legend(names.handles())
     note = "bands and bars: 95 % interval · b, c: mean over blocks; filled: q < 0.05"
     if len(similarity) == 0 and "similarity_note" in frame:
@@ -154,7 +138,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _page(profiles: int, *, stages: bool, groups: int) -> tuple[Canvas, dict[str, Axes]]:
-    """The panels that there is something for, by name: two rows on a wide page, pairs one below another else."""
+    """Create the panels that have something to show, by name: in two rows, or in pairs if the figure is narrow."""
     top = [f"profile{index}" for index in range(profiles)]
     last = [f"similarity{index}" for index in range(groups)]
     if paper().narrow:
@@ -164,15 +148,15 @@ def _page(profiles: int, *, stages: bool, groups: int) -> tuple[Canvas, dict[str
     else:
         rows = [top, ["means", *(["stages"] if stages else []), *last]]
         heights = [40.0, 46.0]
-    figure = sheet_of(16 + sum(heights))
+    figure = new_figure(16 + sum(heights))
     lines = figure.add_gridspec(len(rows), 1, height_ratios=heights)
     panels: dict[str, Axes] = {}
     for index, row in enumerate(rows):
         widths = [WEIGHTS.get(name, 1.0) if len(row) > 2 else 1.0 for name in row]
         line = lines[index].subgridspec(1, len(row), width_ratios=widths)
-        for place, name in enumerate(row):
-            panels[name] = figure.add_subplot(line[0, place])
-    return Canvas(figure, np.array([list(panels.values())], dtype=object), own=True), panels
+        for column, name in enumerate(row):
+            panels[name] = figure.add_subplot(line[0, column])
+    return Canvas(figure, np.array([list(panels.values())], dtype=object), new=True), panels
 
 
 def _title(panel: Axes, letter: str, text: str) -> None:
@@ -180,7 +164,7 @@ def _title(panel: Axes, letter: str, text: str) -> None:
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
-    """One scale for all profiles, with a little space."""
+    """Return common y limits for all profiles, with a margin."""
     values = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
     low, high = min(float(np.nanmin(values)), 0.0), max(float(np.nanmax(values)), 0.0)
     space = 0.04 * (high - low) or 0.1
@@ -188,11 +172,11 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def _dumbbells(panel: Axes, rows: pd.DataFrame) -> None:
-    """For each norm and pair of groups the models' means on one line; hollow where the baseline's is as good."""
-    order = [(site, group) for group in in_order(rows["group"]) for site in sorted(rows["site"].unique())]
+    """Draw the models' means on one line per norm and pair of groups; hollow if not different from the baseline."""
+    order = [(site, group) for group in sort_groups(rows["group"]) for site in sorted(rows["site"].unique())]
     order = [pair for pair in order if ((rows["site"] == pair[0]) & (rows["group"] == pair[1])).any()]
     numbers = sorted(rows["model_number"].unique())
-    aside = {number: (place - (len(numbers) - 1) / 2) * 0.44 / len(numbers) for place, number in enumerate(numbers)}
+    aside = {number: (index - (len(numbers) - 1) / 2) * 0.44 / len(numbers) for index, number in enumerate(numbers)}
     for y, (site, group) in enumerate(order):
         inside = rows[(rows["site"] == site) & (rows["group"] == group)]
         panel.hlines(y, inside["value"].min(), inside["value"].max(), color=FAINT, linewidth=0.7, zorder=2)
@@ -200,12 +184,13 @@ def _dumbbells(panel: Axes, rows: pd.DataFrame) -> None:
             number, baseline = int(row.model_number), pd.isna(row.significant)
             at = y + aside[number]
             if np.isfinite(row.ci_low + row.ci_high):
-                panel.hlines(at, row.ci_low, row.ci_high, color=colour_of(number), linewidth=1.6, alpha=0.5, zorder=3)
+                bar: dict[str, Any] = {"color": model_colour(number), "linewidth": 1.6, "alpha": 0.5, "zorder": 3}
+                panel.hlines(at, row.ci_low, row.ci_high, **bar)
             look: dict[str, Any] = {**model_look(number), "linestyle": "none"}
             if not (baseline or bool(row.significant)):
                 look["markerfacecolor"] = PAPER
             panel.plot([row.value], [at], zorder=4, **look)
-    panel.set_yticks(range(len(order)), [f"{site}\n{pair_title(group)}" for site, group in order])
+    panel.set_yticks(range(len(order)), [f"{site}\n{group_title(group)}" for site, group in order])
     panel.set_ylim(len(order) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
@@ -214,24 +199,17 @@ def _dumbbells(panel: Axes, rows: pd.DataFrame) -> None:
 
 
 def _stages(panel: Axes, rows: pd.DataFrame) -> None:
-    """Stacked bars of the stages, a bar for each model, norm1's beside norm2's."""
+    """Draw stacked bars of the stages, one bar per model, first for norm1 and then for norm2."""
     numbers, norms = sorted(rows["model_number"].unique()), sorted(rows["site"].unique())
     ticks: dict[int, str] = {}
     for index, norm in enumerate(norms):
         first = index * (len(numbers) + 1)
-        place = {number: first + position for position, number in enumerate(numbers)}
+        position = {number: first + index for index, number in enumerate(numbers)}
         inside = rows[rows["site"] == norm]
-        stack(panel, inside.assign(place=inside["model_number"].map(place)), place="place")
-        ticks |= {place[number]: letter_of(int(number)) for number in numbers}
-        panel.text(
-            first + (len(numbers) - 1) / 2,
-            0.99,
-            norm,
-            transform=panel.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            fontsize="small",
-        )
+        stack(panel, inside.assign(bar=inside["model_number"].map(position)), x="bar")
+        ticks |= {position[number]: letter_of(int(number)) for number in numbers}
+        middle, above = first + (len(numbers) - 1) / 2, panel.get_xaxis_transform()
+        panel.text(middle, 0.99, norm, transform=above, ha="center", va="top", fontsize="small")
     panel.set_xticks(list(ticks), list(ticks.values()))
     low, high = panel.get_ylim()
     panel.set_ylim(low, high + 0.14 * (high - low))
@@ -242,13 +220,5 @@ def _stages(panel: Axes, rows: pd.DataFrame) -> None:
     handles = stage_handles(rows)
     for handle in handles:
         handle.set_label(re.split(r" \(|:", str(handle.get_label()))[0].split(" ")[-1])  # "weight γ" is γ
-    panel.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.09),
-        ncols=len(handles),
-        handlelength=0.9,
-        handletextpad=0.4,
-        columnspacing=0.8,
-        borderpad=0,
-    )
+    tight: dict[str, Any] = {"handlelength": 0.9, "handletextpad": 0.4, "columnspacing": 0.8, "borderpad": 0}
+    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=len(handles), **tight)

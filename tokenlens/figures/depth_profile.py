@@ -1,37 +1,35 @@
-"""CLS–patch and patch–patch cosine over the blocks, before and after each norm; or any other metric over the blocks."""
+"""CLS–patch and patch–patch cosine before and after each norm, or any other metric, over the blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures._panels import (
     INTERVALS,
     depth_line,
     depth_panels,
     draw_before_after,
-    handle,
+    legend_handle,
     log_axis,
     zero_line,
 )
-from tokenlens.figures._rows import BEFORE_AFTER, before_after, in_order, pair_title, place_of, rows_of
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.figures._rows import BEFORE_AFTER, before_after, rows_of, rows_of_norms, with_bands
+from tokenlens.figures.base import NothingToDraw, group_title, sort_groups
 from tokenlens.figures.page import canvas, paper, styled
 from tokenlens.figures.style import COLOURS, INK, MARKERS
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "Cosine of CLS and patches, before and after each norm"
+KIND = "analysis"
+TITLE = "Cosine of CLS and patches before and after each norm"
 ORDER = 10
 CAPTION = (
-    "Mean cosine of CLS with the patches, and of the patches with each other, over the blocks. Dashed: what goes "
-    "into the norm; solid: what comes out. A norm that differentiates pulls the CLS–patch line down further than the "
-    "patch–patch line. 1 is the same direction, 0 unrelated, below 0 opposed."
+    "Mean cosine of CLS and patches, and between patches, over the blocks. Dashed: input of the norm; solid: output. "
+    "A norm that differentiates lowers the CLS–patch cosine more than the patch–patch cosine. Vectors with cosine 1 "
+    "have the same direction, with 0 they are orthogonal, below 0 opposed."
 )
 METRICS = ("norm_differentiation", "cls_patch_cosine", "patch_patch_cosine")
 
@@ -48,7 +46,7 @@ SITE_COLOURS = {
     "resid_post": "#a8a8b0",
     "pattern": "#332288",
 }
-"""Colours of sites (Tol's muted set and greys): none of a token group's."""
+"""Colours of sites (Tol's muted palette and greys), none of which belongs to a token group."""
 
 SITE_MARKERS = dict(zip(SITE_COLOURS, "ov^<>sDdpPX", strict=True))
 
@@ -60,19 +58,18 @@ def frame(
     part: str | None = None,
     norms: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The numbers over blocks.
+    """Return the numbers over blocks.
+
+    For a metric per head, the values are means over heads, and the interval holds the lowest and the highest head.
 
     Args:
-        analysis: where the numbers come from.
-        metric: a metric with a value for each block; the default is the cosines on both sides of each norm.
-        sites: only these sites, drawn in one panel; by default a metric of token sites is shown around each norm.
-        part: of a metric with several parts; by default all of them, a panel each.
-        norms: around norms, only these of ``norm1``, ``norm2`` and ``final_norm``.
-
-    Heads are averaged, and the interval's columns then hold the lowest and highest head.
+        metric: a metric with a value per block; by default the cosines at the input and output of each norm.
+        sites: only these sites, in one panel; by default a metric of token sites is shown around each norm.
+        part: one part of a metric that has several; by default all, with a panel each.
+        norms: around norms, any of ``norm1``, ``norm2`` and ``final_norm``.
 
     Raises:
-        NothingToDraw: if the metric was not computed, does not apply, or has no value for each block.
+        NothingToDraw: if the metric was not computed, does not apply, or has no value per block.
     """
     if metric is None:
         return _around_norms(analysis, norms)
@@ -83,42 +80,25 @@ def frame(
     if rows.empty:
         raise NothingToDraw(f"{metric} of {analysis.model} has no value for each block")
     keys = ["model", "metric", "part", "group", "site", "block"]
-    if rows["head"].notna().any():
-        by = rows.groupby(keys, sort=False)
-        averaged = by.agg(
-            value=("value", "mean"),
-            ci_low=("value", "min"),
-            ci_high=("value", "max"),
-            n=("n", "max"),
-            unit=("unit", "first"),
-        ).reset_index()
-        averaged["band"] = "heads"
-        return averaged
-    rows = rows[[*keys, "value", "ci_low", "ci_high", "n", "unit"]].copy()
-    rows["band"] = "interval"
-    return rows.reset_index(drop=True)
+    columns = [*keys, "value", "ci_low", "ci_high", "n", "unit", "band"]
+    return with_bands(rows, keys)[columns].reset_index(drop=True)
 
 
 def _around_norms(analysis: Analysis, norms: str | Sequence[str] | None) -> pd.DataFrame:
-    """The norm's own input and output, which norm_differentiation reports; it is right for post-norm models, too."""
+    """Return the cosines at each norm's input and output, from norm_differentiation if it was computed."""
     if (analysis.table["metric"] == "norm_differentiation").any():
-        rows = rows_of(analysis, "norm_differentiation", parts=["before", "after"], sites=norms)
-        rows = rows.rename(columns={"part": "state"})
-        rows["norm"], rows["place"] = rows["site"], place_of(analysis)
-        rows.loc[rows["site"] == "final_norm", "block"] = analysis.blocks
-        return rows[list(BEFORE_AFTER)].reset_index(drop=True)
+        rows = rows_of_norms(analysis, "norm_differentiation", parts=["before", "after"], norms=norms)
+        return rows.rename(columns={"part": "state"})[list(BEFORE_AFTER)]
     have = [name for name in ("cls_patch_cosine", "patch_patch_cosine") if (analysis.table["metric"] == name).any()]
     return before_after(analysis, have or ["cls_patch_cosine"], norms)
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None, log: bool = False) -> Figure:
-    """Draw it: a panel for each norm, or for each part of the metric.
+    """Draw one panel per norm, or one per part of the metric.
 
     Args:
-        frame: of ``frame``.
-        ax: one Axes for each panel; a new figure by default.
-        log: a logarithmic axis.
+        log: whether the axis is logarithmic.
     """
     if "state" in frame:
         metrics = list(dict.fromkeys(frame["metric"]))
@@ -126,12 +106,12 @@ def plot(frame: pd.DataFrame, ax: Any = None, log: bool = False) -> Figure:
         named = metrics == ["norm_differentiation"] or len(metrics) > 1
         label = "cosine" if named else f"{metrics[0]} [{frame['unit'].iloc[0]}]"
         return draw_before_after(frame, ax, label, zero=cosines, log=log)
-    return _series(frame, ax, log)
+    return _draw_parts(frame, ax, log)
 
 
-def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
-    """A row of panels for each part. One group: a line for each site; several: a column for each site."""
-    parts, groups = list(dict.fromkeys(frame["part"])), in_order(frame["group"])
+def _draw_parts(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
+    """Draw a row of panels per part, with a line per site; several groups get a column of panels per site instead."""
+    parts, groups = list(dict.fromkeys(frame["part"])), sort_groups(frame["group"])
     sites = [site for site in SITE_COLOURS if site in set(frame["site"])]
     sites += sorted(set(frame["site"]) - set(sites))
     by_group, handles = len(groups) > 1, {}
@@ -140,8 +120,8 @@ def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
     most = 3 if paper().narrow and ax is None else len(columns)
     if len(columns) > most:
         raise NothingToDraw(
-            f"{len(columns)} sites side by side do not fit into {paper().width:g} mm; choose up to {most} with sites: "
-            f"{', '.join(sites)}"
+            f"{len(columns)} sites do not fit side by side into {paper().width:g} mm; choose at most {most} with the "
+            f"option sites: {', '.join(sites)}"
         )
     page = canvas(ax, len(parts), len(columns), 20 + 50 * len(parts), sharex="col", sharey="row")
     for panel, _, _, inside in depth_panels(page, frame, ("part", parts), ("column", columns), str):
@@ -153,8 +133,8 @@ def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
                 colour = COLOURS.get(group, INK) if by_group else SITE_COLOURS.get(site, INK)
                 marker = (MARKERS if by_group else SITE_MARKERS).get(group if by_group else site, "o")
                 depth_line(panel, rows, colour, marker)
-                label = pair_title(group) if by_group else f"{pair_title(group)} at {site}"
-                handles[label] = handle(label, colour, marker)
+                label = group_title(group) if by_group else f"{group_title(group)} at {site}"
+                handles[label] = legend_handle(label, colour, marker)
         if inside["value"].min() < 0 < inside["value"].max():
             zero_line(panel)
     for first, part in zip(page.axes[:, 0], parts, strict=True):
@@ -163,7 +143,7 @@ def _series(frame: pd.DataFrame, ax: Any, log: bool) -> Figure:
         unit = frame.loc[frame["part"] == part, "unit"].iloc[0]
         first.set_ylabel(f"{part} [{unit}]" if part else unit)
     page.level()
-    order = [pair_title(group) for group in groups]
+    order = [group_title(group) for group in groups]
     page.legend([handles[label] for label in sorted(handles, key=order.index)] if by_group else list(handles.values()))
     heads = (frame["band"] == "heads").any()
     bands = "mean of the heads; bands: lowest to highest head" if heads else INTERVALS

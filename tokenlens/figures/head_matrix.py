@@ -1,28 +1,26 @@
-"""Where each head of each block looks: attention mass between token groups, and entropy."""
+"""Attention mass between token groups, and entropy of CLS's attention, for each head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from tokenlens.figures._panels import colour_bar, heat_map, remove_unused, whole_ticks
-from tokenlens.figures._rows import GROUPS, listed, missing, rows_of
-from tokenlens.figures.base import NothingToDraw
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures._panels import block_ticks, colour_bar, heat_map, integer_ticks, remove_unused
+from tokenlens.figures._rows import NUMBERS, as_list, missing, rows_of
+from tokenlens.figures.base import GROUP_NAMES, NothingToDraw
 from tokenlens.figures.page import canvas, paper, styled
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "What each head attends to"
+KIND = "analysis"
+TITLE = "Attention of each head to token groups"
 ORDER = 60
 CAPTION = (
-    "Each cell is one head of one block. Attention mass is the share of attention that tokens of the first group pay "
-    "to all tokens of the second, so a row of CLS's shares adds up to 1. Entropy is of CLS's attention over patches, "
-    "divided by log P: 1 is uniform, 0 a single patch. The heads of a block have no order."
+    "Each square is one head of one block. Attention mass is the share of attention that tokens of the first group "
+    "pay to all tokens of the second, so that the shares of CLS add up to 1. Entropy is that of CLS's attention over "
+    "the P patches, divided by log P: 1 is uniform, 0 a single patch. The order of the heads has no meaning."
 )
 METRICS = ("attention_mass", "attention_entropy")
 
@@ -30,14 +28,13 @@ QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch
 
 
 def frame(analysis: Analysis, quantities: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """Attention mass and entropy per block and head.
+    """Return attention mass and entropy per block and head.
 
     Args:
-        analysis: where the numbers come from.
         quantities: pairs of groups, query first, and ``entropy``; by default all that the model has.
 
     Raises:
-        NothingToDraw: if neither attention_mass nor attention_entropy was computed, or a quantity is not there.
+        NothingToDraw: if neither attention_mass nor attention_entropy was computed, or a quantity is missing.
     """
     computed = set(analysis.table["metric"])
     if not computed & {"attention_mass", "attention_entropy"}:
@@ -53,23 +50,18 @@ def frame(analysis: Analysis, quantities: str | Sequence[str] | None = None) -> 
         frames.append(entropy)
     found = pd.concat(frames)
     have = [quantity for quantity in QUANTITIES if quantity in set(found["quantity"])]
-    wanted = have if quantities is None else listed(quantities)
+    wanted = have if quantities is None else as_list(quantities)
     if absent := [quantity for quantity in wanted if quantity not in have]:
         raise NothingToDraw(f"{analysis.model} has no {', '.join(absent)} per head. It has: {', '.join(have)}.")
     found = found[found["quantity"].isin(wanted)]
     found["quantity"] = pd.Categorical(found["quantity"], wanted)
-    columns = ["model", "metric", "quantity", "block", "head", "value", "sd", "n", "ci_low", "ci_high", "unit"]
+    columns = ["model", "metric", "quantity", "block", "head", *NUMBERS]
     return found.sort_values(["quantity", "block", "head"])[columns].reset_index(drop=True)
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a heat map of block × head for each quantity, each with its own colour scale.
-
-    Args:
-        frame: of ``frame``.
-        ax: one Axes for each quantity; a new figure by default.
-    """
+    """Draw a heat map of block × head per quantity, each with a separate colour scale."""
     quantities = list(dict.fromkeys(frame["quantity"].astype(str)))
     most = 2 if paper().narrow else 3 if len(quantities) == 5 else 4
     columns = min(most, len(quantities))
@@ -87,10 +79,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         high = float(values.max()) if quantity != "entropy" else 1.0
         low = min(0.0 if quantity != "entropy" else float(values.min()), high - 1e-6)
         image = heat_map(panel, values, low, high)
-        page.title(panel, quantity_title(quantity))
-        panel.set_xticks(whole_ticks(matrix.shape[1], 7))
-        ticks = whole_ticks(matrix.shape[0], 13)
-        panel.set_yticks(ticks, [str(matrix.index[tick]) for tick in ticks])
+        page.title(panel, attention_title(quantity))
+        panel.set_xticks(integer_ticks(matrix.shape[1], 7))
+        block_ticks(panel, matrix.index, 13)
         panel.tick_params(length=2, left=index % columns == 0, labelleft=index % columns == 0)
         panel.set_xlabel("head" if index + columns >= len(quantities) else "")
         panel.set_ylabel("block" if index % columns == 0 else "")
@@ -99,8 +90,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     return page.figure
 
 
-def quantity_title(quantity: str) -> str:
-    """A quantity in words: from whom to whom attention goes, or CLS's entropy."""
+def attention_title(quantity: str) -> str:
+    """Return the display name of a quantity: the querying and the attended group, or the entropy of CLS."""
     if quantity == "entropy":
         return "CLS entropy"
-    return " → ".join("dist. token" if group == "dist" else GROUPS[group] for group in quantity.split("-"))
+    return " → ".join("dist. token" if group == "dist" else GROUP_NAMES[group] for group in quantity.split("-"))

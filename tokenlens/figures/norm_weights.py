@@ -1,36 +1,33 @@
-"""γ and β of both sets of a specialized model's norms, and their difference channel by channel."""
+"""Weights γ and β of specialized norms for CLS and for patches, and their difference by channel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tokenlens.figures._panels import colour_bar, handle, heat_map, line_look, whole_ticks
-from tokenlens.figures._rows import GROUPS, array_of, listed, place_of, rows_of, title_of
-from tokenlens.figures.base import NothingToDraw
-from tokenlens.figures.channel_selectivity import MOST_COLUMNS
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures._channels import average_neighbours, channel_rows, channels_text
+from tokenlens.figures._panels import colour_bar, group_handles, heat_map, integer_ticks, line_look, write_inside
+from tokenlens.figures._rows import array_of, as_list, norm_position, rows_of
+from tokenlens.figures.base import NothingToDraw, model_title
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import COLOURS, FAINT, MARKERS
+from tokenlens.figures.style import COLOURS, MARKERS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "γ and β of CLS and of the patches"
+KIND = "analysis"
+TITLE = "γ and β for CLS and for patches"
 ORDER = 24
 CAPTION = (
-    "The weights of the specialized norms. Left: γ and β that CLS goes through and those that the patches go through, "
-    "block by block from top to bottom: the median over channels, and from the 5th to the 95th percentile. Right: "
-    "CLS's less the patches', channel by channel (columns; in the same order everywhere, by the mean difference in "
-    "the first panel): red is larger for CLS, blue for the patches. A block in which the norm has one set is white. "
-    "Numbers of the weights alone: no image is behind them."
+    "Weights of the specialized norms; no images are involved. Left: γ and β applied to CLS and to the patches in "
+    "each block, median and 5th to 95th percentile over channels. Right: difference between CLS and patches in each "
+    "channel (columns, in the same order in all panels, by mean difference in the first): red is larger for CLS, "
+    "blue for patches. Blocks in which the norm is not specialized are white."
 )
 METRICS = ("norm_differentiation",)
 
@@ -43,56 +40,35 @@ def frame(
     norms: str | Sequence[str] = ("norm1", "norm2", "final_norm"),
     parameters: str | Sequence[str] = tuple(SYMBOLS),
 ) -> pd.DataFrame:
-    """Both sides' γ and β, and their difference, for each norm, block and channel.
+    """Return γ and β for CLS and patches, and their difference, per norm, block and channel.
 
     Args:
-        analysis: where the numbers come from.
-        norms: only these of ``norm1``, ``norm2`` and ``final_norm``.
-        parameters: only these of ``gamma`` and ``beta``.
+        norms: any of ``norm1``, ``norm2`` and ``final_norm``.
+        parameters: one or both of ``gamma`` and ``beta``.
 
     Raises:
         NothingToDraw: if norm_differentiation was not computed, or no such norm is specialized.
     """
     rows_of(analysis, "norm_differentiation")
     frames = []
-    for parameter in listed(parameters):
-        for norm in listed(norms):
+    for parameter in as_list(parameters):
+        for norm in as_list(norms):
             if f"norm_differentiation/cls_{parameter}_{norm}" not in analysis.arrays:
                 continue
-            cls_LD, patch_LD = (
-                np.atleast_2d(array_of(analysis, "norm_differentiation", f"{side}_{parameter}_{norm}"))
-                for side in SIDES
-            )
-            blocks, channels = cls_LD.shape
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "norm": norm,
-                        "parameter": parameter,
-                        "block": np.repeat(np.arange(blocks), channels) + (norm == "final_norm") * analysis.blocks,
-                        "channel": np.tile(np.arange(channels), blocks),
-                        "cls": cls_LD.ravel(),
-                        "patch": patch_LD.ravel(),
-                        "difference": (cls_LD - patch_LD).ravel(),
-                    }
-                )
-            )
+            cls, patch = (array_of(analysis, "norm_differentiation", f"{side}_{parameter}_{norm}") for side in SIDES)
+            keys, values = {"norm": norm, "parameter": parameter}, {"cls": cls, "patch": patch}
+            frames.append(channel_rows(analysis, keys, {**values, "difference": cls - patch}))
     if not frames:
-        raise NothingToDraw(f"{analysis.model} has no specialized norm among {', '.join(listed(norms))}")
+        raise NothingToDraw(f"{analysis.model} has no specialized norm among {', '.join(as_list(norms))}")
     found = pd.concat(frames, ignore_index=True)
-    found.insert(0, "model", title_of(analysis))
-    found["place"] = place_of(analysis)
+    found.insert(0, "model", model_title(analysis))
+    found["norm_position"] = norm_position(analysis)
     return found
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a row for each norm and parameter, both sides on the left and their difference on the right.
-
-    Args:
-        frame: of ``frame``.
-        ax: two Axes for each norm and parameter; a new figure by default.
-    """
+    """Draw a row per norm and parameter: the values on the left and their difference on the right."""
     rows = list(dict.fromkeys(zip(frame["norm"], frame["parameter"], strict=True)))
     heights = [9.0 if norm == "final_norm" else 15 + 1.2 * min(frame["block"].nunique(), 30) for norm, _ in rows]
     page = canvas(
@@ -107,36 +83,34 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             _profile(sides, both[side], side)
         difference = (both["cls"] - both["patch"])[:, order]
         limit = limits[parameter]
-        image = heat_map(differences, _narrowed(difference), -limit, limit, diverging=True, levels=21)
+        image = heat_map(differences, average_neighbours(difference), -limit, limit, diverging=True, levels=21)
         if not difference.any():
-            differences.text(
-                0.5, 0.5, "both sets are equal", transform=differences.transAxes, ha="center", va="center", color=FAINT
-            )
+            write_inside(differences, "weights are equal")
         else:
             images[parameter] = image
         _block_axis(sides, differences, len(difference), norm)
         name = "final" if norm == "final_norm" else norm
-        page.title(sides, f"{name}: {SYMBOLS[parameter]} of each side", 0.36)
-        page.title(differences, f"{SYMBOLS[parameter]} of CLS − {SYMBOLS[parameter]} of the patches", 0.5)
-    page.axes[-1, 1].set_xlabel(wrapped(_channels_text(len(order)), characters(0.45 * paper().width)))
+        page.title(sides, f"{name}: {SYMBOLS[parameter]}", 0.36)
+        page.title(differences, f"{SYMBOLS[parameter]} for CLS − {SYMBOLS[parameter]} for patches", 0.5)
+    page.axes[-1, 1].set_xlabel(wrapped(channels_text(len(order)), characters(0.45 * paper().width)))
     for parameter, image in images.items():
         panels = [panel for panel, (_, name) in zip(page.axes[:, 1], rows, strict=True) if name == parameter]
         ticks = limits[parameter] * np.array([-1, -0.5, 0, 0.5, 1])
         colour_bar(page.figure, image, panels, f"difference of {SYMBOLS[parameter]}", extend="both", ticks=ticks)
-    page.legend([handle(GROUPS[side], COLOURS[side], MARKERS[side]) for side in SIDES])
-    equal = not frame["difference"].any()
-    page.header(frame, "freshly specialized: both sets are equal" if equal else "median and 5–95 % of the channels")
+    page.legend(group_handles(SIDES))
+    equal = "not trained since specialization: weights are equal"
+    page.header(frame, "median and 5–95 % of channels" if frame["difference"].any() else equal)
     return page.figure
 
 
 def _matrix(frame: pd.DataFrame, norm: str, parameter: str, value: str) -> NDArray[np.float64]:
-    """(blocks, channels) of one column."""
+    """Return one column of the frame as an array (blocks, channels)."""
     inside = frame[(frame["norm"] == norm) & (frame["parameter"] == parameter)]
     return inside.pivot(index="block", columns="channel", values=value).to_numpy(dtype=np.float64)
 
 
 def _profile(panel: Axes, values_LD: NDArray[np.float64], side: str) -> None:
-    """One side's parameter over blocks, from top to bottom."""
+    """Draw the parameter of one token group over blocks, from top to bottom."""
     low, middle, high = np.quantile(values_LD, [0.05, 0.5, 0.95], axis=1)
     y = np.arange(len(values_LD), dtype=float)
     look = line_look(COLOURS[side], MARKERS[side])
@@ -145,7 +119,7 @@ def _profile(panel: Axes, values_LD: NDArray[np.float64], side: str) -> None:
         panel.hlines(y, low, high, color=COLOURS[side], linewidth=1.0)
     else:
         panel.fill_betweenx(y, low, high, color=COLOURS[side], alpha=0.2, linewidth=0, zorder=2)
-    # Little apart at first: CLS's thin line lies on the patches' thick one.
+    # The lines nearly coincide early in training, so a thin one is drawn on a thick one.
     width = 0.9 if side == "cls" else 2.4
     panel.plot(middle, y, zorder=4, markevery=1 + len(y) // 27, linewidth=width, **look)
     panel.xaxis.set_major_locator(MaxNLocator(3))
@@ -153,8 +127,8 @@ def _profile(panel: Axes, values_LD: NDArray[np.float64], side: str) -> None:
 
 
 def _block_axis(sides: Axes, differences: Axes, blocks: int, norm: str) -> None:
-    """Block 0 on top, in both panels."""
-    ticks = whole_ticks(blocks, room=6)
+    """Set up the block axis of both panels, with block 0 at the top."""
+    ticks = integer_ticks(blocks, room=6)
     sides.set_yticks([] if norm == "final_norm" else ticks)
     differences.set_ylim(blocks - 0.5, -0.5)
     differences.set_xticks([])
@@ -163,18 +137,6 @@ def _block_axis(sides: Axes, differences: Axes, blocks: int, norm: str) -> None:
 
 
 def _limit(differences: NDArray[np.float64]) -> float:
-    """Where the colours end: one channel in two hundred is further apart; to two digits."""
+    """Return the limit of the colour scale: the 99.5th percentile of absolute differences, to two digits."""
     limit = float(np.quantile(np.abs(differences), 0.995)) or float(np.abs(differences).max())
     return float(f"{limit:.1e}") if limit > 0 else 1.0
-
-
-def _narrowed(values_LD: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of neighbouring channels where there are more than fit."""
-    channels = values_LD.shape[1]
-    bins = np.arange(0, channels, -(-channels // MOST_COLUMNS))
-    return np.add.reduceat(values_LD, bins, axis=1) / np.diff(np.append(bins, channels))
-
-
-def _channels_text(channels: int) -> str:
-    width = -(-channels // MOST_COLUMNS)
-    return f"{channels} channels, sorted" + (f", means of {width} neighbours" if width > 1 else "")

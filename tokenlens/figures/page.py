@@ -1,6 +1,6 @@
-"""The page that a figure is drawn on: its size and style, its panels, header and legend.
+"""Lay out a figure: paper size and style, panels, header and legend.
 
-Nothing here touches pyplot or leaves a trace in matplotlib's global state.
+Neither pyplot nor matplotlib's global state is used.
 """
 
 from __future__ import annotations
@@ -24,34 +24,33 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import font_scalings
 from numpy.typing import NDArray
 
-from tokenlens.catalog import nearest
-from tokenlens.figures._svg import svg_of
+from tokenlens.catalog import did_you_mean
+from tokenlens.figures._files import as_svg
 from tokenlens.figures.style import FAINT, NARROW_MM, NARROW_STYLE, STYLE, WIDTHS_MM
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 SIZES_MM = (30.0, 1000.0)
-"""The smallest and the largest side of a figure."""
+"""Smallest and largest side of a figure."""
 
 EM = 0.61
-"""Mean width of a character over its size: a little more than DejaVu Sans has in names of models."""
-
+"""Mean width of a character relative to its size: slightly more than model names have in DejaVu Sans."""
 
 BOLD = 0.88
-"""How many characters of bold text, which titles are, stand in the place of one."""
+"""Bold characters, as in titles, that fit into the width of one regular character."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The size that was asked for, in millimetres; a height of None is what the figure needs."""
+    """Requested size of a figure in millimetres; a height of None means as high as the figure needs."""
 
     width: float = WIDTHS_MM["double"]
     height: float | None = None
 
     @property
     def narrow(self) -> bool:
-        """Whether panels should rather stand below than beside each other."""
+        """Whether panels should be stacked rather than placed side by side."""
         return self.width < NARROW_MM
 
 
@@ -59,36 +58,36 @@ _paper: ContextVar[Paper | None] = ContextVar("paper", default=None)
 
 
 def paper() -> Paper:
-    """The paper of the figure that is being drawn."""
+    """Return the paper of the figure that is being drawn."""
     return _paper.get() or Paper()
 
 
 def paper_of(width: str | float | None, height: float | None) -> Paper:
-    """The paper of a width (``"single"``, ``"double"`` or mm) and a height (mm).
+    """Return the paper for a width (``"single"``, ``"double"`` or mm) and a height (mm).
 
     Raises:
-        ValueError: for any other word, and for sides below 30 mm or above 1 m.
+        ValueError: for any other name, and for a side below 30 mm or above 1 m.
     """
     if isinstance(width, str):
         if width not in WIDTHS_MM:
             words = ", ".join(f"{name!r} ({size:g} mm)" for name, size in WIDTHS_MM.items())
-            raise ValueError(f"a figure's width is {words} or a number of millimetres, got {width!r}")
+            raise ValueError(f"a figure's width must be {words} or a number of millimetres, got {width!r}")
         width = WIDTHS_MM[width]
     for name, side in (("width", width), ("height", height)):
         if side is not None and not SIZES_MM[0] <= side <= SIZES_MM[1]:
-            raise ValueError(f"a figure's {name} is between {SIZES_MM[0]:g} and {SIZES_MM[1]:g} mm, got {side:g}")
+            raise ValueError(f"a figure's {name} must be {SIZES_MM[0]:g} to {SIZES_MM[1]:g} mm, got {side:g}")
     return Paper(WIDTHS_MM["double"] if width is None else float(width), height)
 
 
 def look(paper: Paper, style: Any = None) -> dict[str, Any]:
-    """matplotlib's settings for a paper: the shared ones, and a user's style on top.
+    """Return matplotlib settings for a paper: the shared style, overridden by a user's style.
 
     Args:
-        paper: the figure's.
-        style: a name of ``matplotlib.style.available``, a file, a mapping, or a list of such.
+        paper: the figure's paper.
+        style: a name in ``matplotlib.style.available``, a file, a mapping, or a list of these.
 
     Raises:
-        LookupError: for an unknown name, with the nearest ones.
+        LookupError: for an unknown name; the message lists the nearest ones.
         ValueError: for a setting that matplotlib does not have.
     """
     settings = {**STYLE, **(NARROW_STYLE if paper.narrow else {})}
@@ -97,8 +96,7 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
     chosen: list[Any] = [style] if isinstance(style, str | os.PathLike | Mapping) else list(style)
     for one in chosen:
         if isinstance(one, str) and one not in matplotlib_style.library and not os.path.exists(one):
-            close = nearest(one, matplotlib_style.available)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            hint = did_you_mean(one, matplotlib_style.available)
             raise LookupError(f"there is no matplotlib style and no file {one!r}.{hint}")
         given: Any = one if isinstance(one, Mapping) else matplotlib_style.library.get(str(one))
         try:
@@ -111,27 +109,22 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
     return settings
 
 
-class Drawing(Figure):
-    """A matplotlib figure that shows itself in Jupyter without pyplot, and keeps the settings it was drawn with."""
+class StyledFigure(Figure):
+    """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings."""
 
     look: Mapping[str, Any] = STYLE
 
     def _repr_svg_(self) -> str:
-        # A notebook is one page, on which no two figures may share an id.
-        svg = svg_of(self, "figure")
+        # All figures of a notebook share one page, so their ids must differ.
+        svg = as_svg(self, "figure")
         digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
         return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
 
 
-def look_of(figure: Figure) -> dict[str, Any]:
-    """The settings that a figure was drawn with."""
-    return dict(getattr(figure, "look", STYLE))
-
-
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the shared style, and leave matplotlib's settings as they were.
+    """Decorate a plotting function to draw in the shared style, without changing matplotlib's settings.
 
-    The function gains the keywords ``width``, ``height`` and ``style`` of ``tokenlens.figures.draw``.
+    The function accepts the keywords ``width``, ``height`` and ``style`` of ``tokenlens.figures.draw``, too.
     """
 
     @functools.wraps(plot)
@@ -145,7 +138,7 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
                 figure = plot(*args, **options)
         finally:
             _paper.reset(token)
-        if isinstance(figure, Drawing):
+        if isinstance(figure, StyledFigure):
             figure.look = settings
         return figure
 
@@ -153,43 +146,49 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
 
 
 def points(size: str = "medium") -> float:
-    """The size of "medium", "small" … text of the figure that is being drawn, in points."""
+    """Return the size of "medium", "small", … text in points, in the figure that is being drawn."""
     return float(matplotlib.rcParams["font.size"]) * float(font_scalings[size])
 
 
 def characters(width_mm: float, size: str = "medium") -> int:
-    """About how many characters of "medium", "small" … text fit into a width."""
+    """Estimate how many characters of "medium", "small", … text fit into a width."""
     return max(int(width_mm / 25.4 * 72 / (EM * points(size))), 4)
 
 
 class _Wrapper(textwrap.TextWrapper):
-    """Breaks lines at spaces, and names behind _ / - or a dot before a letter; longer pieces anywhere."""
+    """Text wrapper that breaks lines at spaces, and long names after ``_ / -`` or a dot before a letter."""
 
     wordsep_re = re.compile(r"(\s+|\S+?(?:(?<=\w)[_/-]|\.(?=[^\W\d]))(?=\w))")
 
 
 def wrapped(text: str, columns: int) -> str:
-    """Text in lines of at most so many characters; names are broken where their parts end."""
+    """Wrap text to lines of at most ``columns`` characters; names are broken where one of their parts ends."""
     return "\n".join(_Wrapper(columns).wrap(text))
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The panels of one figure, (rows, columns), on a figure of ours or on axes that the caller brought."""
+    """The panels of one figure as an array (rows, columns), in a new figure or on axes passed by the caller.
+
+    Attributes:
+        figure: the figure that holds the panels.
+        axes: the panels.
+        new: whether the figure was created for them.
+    """
 
     figure: Figure
     axes: NDArray[Any]
-    own: bool
+    new: bool
 
     def header(self, frame: pd.DataFrame, note: str = "") -> None:
-        """Model, n and a note on top of the figure, wrapped to its width."""
+        """Write model, n and a note at the top of the figure, wrapped to its width."""
         n = images_text(frame["n"]) if "n" in frame else ""
         models = ", ".join(dict.fromkeys(frame["model"].astype(str)))
         self.note(" · ".join(part for part in (models, n, note) if part))
 
     def note(self, text: str) -> None:
-        """Text on top of the figure, wrapped to its width."""
-        if self.own:
+        """Write text at the top of the figure, wrapped to its width."""
+        if self.new:
             lines = wrapped(text, characters(self.figure.get_figwidth() * 25.4 - 3, "small"))
             self._make_room(lines.count("\n"))
             self.figure.suptitle(lines, x=0.008, ha="left", color=FAINT)
@@ -199,32 +198,32 @@ class Canvas:
             first.set_title(title, fontsize="small", fontweight="normal", loc="left")
 
     def _make_room(self, lines: int) -> None:
-        """Let the figure grow by so many lines of small text, so that its panels stay as high as they should be."""
+        """Grow the figure by some lines of small text, so that its panels keep their height."""
         if paper().height is None:
             self.figure.set_figheight(self.figure.get_figheight() + lines * 1.25 * points("small") / 72)
 
     def title(self, panel: Axes, text: str, share: float | None = None) -> None:
-        """A panel's title, wrapped to its width, which is about ``share`` of the figure's."""
+        """Set a panel's title, wrapped to its width, which is about ``share`` of the figure's."""
         if share is None:
             share = 0.92 / self.axes.shape[1]
         width = self.figure.get_figwidth() * 25.4 * share
         panel.set_title(wrapped(text, max(int(characters(width) * BOLD), 5)))
 
     def level(self) -> None:
-        """Give the panels of a row one y scale where they are the caller's; our own share it already."""
-        for row in () if self.own else self.axes:
+        """Give the panels of a row the same y limits if the caller passed them; in a new figure they share the axis."""
+        for row in () if self.new else self.axes:
             limits = np.array([panel.get_ylim() for panel in row])
             for panel in row:
                 panel.set_ylim(limits.min(), limits.max())
 
     def legend(self, handles: Sequence[Any], columns: int = 4) -> None:
-        """One legend under all panels, or inside the last panel where the axes are the caller's.
+        """Add a legend below all panels, or inside the last panel if the axes were passed by the caller.
 
-        It has as many columns, at most ``columns``, as fit into the figure's width; longer labels are wrapped.
+        It has at most ``columns`` columns, as many as fit into the figure's width; long labels are wrapped.
         """
         if not handles:
             return
-        if not self.own:
+        if not self.new:
             self.axes.flat[-1].legend(handles=list(handles))
             return
         width = self.figure.get_figwidth() * 25.4 - 4
@@ -240,7 +239,7 @@ class Canvas:
         count = min(columns, len(handles))
         while count > 1 and sum(_column_widths(widths, count)) > width:
             count -= 1
-        count = -(-len(handles) // -(-len(handles) // count))  # as many in each column, with as many rows
+        count = -(-len(handles) // -(-len(handles) // count))  # balance the columns without adding rows
         rows = -(-len(handles) // count)
         lines = [str(handle.get_label()).count("\n") + 1 for handle in handles]
         self._make_room(max(sum(lines[i * rows : (i + 1) * rows]) for i in range(count)) - 1)
@@ -248,12 +247,12 @@ class Canvas:
 
 
 def _column_widths(widths: Sequence[float], count: int) -> list[float]:
-    """The widest entry of each column, filled as matplotlib fills a legend: column by column."""
+    """Return the width of the widest entry in each column of a legend, which matplotlib fills column by column."""
     return [float(max(part)) for part in np.array_split(np.asarray(widths), count)]
 
 
 def images_text(counts: pd.Series) -> str:
-    """ "n = 64 images", or the range where not all numbers have seen the same."""
+    """Return "n = 64 images", or the range if the counts differ."""
     counts = counts.dropna()
     if not len(counts):
         return ""
@@ -263,34 +262,35 @@ def images_text(counts: pd.Series) -> str:
 
 
 def canvas(ax: Any, rows: int, columns: int, height_mm: float, **subplots: Any) -> Canvas:
-    """Panels in a new figure on the paper that was asked for, or the axes that the caller brought.
+    """Create panels in a new figure, or arrange axes passed by the caller.
 
     Args:
-        ax: None for a new figure; else one Axes, or a sequence of as many as there are panels, row by row.
-        rows: rows of panels.
-        columns: columns of panels.
-        height_mm: height of a new figure where none was asked for.
-        **subplots: for ``Figure.subplots`` (``sharex``, ``sharey``, ``width_ratios``, …).
+        ax: None for a new figure; otherwise one Axes, or a sequence with one Axes per panel, row by row.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
+        height_mm: height of a new figure unless the user chose one.
+        **subplots: options of ``Figure.subplots`` (``sharex``, ``sharey``, ``width_ratios``, …).
 
     Raises:
-        ValueError: if the number of axes is not the number of panels, or a size is given with axes.
+        ValueError: if the number of axes differs from the number of panels, or a size is given together with axes.
     """
     sheet = paper()
     if ax is None:
-        return Canvas(figure := sheet_of(height_mm), figure.subplots(rows, columns, squeeze=False, **subplots), True)
+        figure = new_figure(height_mm)
+        return Canvas(figure, figure.subplots(rows, columns, squeeze=False, **subplots), new=True)
     if sheet != Paper():
-        raise ValueError("width and height are of a new figure: leave them out, or leave out ax")
+        raise ValueError("width and height apply to a new figure only: leave them out, or leave out ax")
     given = np.array([ax] if isinstance(ax, Axes) else ax, dtype=object).ravel()
     if len(given) != rows * columns:
         raise ValueError(
             f"this figure has {rows * columns} panels ({rows} × {columns}), got {len(given)} axes. Leave out ax for a "
             "new figure, or choose fewer panels."
         )
-    return Canvas(given[0].figure, given.reshape(rows, columns), own=False)
+    return Canvas(given[0].figure, given.reshape(rows, columns), new=False)
 
 
-def sheet_of(height_mm: float) -> Drawing:
-    """A new, empty figure on the paper that was asked for; ``height_mm`` where no height was."""
+def new_figure(height_mm: float) -> StyledFigure:
+    """Create an empty figure on the current paper; ``height_mm`` applies unless the user chose a height."""
     sheet = paper()
     height = height_mm if sheet.height is None else sheet.height
-    return Drawing(figsize=(sheet.width / 25.4, height / 25.4), layout="constrained")
+    return StyledFigure(figsize=(sheet.width / 25.4, height / 25.4), layout="constrained")

@@ -1,8 +1,8 @@
-"""TODO."""
+"""The look of figures: colours, markers, sizes and matplotlib settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 COLOURS: Mapping[str, str] = {
@@ -16,8 +16,7 @@ COLOURS: Mapping[str, str] = {
     "reg-cls": "#CC79A7",
     "reg-patch": "#009E73",
 }
-"""Colours of token groups and of pairs of them: Okabe and Ito's, which colour-blind readers tell apart."""
-
+"""Colours of token groups and pairs of groups, from Okabe and Ito's palette, which is safe for colour-blind readers."""
 
 MARKERS: Mapping[str, str] = {
     "cls": "o",
@@ -30,49 +29,32 @@ MARKERS: Mapping[str, str] = {
     "reg-cls": "v",
     "reg-patch": "^",
 }
-"""Markers go with the colours, so that no line is known by its colour alone."""
-
+"""Markers that go with the colours, so that no line is identified by its colour alone."""
 
 STAGE_COLOURS: Mapping[str, str] = {"centring": "#9A9A9A", "gamma": "#882255", "beta": "#EAC84B"}
-"""Colours of a norm's stages: none of a token group's."""
-
+"""Colours of a norm's stages, none of which belongs to a token group."""
 
 MODEL_COLOURS = ("#1b1b1f", "#8C3FBF", "#9C9A00", "#2FB9CC", "#D8127D", "#7A4A21")
-"""Colours of models in a comparison, the first one's first: black, purple, olive, cyan, magenta, brown. None is a token
-group's, and colour-blind readers tell neighbours apart by lightness, everyone by markers and dashes."""
-
+"""Colours of the models in a comparison, in order: black, purple, olive, cyan, magenta, brown. None belongs to a token
+group, and neighbours differ in lightness as well as in markers and dashes."""
 
 MODEL_MARKERS = ("o", "D", "^", "s", "v", "P")
-
-
-MODEL_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (4, 1.5)),
-    (0, (1.2, 1.2)),
-    (0, (5, 1.3, 1.2, 1.3)),
-    (0, (2.4, 1.2)),
-    (0, (8, 2)),
-)
-"""Markers and dashes go with the models' colours."""
-
+_GAPS = ((4, 1.5), (1.2, 1.2), (5, 1.3, 1.2, 1.3), (2.4, 1.2), (8, 2))
+MODEL_DASHES: Sequence[Any] = ("-", *((0, gaps) for gaps in _GAPS))
+"""Markers and dashes that go with the models' colours."""
 
 INK, FAINT, PAPER = "#1b1b1f", "#6b6b76", "#ffffff"
 
-
 GRID = "#dedee4"
 
-
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
-"""Colour maps: cividis rises evenly in lightness and reads the same for colour-blind readers; RdBu is white at 0."""
-
+"""Colour maps: cividis is perceptually uniform and safe for colour-blind readers; RdBu is white at 0."""
 
 WIDTHS_MM: Mapping[str, float] = {"single": 85.0, "double": 170.0}
-"""Widths of a figure: one column of a paper, and two."""
-
+"""Widths of a figure: one or two columns of a paper."""
 
 NARROW_MM = 120.0
-"""A narrower figure has fewer panels side by side and smaller text."""
-
+"""Below this width a figure has fewer panels side by side and smaller text."""
 
 STYLE: Mapping[str, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
@@ -121,13 +103,12 @@ STYLE: Mapping[str, Any] = {
     "ytick.minor.width": 0.4,
     "xtick.minor.size": 1.5,
     "ytick.minor.size": 1.5,
-    # Text stays text: it can be searched and edited, and takes the page's colour.
+    # Keep text as text, which can be searched and edited and takes the page's colour.
     "svg.fonttype": "none",
     "svg.hashsalt": "tokenlens",
     "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's usual Type 3
 }
-"""matplotlib settings, on top of matplotlib's own defaults; what the user has set elsewhere does not count."""
-
+"""matplotlib settings, applied to matplotlib's defaults; the user's global settings are ignored."""
 
 NARROW_STYLE: Mapping[str, Any] = {
     "font.size": 6.75,  # "small" text of a narrow figure is then 5.6 points
@@ -144,4 +125,47 @@ NARROW_STYLE: Mapping[str, Any] = {
     "xtick.major.pad": 2,
     "ytick.major.pad": 2,
 }
-"""What a figure narrower than ``NARROW_MM`` has in place of ``STYLE``'s."""
+"""Settings that override ``STYLE`` in figures narrower than ``NARROW_MM``."""
+
+
+def model_colour(number: int) -> str:
+    """Return the colour of a model by its index in the comparison."""
+    return MODEL_COLOURS[number % len(MODEL_COLOURS)]
+
+
+def model_look(number: int) -> dict[str, Any]:
+    """Return colour, dashes and marker of a model's line; from the seventh model on, they combine differently."""
+    again = number // len(MODEL_COLOURS)
+    return {
+        "color": model_colour(number),
+        "linestyle": MODEL_DASHES[(number + again) % len(MODEL_DASHES)],
+        "marker": MODEL_MARKERS[(number + 2 * again) % len(MODEL_MARKERS)],
+        "markerfacecolor": model_colour(number),
+        "markeredgecolor": model_colour(number),
+    }
+
+
+_LOOKS = {
+    "standard": (0, 0),
+    "twin": (0, 1),
+    "paper": (1, 0),
+    "everything": (1, 1),
+    "norms": (2, 0),
+    "qkv_first_third": (4, 0),
+    "qkv_all": (4, 1),
+    "mlp": (3, 0),
+    "proj": (5, 0),
+}
+"""For each variant of a verification, in order, the index of its colour and which line with that colour it is."""
+
+
+def sort_variants(names: Iterable[str]) -> list[str]:
+    """Return variants without duplicates in display order, standard first; unknown ones follow by name."""
+    there = set(names)
+    return [name for name in _LOOKS if name in there] + sorted(there - set(_LOOKS))
+
+
+def variant_look(name: str) -> dict[str, Any]:
+    """Return colour, dashes and marker of a variant, the same in every figure."""
+    number, relative = _LOOKS.get(name, (len(MODEL_COLOURS) - 1, 1))
+    return model_look(number + relative * len(MODEL_COLOURS))

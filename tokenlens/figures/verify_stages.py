@@ -1,32 +1,29 @@
-"""Which stage of each norm separates CLS from patches in every variant: centring, γ or β."""
+"""Contribution of centring, γ and β to the separation of CLS and patches, by variant."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from tokenlens.figures._panels import depth_axis, zero_line
-from tokenlens.figures._variants import variants_in_order
-from tokenlens.figures.base import VERIFICATION, NothingToDraw
+from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import canvas, paper, styled
 from tokenlens.figures.stage_split import PARTS, stack, stage_handles
+from tokenlens.figures.style import sort_variants
+from tokenlens.verification.result import Verification
 from tokenlens.verification.variants import START
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tokenlens.verification.verify import Verification
-
-TITLE = "What each stage of the norms contributes, variant by variant"
+KIND = "verification"
+TITLE = "Contribution of each stage of the norms, by variant"
 ORDER = 430
-OF = VERIFICATION
 CAPTION = (
-    "The fall of the CLS–patch cosine across each norm, split exactly into centring, the weight γ and the bias β, "
-    "block by block; mean over images and over the models of a variant. Bars add up to the total (diamond, with its "
-    "95 % interval over seeds where there are several): above 0 the stage pulls apart, below 0 it brings together. In "
-    "a specialized norm plain bars are what is left where CLS is given the patches' γ and β, hatched ones what CLS's "
-    "own add to that."
+    "Fall of the CLS–patch cosine across each norm, split exactly into centring, the weight γ and the bias β, by "
+    "block; mean over images and over the models of a variant. The bars add up to the total (diamond, with its 95 % "
+    "interval if there are several seeds): above 0 a stage separates CLS and patches, below 0 it brings them "
+    "together. In a specialized norm, plain bars show the effect if CLS used the patches' γ and β, and hatched bars "
+    "the additional effect of CLS's specialized γ and β."
 )
 METRICS = ("norm_differentiation",)
 
@@ -34,7 +31,7 @@ COLUMNS = ("setting", "variant", "norm", "block", "stage", "value", "ci_low", "c
 
 
 def frame(verification: Verification) -> pd.DataFrame:
-    """A row for each variant, norm, block and stage.
+    """Return one row per variant, norm, block and stage.
 
     Raises:
         NothingToDraw: if no model was analyzed.
@@ -42,34 +39,29 @@ def frame(verification: Verification) -> pd.DataFrame:
     stages = verification.stages
     rows = stages[(stages["against"] == "") & stages["blocks"].astype(str).str.isdigit() & stages["part"].isin(PARTS)]
     if rows.empty:
-        raise NothingToDraw("no model with CLS and patches was analyzed yet")
+        raise NothingToDraw("no model with CLS and patches has been analyzed yet")
     return rows.assign(block=rows["blocks"].astype(int), stage=rows["part"])[list(COLUMNS)].reset_index(drop=True)
 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Signed, stacked bars: a row of panels for each norm, a column for each variant, the start first.
-
-    Args:
-        frame: of ``frame``.
-        ax: as many Axes as there are panels; a new figure by default.
-    """
+    """Draw signed, stacked bars: a row of panels per norm and a column per variant, starting weights first."""
     most = 2 if paper().narrow and ax is None else 3
-    cells = []
+    lines = []
     for setting in dict.fromkeys(frame["setting"]):
         mine = frame[frame["setting"] == setting]
-        names = sorted(variants_in_order(mine["variant"]), key=lambda name: name != START)
+        names = sorted(sort_variants(mine["variant"]), key=lambda name: name != START)
         for norm in dict.fromkeys(mine["norm"]):
             row = [(setting, norm, name) for name in names]
-            cells += [(row[at : at + most]) for at in range(0, len(row), most)]
-    columns = max(map(len, cells))
-    page = canvas(ax, len(cells), columns, 22 + 38 * len(cells), sharey=True)
-    for panels, row in zip(page.axes, cells, strict=True):
-        for panel, cell in zip(panels, [*row, *[None] * (columns - len(row))], strict=True):
-            if cell is None:
+            lines += [(row[at : at + most]) for at in range(0, len(row), most)]
+    columns = max(map(len, lines))
+    page = canvas(ax, len(lines), columns, 22 + 38 * len(lines), sharey=True)
+    for panels, row in zip(page.axes, lines, strict=True):
+        for panel, shown in zip(panels, [*row, *[None] * (columns - len(row))], strict=True):
+            if shown is None:
                 panel.set_visible(False)
                 continue
-            setting, norm, name = cell
+            setting, norm, name = shown
             inside = frame[(frame["setting"] == setting) & (frame["norm"] == norm) & (frame["variant"] == name)]
             stack(panel, inside)
             depth_axis(panel, inside["block"])

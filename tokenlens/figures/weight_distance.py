@@ -1,59 +1,56 @@
-"""How far the two sets of weights of a specialized model have moved apart, component by component."""
+"""Distance between the CLS and patch weights of specialized modules, by component."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from tokenlens.figures._panels import depth_axis, handle, line_look
-from tokenlens.figures._rows import listed, rows_of
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures._panels import depth_axis, legend_handle, line_look, write_inside
+from tokenlens.figures._rows import as_list, rows_of
 from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import FAINT, INK, MODEL_COLOURS, MODEL_MARKERS
+from tokenlens.figures.style import INK, MODEL_COLOURS, MODEL_MARKERS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from tokenlens.analysis.analysis import Analysis
-
-TITLE = "How far the two sets of weights are apart"
+KIND = "analysis"
+TITLE = "Distance between specialized weights"
 ORDER = 22
 CAPTION = (
-    "A specialized module holds one set of weights for the prefix tokens (CLS and those that go with it) and one for "
-    "the patches. Left: the distance of the two, ‖w_cls − w_patch‖ over the root mean square of their lengths; 0 is "
-    "equal, as after specializing, and √2 at right angles. Right: their cosine. Solid: weights and gains; dashed: "
-    "biases. A row for each component; blocks in which it has one set are left out. Numbers of the weights alone: no "
-    "image is behind them, and they have no spread."
+    "A specialized module has separate weights for the prefix tokens (CLS and others grouped with it) and for the "
+    "patches. Left: relative distance ‖w_cls − w_patch‖ divided by the root mean square of the two norms: 0 if they "
+    "are equal, as directly after specialization, and √2 if they are orthogonal with equal norms. Right: their "
+    "cosine. Solid: weights and gains; dashed: biases. One row per component; blocks in which it is not specialized "
+    "are left out. The numbers depend on the weights alone and have no spread."
 )
 METRICS = ("weight_distance",)
 
 PARTS = {"relative_distance": "relative distance", "cosine": "cosine"}
 COMPONENTS = {"norm": "norms", "layer_scale": "LayerScale", "qkv": "q, k, v", "proj": "output projection", "mlp": "MLP"}
-"""What components are called in titles, in the order of a block; others follow by their own names."""
+"""Titles of components, in the order of a block; others follow under their names."""
 
 
 def frame(analysis: Analysis, components: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """Distance and cosine per parameter and block; the final norm stands behind the last block.
+    """Return distance and cosine per parameter and block; the final norm is numbered after the last block.
 
     Args:
-        analysis: where the numbers come from.
-        components: only these of ``norm``, ``layer_scale``, ``qkv``, ``proj`` and ``mlp``.
+        components: any of ``norm``, ``layer_scale``, ``qkv``, ``proj`` and ``mlp``; by default all.
 
     Raises:
-        NothingToDraw: if weight_distance was not computed, the model is not specialized, or not in such a component.
+        NothingToDraw: if weight_distance was not computed, or no such component is specialized.
     """
     rows = rows_of(analysis, "weight_distance")
     names = rows["site"].str.extract(r"^([^/]+)/(.+)$")
     rows["component"], rows["parameter"] = names[0], names[1]
     if components is not None:
         has = ", ".join(dict.fromkeys(rows["component"]))
-        rows = rows[rows["component"].isin(listed(components))]
+        rows = rows[rows["component"].isin(as_list(components))]
         if rows.empty:
-            wanted = ", ".join(listed(components))
+            wanted = ", ".join(as_list(components))
             raise NothingToDraw(f"{analysis.model} is not specialized in {wanted}. It has: {has}.")
     rows["final"] = rows["block"].isna()
     rows["block"] = rows["block"].fillna(analysis.blocks)
@@ -63,12 +60,7 @@ def frame(analysis: Analysis, components: str | Sequence[str] | None = None) -> 
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw it: a row of panels for each component, distance on the left and cosine on the right.
-
-    Args:
-        frame: of ``frame``.
-        ax: two Axes for each component; a new figure by default.
-    """
+    """Draw a row of panels per component, with the distance on the left and the cosine on the right."""
     present = list(dict.fromkeys(frame["component"]))
     components = [name for name in COMPONENTS if name in present] + [name for name in present if name not in COMPONENTS]
     page = canvas(ax, len(components), 2, 14 + 33 * len(components))
@@ -89,19 +81,17 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
             if row == 0:
                 page.title(panel, PARTS[part], 0.36)
             if same:
-                panel.text(
-                    0.5, 0.5, "both sets are equal", transform=panel.transAxes, ha="center", va="center", color=FAINT
-                )
+                write_inside(panel, "weights are equal")
         title = COMPONENTS.get(component, component)
         page.axes[row, 0].set_ylabel(wrapped(title, characters(24)))
-        _legend(page.axes[row, 1], looks, page.own)
+        _legend(page.axes[row, 1], looks, beside=page.new)
     distances = frame.loc[frame["part"] == "relative_distance", "value"]
-    page.header(frame, "freshly specialized: both sets are equal" if (distances == 0).all() else "")
+    page.header(frame, "not trained since specialization: weights are equal" if (distances == 0).all() else "")
     return page.figure
 
 
 def _looks(rows: pd.DataFrame) -> dict[str, tuple[str, str, bool]]:
-    """Colour, marker and dashes of each parameter of a component: a colour for each module, biases dashed."""
+    """Return colour, marker and dashes of each parameter of a component: a colour per module, biases dashed."""
     parameters = list(dict.fromkeys(rows.sort_values("final", kind="stable")["parameter"]))
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     found = {}
@@ -114,7 +104,7 @@ def _looks(rows: pd.DataFrame) -> dict[str, tuple[str, str, bool]]:
 
 
 def _block_axis(panel: Axes, frame: pd.DataFrame, label: bool) -> None:
-    """Blocks, and "final" behind the last one where the final norm is shown."""
+    """Set up the block axis, with "final" after the last block if the final norm is shown."""
     blocks, final = frame.loc[~frame["final"], "block"], frame.loc[frame["final"], "block"]
     depth_axis(panel, blocks if len(blocks) else final, label=label, room=9)
     if len(final):
@@ -127,7 +117,7 @@ def _block_axis(panel: Axes, frame: pd.DataFrame, label: bool) -> None:
 
 
 def _value_axis(panel: Axes, values: pd.Series, part: str, same: bool) -> None:
-    """From 0, or up to 1; a difference below a thousandth of that is not blown up."""
+    """Set up the y axis from 0 or up to 1; differences below a thousandth are not magnified."""
     if part == "relative_distance":
         panel.set_ylim(0, 1.0 if same else max(1.08 * float(values.max()), 1e-3))
     else:
@@ -138,11 +128,11 @@ def _value_axis(panel: Axes, values: pd.Series, part: str, same: bool) -> None:
     panel.locator_params(axis="y", nbins=4)
 
 
-def _legend(panel: Axes, looks: dict[str, tuple[str, str, bool]], own: bool) -> None:
-    """Beside the row's last panel, or inside it where the axes are the caller's."""
+def _legend(panel: Axes, looks: dict[str, tuple[str, str, bool]], beside: bool) -> None:
+    """Add a legend beside a panel, or inside it."""
     room = characters(0.17 * paper().width, "small")
-    handles = [handle(wrapped(name, room), *look) for name, look in looks.items()]
-    if own:
+    handles = [legend_handle(wrapped(name, room), *look) for name, look in looks.items()]
+    if beside:
         panel.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.8)
     else:
         panel.legend(handles=handles)

@@ -1,4 +1,4 @@
-"""Image files: which ones there are in a folder, and their bytes as RGB."""
+"""Decode image files as RGB."""
 
 from __future__ import annotations
 
@@ -6,69 +6,45 @@ import hashlib
 import os
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-LEFT_OUT = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
-"""What PIL opens but is no raster image, or needs another program: PIL hands EPS files to Ghostscript."""
+EXCLUDED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+"""PIL formats that are not raster images or need an external program (PIL runs Ghostscript on EPS files)."""
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be decoded; the message is the reason, fit for a report."""
+    """An image that cannot be read or decoded; the message is one line that states the reason."""
 
 
 @lru_cache(maxsize=1)
 def image_formats() -> tuple[str, ...]:
-    """PIL's names of the formats that are read."""
+    """Return PIL's names of the supported formats."""
     Image.init()
-    return tuple(sorted(set(Image.OPEN) - LEFT_OUT))
+    return tuple(sorted(set(Image.OPEN) - EXCLUDED_FORMATS))
 
 
 @lru_cache(maxsize=1)
 def image_extensions() -> frozenset[str]:
-    """File extensions of the formats that are read, lower case, with the dot."""
+    """Return the file extensions of the supported formats, in lower case, with the dot."""
     formats = set(image_formats())
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by their path relative to it, hidden files and folders left out.
-
-    Links to folders are followed, each folder once.
-
-    Raises:
-        ValueError: if there is none; the message names the extensions looked for.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_extensions()
-        ]
-    if not found:
-        looked_for = " ".join(sorted(image_extensions()))
-        raise ValueError(f"no images in {folder} or below it; looked for files that end in {looked_for}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the extension of a supported format."""
+    return os.path.splitext(name)[1].lower() in image_extensions()
 
 
 def decode(data: bytes) -> Image.Image:
-    """The first frame of an encoded image as RGB.
+    """Decode the first frame of an image file as RGB.
 
-    EXIF orientation is not applied and transparency is dropped, as in timm's and torchvision's data sets, so that
-    numbers agree with theirs. PIL's limit on decompressed size is kept.
+    As in the data sets of timm and torchvision, EXIF orientation is not applied and transparency is dropped, so that
+    numbers agree with theirs. PIL's limit on the decompressed size applies.
 
     Raises:
-        UnreadableImageError: whatever is wrong with the bytes.
+        UnreadableImageError: if the bytes cannot be decoded, for any reason.
     """
     if not data:
         raise UnreadableImageError("empty file")
@@ -78,23 +54,23 @@ def decode(data: bytes) -> Image.Image:
             return to_rgb(image)
     except UnreadableImageError:
         raise
-    except UnidentifiedImageError as error:  # its own text names a memory address
+    except UnidentifiedImageError as error:  # PIL's message contains a memory address
         raise UnreadableImageError("not an image that PIL can read") from error
-    except Exception as error:  # decoders meet broken files with OSError, SyntaxError, struct.error, ValueError, …
-        raise UnreadableImageError(unreadable_reason(error)) from error
+    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ValueError, … for damaged files
+        raise UnreadableImageError(describe_error(error)) from error
 
 
-def unreadable_reason(error: Exception) -> str:
-    """An exception as one line for a report."""
+def describe_error(error: Exception) -> str:
+    """Return an exception as one line of text."""
     text = " ".join(str(error).split())
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode with 8 bits per channel; grey levels of 16 bits are divided by 257, not cut off at 255.
+    """Convert an image of any mode to RGB with 8 bits per channel; 16-bit grey levels are divided by 257.
 
     Raises:
-        UnreadableImageError: for 32-bit pixels, whose range no format states.
+        UnreadableImageError: for 32-bit integers and floating-point pixels, whose range no format states.
     """
     if image.mode.startswith("I;16") or image.mode == "I":
         grey_HW = np.asarray(image)
@@ -104,12 +80,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels have no stated range; save the image with 8 or 16 bits")
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB, PIL warns about transparent palettes
+        image = image.convert("RGBA")  # PIL warns if a palette with transparency is converted to RGB directly
     return image.convert("RGB")
 
 
+def check_enlarged_size(image: Image.Image, image_size: tuple[int, int] | None) -> None:
+    """Check that an image stays within PIL's size limit when its short side is resized to the model's input.
+
+    A line of 1×30000 pixels is within the limit, but not after resizing.
+
+    Raises:
+        UnreadableImageError: if the resized image would exceed the limit.
+    """
+    short, long = sorted(image.size)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and long / max(short, 1) * max(image_size or (224, 224)) ** 2 > limit:
+        raise UnreadableImageError(
+            f"{image.width}×{image.height} pixels: resized for the model, it would exceed PIL's limit of {limit} pixels"
+        )
+
+
 def pixel_sha256(image: Image.Image) -> str:
-    """SHA-256 of an image's mode, size and decoded pixels."""
+    """Return the SHA-256 of an image's mode, size and decoded pixels."""
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""From a record to what the model takes: decode, hash, transform, and put together in batches."""
+"""Turn images of a source into the model's input: decode, hash, transform and collate."""
 
-# Shapes: B images of a batch, N images, H height, W width.
+# Shapes: B images of a batch, H height, W width.
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenlens.images.decoding import UnreadableImageError, decode, pixel_sha256
-from tokenlens.images.items import Record
+from tokenlens.images.decoding import UnreadableImageError, pixel_sha256
+from tokenlens.images.files import RawImage
+from tokenlens.images.pytorch import check_tensor
 from tokenlens.storage.hashing import tensor_sha256
 
 Transform = Callable[[Image.Image], Tensor]
@@ -21,11 +22,11 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that go through the model together.
+    """Images that pass through the model together.
 
     Args:
         images: preprocessed, float32, (B, 3, H, W).
-        indices: the place of each image in the source's order; the same for every rank, worker and batch size.
+        indices: the index of each image in the source's order; the same for every rank, worker and batch size.
         names: of the files, rows or items.
         hashes: SHA-256 of each image's file, or of its pixels or tensor where there is no file.
     """
@@ -36,25 +37,8 @@ class Batch:
     hashes: list[str]
 
 
-def check_tensor(images: Tensor, image_size: tuple[int, int] | None, what: str = "the tensor of images") -> None:
-    """ValueError unless these are preprocessed images (N, 3, H, W)."""
-    shape = "×".join(map(str, images.shape)) or "none"
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{what} must be of shape N×3×height×width, got {shape}")
-    if not images.is_floating_point():
-        raise ValueError(
-            f"{what} must be preprocessed floating-point numbers, got {images.dtype}; pass raw images through the "
-            "model's transform (LoadedModel.transform()) first"
-        )
-    if image_size is not None and tuple(images.shape[2:]) != tuple(image_size):
-        raise ValueError(f"{what} must be {image_size[0]}×{image_size[1]} pixels for this model, got {shape}")
-    # A sum, in float64 because it must not overflow, is finite if and only if all of it are; a fifth of the time.
-    if not bool(torch.isfinite(images.sum(dtype=torch.float64))):
-        raise ValueError(f"{what} must be finite, but holds NaN or infinite values")
-
-
 @dataclass(frozen=True)
-class Ready:
+class PreparedImage:
     """An image as the model takes it, (3, H, W)."""
 
     index: int
@@ -64,64 +48,54 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """An image that was left out; ``refused``: a wrong input, for which the caller gets an error instead."""
+class SkippedImage:
+    """An image that is left out; ``invalid`` means that the input is wrong, which raises an error instead."""
 
     name: str
     reason: str
-    refused: bool = False
+    invalid: bool = False
 
 
-def prepare(record: Record, index: int, transform: Transform, image_size: tuple[int, int] | None) -> Ready | Skipped:
+Collated = tuple[Batch | None, list[SkippedImage]]
+
+
+def prepare(
+    raw: RawImage, index: int, transform: Transform, image_size: tuple[int, int] | None
+) -> PreparedImage | SkippedImage:
     """Decode, hash and transform one image."""
-    content = record.content
-    if content is None:
-        return Skipped(record.name, record.reason, record.refused)
+    name, content = raw.name, raw.content
     if isinstance(content, Tensor):
         try:
-            check_tensor(content[None], image_size, what=record.name)
+            check_tensor(content[None], image_size, name)
         except ValueError as error:
-            return Skipped(record.name, str(error), refused=True)
-        return Ready(index, record.name, tensor_sha256(content), content.detach().cpu().float())
+            return SkippedImage(name, str(error), invalid=True)
+        return PreparedImage(index, name, tensor_sha256(content), content.detach().cpu().float())
     try:
-        image = decode(content) if isinstance(content, bytes) else content
-        check_ratio(image, image_size)
+        image = raw.decode(image_size)
     except UnreadableImageError as error:
-        return Skipped(record.name, str(error))
+        return SkippedImage(name, str(error), raw.invalid)
     digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else pixel_sha256(image)
-    return Ready(index, record.name, digest, transform(image))
+    return PreparedImage(index, name, digest, transform(image))
 
 
-def check_ratio(image: Image.Image, image_size: tuple[int, int] | None) -> None:
-    """A line of 1×30000 pixels passes PIL's limit, but not when its short side is enlarged to the model's."""
-    short, long = sorted(image.size)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and long / max(short, 1) * max(image_size or (224, 224)) ** 2 > limit:
-        raise UnreadableImageError(
-            f"{image.width}×{image.height} pixels: enlarged to the model's size they would exceed PIL's limit, {limit}"
-        )
-
-
-Collated = tuple[Batch | None, list[Skipped]]
-
-
-def collate(prepared: Iterable[Ready | Skipped]) -> Collated:
-    """A batch of what is ready (None if nothing is), and what was skipped."""
-    prepared = list(prepared)
-    ready = [item for item in prepared if isinstance(item, Ready)]
-    skipped = [item for item in prepared if isinstance(item, Skipped)]
-    other = next((item for item in ready if item.image.shape != ready[0].image.shape), None)
+def collate(images: Iterable[PreparedImage | SkippedImage]) -> Collated:
+    """Return the prepared images as a batch (None if there are none), and the skipped ones."""
+    images = list(images)
+    prepared = [image for image in images if isinstance(image, PreparedImage)]
+    skipped = [image for image in images if isinstance(image, SkippedImage)]
+    if not prepared:
+        return None, skipped
+    first = prepared[0]
+    other = next((image for image in prepared if image.image.shape != first.image.shape), None)
     if other is not None:
         reason = (
-            f"images of one batch differ in shape: {ready[0].name} is {tuple(ready[0].image.shape)}, {other.name} "
-            f"{tuple(other.image.shape)}"
+            f"the images of a batch differ in shape: {first.name} has {tuple(first.image.shape)}, {other.name} has "
+            f"{tuple(other.image.shape)}; expected one shape"
         )
-        return None, [Skipped(other.name, reason, refused=True)]
-    if not ready:
-        return None, skipped
+        return None, [SkippedImage(other.name, reason, invalid=True)]
     return Batch(
-        images=torch.stack([item.image for item in ready]),
-        indices=[item.index for item in ready],
-        names=[item.name for item in ready],
-        hashes=[item.hash for item in ready],
+        images=torch.stack([image.image for image in prepared]),
+        indices=[image.index for image in prepared],
+        names=[image.name for image in prepared],
+        hashes=[image.hash for image in prepared],
     ), skipped

@@ -1,4 +1,4 @@
-"""How spread out CLS looks over the patches."""
+"""Entropy of the attention of CLS over the patches."""
 # Shapes: B images, H heads, P patches; "..." any leading axes.
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ import math
 import torch
 from torch import Tensor
 
-from tokenlens.metrics.base import AttentionMetric, Subject, Values
+from tokenlens.metrics._per_image import AttentionMetric, Values
 from tokenlens.reduction.summaries import AttentionSummary
 
 
 def attention_entropy(row_BHP: Tensor) -> Tensor:
-    """Entropy in nats of attention over the last axis, after it is made to sum to 1, in [0, log P].
+    """Compute the entropy in nats of attention over the last axis, normalized to sum to 1, in [0, log P].
 
     >>> round(float(attention_entropy(torch.ones(4)).exp()), 6)
     4.0
@@ -23,18 +23,23 @@ def attention_entropy(row_BHP: Tensor) -> Tensor:
 
 
 class AttentionEntropy(AttentionMetric):
-    """Of the CLS row over patches, per head: divided by log P (1 is uniform), and as an effective number of patches."""
+    """Spread of CLS's attention over the patches, per head.
+
+    Formula: H = −Σ a_i log a_i over patches, with the CLS row a normalized to sum to 1 over them.
+    Parts:
+        normalized: H / log P, in [0, 1]; 1 is uniform.
+        effective_patches: exp H, in [1, P].
+    Reference: Shannon 1948.
+    Pitfalls: Attention to special tokens does not count: a head that sends 99 % of it to registers can be uniform here.
+    Tested against: ``scipy.stats.entropy`` of stored patterns.
+    """
 
     title = "CLS attention entropy"
     unit = {"normalized": "entropy / log P", "effective_patches": "patches"}  # noqa: RUF012
-    requires = ("cls",)
-
-    def prepare(self, subject: Subject) -> str | None:
-        """With one patch log P is 0."""
-        return "the image is one single patch" if subject.layout.patches < 2 else super().prepare(subject)
+    needs = frozenset({"cls", "several_patches"})
 
     def per_image(self, summary: AttentionSummary) -> Values:
-        """Normalized entropy, and its exponential."""
+        """Compute the entropy of the CLS row over patches."""
         assert summary.cls_row is not None
         entropy = attention_entropy(summary.cls_row[..., summary.layout.patch_slice])
         return {

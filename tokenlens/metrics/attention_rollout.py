@@ -1,4 +1,4 @@
-"""Where CLS's information comes from, through all blocks so far: attention rollout."""
+"""Attention rollout: the share of each token in CLS through all blocks so far."""
 # Shapes: B images, H heads, T tokens, P patches; "..." any leading axes.
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
+from tokenlens.metrics._per_image import PatternMetric, PerImageMetric, Values
 from tokenlens.metrics.attention_entropy import attention_entropy
-from tokenlens.metrics.base import AttentionMetric, NamedArray, PerImageMetric, Subject, Values
+from tokenlens.metrics.base import NamedArray
 from tokenlens.recording.attention import as_float
-from tokenlens.reduction.batch import BatchSummary
 from tokenlens.reduction.pattern import rollout_rows
-from tokenlens.reduction.summaries import PatternSummary
+from tokenlens.reduction.summaries import BatchSummary, PatternSummary
 from tokenlens.statistics.moments import Moments
 
 
 def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:
-    """Rollout R = Ã_L ⋯ Ã_1 of blocks in order, Ã = ½·(mean of A over heads) + ½·I: (B, T, T), rows sum to 1.
+    """Compute the rollout R = Ã_L ⋯ Ã_1 of blocks in order, Ã = ½·(mean of A over heads) + ½·I: (B, T, T).
 
-    R_ij is how much of token i after the last block came from token j before the first, if attention and residual
-    count one half each and values, MLPs and the sizes of updates are left out of account. Abnar and Zuidema,
-    Quantifying Attention Flow in Transformers (ACL 2020).
+    R_ij estimates the share of token j before the first block in token i after the last; rows sum to 1. Abnar and
+    Zuidema, Quantifying Attention Flow in Transformers (ACL 2020).
 
     Args:
         patterns: (B, H, T, T) of each block in order, as in ``Recording.patterns``.
@@ -41,33 +40,35 @@ def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:
     return rollout_BTT
 
 
-class AttentionRollout(AttentionMetric):
-    """Of CLS at each block: mass on each token group, entropy over patches, and the map as an array."""
+class AttentionRollout(PatternMetric):
+    """Rollout of the CLS row after each block: its mass on each token group, its entropy over patches, and its map.
+
+    Formula: CLS row of R_l = Ã_l Ã_(l−1) ⋯ Ã_1, where Ã = ½·(mean of A over heads) + ½·I; it sums to 1.
+    Parts:
+        mass: sum over the tokens of a group (``cls-cls``, ``cls-reg``, ``cls-patch``, …), in [0, 1].
+        normalized_entropy: entropy over patches, normalized to sum to 1, over log P, in [0, 1]; 1 is uniform.
+    Arrays: ``mean`` and ``sd`` over images of the share of each patch (block, row, column).
+    Reference: Abnar and Zuidema 2020 (ACL, arXiv 2005.00928).
+    Pitfalls: Counts attention and residual one half each and ignores values, MLPs and the sizes of updates
+        (``update_ratio``): a summary, not an attribution. Even uniform attention leaves CLS 2⁻ˡ of itself.
+    Tested against: products of stored patterns, image by image.
+    """
 
     title = "attention rollout"
     unit = {"mass": "share", "normalized_entropy": "entropy / log P"}  # noqa: RUF012
-    requires = ("cls",)
-    of = PatternSummary
-    wanted_of_pattern = frozenset({"rollout"})
-    opt_in = True
+    needs = frozenset({"cls", "several_patches", "rollout"})
     cost = (
         "a pass over the whole pattern and a T×T product for each image and block: about 15 % of a ViT-S forward pass "
-        "at 197 tokens, 1.4 times it at 1370 (CPU); holds two T×T matrices an image"
+        "at 197 tokens, 1.4 times that pass at 1370 (CPU); holds two T×T matrices per image"
     )
 
     def __init__(self) -> None:
         super().__init__()
         self._blocks: list[int] = []
-        self._grid = (0, 0)
         self._maps = Moments()
 
-    def prepare(self, subject: Subject) -> str | None:
-        """Remember the grid; with one patch log P is 0."""
-        self._grid = subject.layout.grid
-        return "the image is one single patch" if subject.layout.patches < 2 else super().prepare(subject)
-
     def per_image(self, summary: PatternSummary) -> Values:
-        """From the CLS row of the rollout."""
+        """Compute mass and entropy of the CLS row of the rollout."""
         row, layout = summary.cls_rollout, summary.layout
         assert row is not None
         values = {("mass", f"cls-{group}"): row[..., list(layout.positions(group))].sum(-1) for group in layout.groups}
@@ -75,26 +76,25 @@ class AttentionRollout(AttentionMetric):
         return values | {("normalized_entropy", "cls-patch"): entropy / math.log(layout.patches)}
 
     def update(self, batch: BatchSummary) -> None:
-        """Take in one batch."""
+        """Add one batch."""
         super().update(batch)
-        for cells in batch.stacks(self.of, self.sites):
-            maps_NBP = cells.summary.cls_rollout[..., cells.summary.layout.patch_slice]
-            self._blocks = [block for block, _ in cells.keys if block is not None]
+        for stack in batch.stacks(self.summary_kind, self.chosen_sites):
+            maps_NBP = stack.summary.cls_rollout[..., self.layout.patch_slice]
+            self._blocks = [block for block, _ in stack.keys if block is not None]
             self._maps.update(maps_NBP.transpose(0, 1).flatten(1).cpu().numpy())
 
     def merge(self, other: PerImageMetric) -> None:
-        """Take in what another instance has seen."""
+        """Add the images of another instance."""
         super().merge(other)
         assert isinstance(other, AttentionRollout)
         self._blocks = self._blocks or other._blocks
         self._maps.merge(other._maps)
 
     def arrays(self) -> dict[str, NamedArray]:
-        """``mean`` and ``sd`` over images of the share of each patch (all tokens' shares sum to 1)."""
+        """Return the mean map and its spread over images."""
         if not self._blocks:
             return {}
         assert self._blocks == sorted(self._blocks)
-        shape = (len(self._blocks), *self._grid)
+        shape, dims = (len(self._blocks), *self.layout.grid), ("block", "row", "column")
         parts = {"mean": self._maps.mean, "sd": self._maps.sd}
-        dims = ("block", "row", "column")
         return {part: NamedArray(np.reshape(values, shape), dims, "share") for part, values in parts.items()}

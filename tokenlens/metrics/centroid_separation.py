@@ -1,44 +1,46 @@
-"""How far the clouds of CLS and patch tokens lie apart, in units of their spread."""
-# Shapes: N cells (block, site), B images, D channels.
+"""Distance between the centroids of CLS and patch tokens, in units of their spread."""
+# Shapes: N keys (block, site), B images, D channels.
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics.base import FEATURE_SITES, JackknifeMetric
-from tokenlens.reduction.summaries import TokenSummary, precise
-
-Array = NDArray[np.float64]
+from tokenlens.metrics._jackknife import Array, JackknifeMetric
+from tokenlens.reduction.summaries import TokenSummary, to_float64
+from tokenlens.tokens import TOKEN_SITES
 
 
 class CentroidSeparation(JackknifeMetric):
-    """‖μ_cls − μ_patch‖ / sqrt((tr Σ_cls + tr Σ_patch)/2) over all tokens of the data set, ≥ 0.
+    """Distance between the centroids of CLS and patches, over all tokens of the whole set of images.
 
-    Means and covariances (count in the denominator) are over all images, and for patches over all their places.
+    Formula: ‖m_cls − m_patch‖ / √((tr Σ_cls + tr Σ_patch)/2), ≥ 0, with mean m and covariance Σ (count in the
+        denominator) over all images and, for patches, over all positions.
+    Reference: Fisher's criterion, with the traces of the covariances.
+    Pitfalls: Biased upward with few images: two equal clouds are about 1/√n apart by chance (0.36 at 8 images, 0.12 at
+        64, 0.05 at 512), which the interval does not cover.
+    Tested against: NumPy with means subtracted before squaring, and covariance matrices.
     """
 
     title = "centroid separation"
     unit = "ratio"
-    sites = FEATURE_SITES
-    requires = ("cls",)
-    wanted = frozenset({"patch_sum"})
+    sites = TOKEN_SITES
+    needs = frozenset({"cls", "patch_sum"})
 
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:
-        """Sums of tokens and of their squared norms."""
+        """Return the tokens and their squared norms."""
         assert summary.patch_sum is not None
         count, cls = summary.patches, summary.group("cls").squeeze(-2)
         return {
             "cls": cls,
-            # Not from the norms: they were rounded to float32, and ‖μ‖² may be far larger than the trace.
-            "cls_square": precise(cls).square().sum(-1),
+            # Not from the norms, which are rounded to float32: ‖m‖² may be far larger than the trace.
+            "cls_square": to_float64(cls).square().sum(-1),
             "patch": summary.patch_sum / count,
             "patch_square": summary.norms_of("patch").square().mean(-1),
         }
 
     def value(self, sums: dict[str, Array], n: int, constants: dict[str, Array]) -> dict[tuple[str, str], Array]:
-        """From the first and second moments."""
+        """Compute the separation from first and second moments."""
         cls, patch = sums["cls"] / n, sums["patch"] / n
         # tr Σ = E‖x‖² − ‖E x‖²
         cls_trace = sums["cls_square"] / n - (cls**2).sum(-1)

@@ -1,4 +1,4 @@
-"""How alike the geometry of CLS features and of mean-patch features is, block by block."""
+"""Debiased linear CKA between CLS features and mean-patch features of all blocks."""
 # Shapes: F feature sets (a block's CLS or mean-patch tokens), n images, D channels.
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenlens.metrics.base import Metric, NamedArray, Row, row
-from tokenlens.reduction.batch import BatchSummary
-from tokenlens.reduction.summaries import TokenSummary
-from tokenlens.statistics.moments import JACKKNIFE_GROUPS, jackknife_interval
+from tokenlens.metrics.base import Metric, NamedArray, Row, make_row
+from tokenlens.reduction.summaries import BatchSummary, TokenSummary
+from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS, jackknife_interval
 from tokenlens.tokens import Site
 
 Array = NDArray[np.float64]
 
 CKA_IMAGES = 256
-"""Images whose features are kept: those with an index below it. The debiased estimate does not drift with n."""
+"""Only images with an index below this are used. The debiased estimate does not drift with n."""
 
 
 def debiased_hsic(gram_Fnn: Array) -> Array:
-    """Unbiased HSIC between all pairs of F linear kernels, (F, F); needs n ≥ 4.
+    """Compute the unbiased HSIC between all pairs of F linear kernels, (F, F); needs n ≥ 4.
 
     Song et al., Feature selection via dependence maximization (JMLR 2012), equation 5.
     """
@@ -31,29 +30,29 @@ def debiased_hsic(gram_Fnn: Array) -> Array:
 
 
 def debiased_cka(gram_Fnn: Array) -> Array:
-    """Debiased linear CKA between all pairs of F kernels, (F, F), about [0, 1]; 0 in expectation if independent.
+    """Compute the debiased linear CKA between all pairs of F kernels, (F, F), about [0, 1].
 
-    Kornblith et al. (2019, arXiv 1905.00414) with the unbiased HSIC. NaN for fewer than four images, or where a
-    feature set does not vary.
+    Kornblith et al. (2019, arXiv 1905.00414) with the unbiased HSIC: 0 in expectation if independent. NaN for fewer
+    than four images, or where a feature set does not vary.
     """
     return _cka(debiased_hsic(gram_Fnn))
 
 
 def _without_diagonal(gram_Fnn: Array) -> Array:
-    """The same array, its diagonals now 0: the unbiased HSIC leaves out each image's product with itself."""
+    """Set the diagonals to 0: the unbiased HSIC leaves out each image's product with itself."""
     images = np.arange(gram_Fnn.shape[-1])
     gram_Fnn[:, images, images] = 0
     return gram_Fnn
 
 
 def _products(gram_Fmn: Array) -> Array:
-    """Σ_ij K_ij·L_ij for all pairs of kernels, or of some of their rows, (F, F)."""
+    """Compute Σ_ij K_ij·L_ij for all pairs of kernels, or of some of their rows, (F, F)."""
     flat = gram_Fmn.reshape(len(gram_Fmn), -1)
     return flat @ flat.T
 
 
 def _hsic(products_FF: Array, rows_Fn: Array) -> Array:
-    """From kernels without diagonal: their products and the sums of their rows."""
+    """Compute the HSIC from the products and the row sums of kernels without diagonal."""
     n = rows_Fn.shape[-1]
     if n < 4:
         return np.full_like(products_FF, np.nan)
@@ -63,25 +62,25 @@ def _hsic(products_FF: Array, rows_Fn: Array) -> Array:
 
 
 def _cka(hsic_FF: Array) -> Array:
-    own = np.where(np.diag(hsic_FF) > 0, np.diag(hsic_FF), np.nan)
-    return hsic_FF / np.sqrt(np.outer(own, own))
+    diagonal = np.where(np.diag(hsic_FF) > 0, np.diag(hsic_FF), np.nan)
+    return hsic_FF / np.sqrt(np.outer(diagonal, diagonal))
 
 
 def gram(features_FnD: NDArray[Any]) -> Array:
-    """Linear kernels of F feature sets, (F, n, n)."""
+    """Compute the linear kernels of F feature sets, (F, n, n)."""
     count, n, _ = features_FnD.shape
     kernels_Fnn = np.empty((count, n, n))
     for features_nD, kernel_nn in zip(features_FnD, kernels_Fnn, strict=True):
-        # Centring changes nothing in exact arithmetic; it spares the Gram matrices digits.
+        # Centring changes nothing in exact arithmetic, but saves digits of the Gram matrices.
         centred_nD = features_nD - features_nD.mean(0, dtype=np.float64)
         np.matmul(centred_nD, centred_nD.T, out=kernel_nn)
     return kernels_Fnn
 
 
 def cka_with_interval(gram_Fnn: Array, indices: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-    """``debiased_cka`` and the bounds of its 95 % jackknife interval, all (F, F); images are grouped by their index.
+    """Compute ``debiased_cka`` and the bounds of its 95 % jackknife interval, all (F, F), grouping images by index.
 
-    ``gram_Fnn`` is overwritten. What a group of images adds is taken away, so that nothing of its size is made.
+    Overwrites ``gram_Fnn``. The contribution of each group is subtracted, so that no second array of that size is made.
     """
     gram_Fnn = _without_diagonal(gram_Fnn)
     products_FF, rows_Fn = _products(gram_Fnn), gram_Fnn.sum(-1)
@@ -100,16 +99,21 @@ def cka_with_interval(gram_Fnn: Array, indices: NDArray[np.int64]) -> tuple[Arra
 
 
 class CKA(Metric):
-    """Between CLS features and mean-patch features at resid_post; matrices as arrays, their diagonals in the table.
+    """Similarity of the geometry of CLS features and of mean-patch features of the same images.
 
-    The arrays also hold the features that the model ends with, for comparisons with other models.
+    Formula: HSIC(K, L) / √(HSIC(K, K)·HSIC(L, L)) of the linear kernels K = XXᵀ of the features (images, D), with the
+        unbiased HSIC; about 0 to 1, 0 expected of unrelated features. The table has CLS with mean patch of each block.
+    Arrays: ``cls-cls``, ``cls-patch`` and ``patch-patch`` between all blocks, with bounds ``…_low`` and ``…_high``;
+        ``cls_features`` and ``patch_features`` (image, channel) at the final norm, or else the last ``resid_post``.
+    Reference: Kornblith et al. 2019 (arXiv 1905.00414); Song et al. 2012 (JMLR), equation 5.
+    Pitfalls: Uses at most 256 images and needs 4. Blind to rotation and scale; debiased values can be below 0.
+    Tested against: U-centring (Székely and Rizzo 2014) in NumPy.
     """
 
     title = "debiased linear CKA"
     unit = "CKA"
     sites = ("resid_post",)
-    requires = ("cls",)
-    wanted = frozenset({"patch_sum"})
+    needs = frozenset({"cls", "patch_sum"})
 
     def __init__(self) -> None:
         self._indices: list[int] = []
@@ -120,25 +124,25 @@ class CKA(Metric):
 
     @property
     def observes(self) -> tuple[str, ...]:
-        """The final norm, too: what leaves it are the model's features."""
-        return (*self.sites, str(Site.FINAL_NORM))
+        """``resid_post``, and the final norm, whose output is the model's features."""
+        return (*self.chosen_sites, Site.FINAL_NORM)
 
     def update(self, batch: BatchSummary) -> None:
-        """Keep CLS and mean patch of the first images, (B, 2, blocks, D), and those of the final norm, (B, 2, D)."""
+        """Keep CLS and mean patch of the first images, (B, 2, blocks, D), and of the final norm, (B, 2, D)."""
         kept = [i for i, index in enumerate(batch.indices) if index < CKA_IMAGES]
         if not kept:
             return
-        for cells in batch.stacks(TokenSummary, self.sites):
-            blocks = [block for block, _ in cells.keys if block is not None]
+        for stack in batch.stacks(TokenSummary, self.chosen_sites):
+            blocks = [block for block, _ in stack.keys if block is not None]
             order = np.argsort(blocks)
             self._blocks = sorted(blocks)
-            self._features.append(_cls_and_patch(cells.summary)[kept][:, :, order])
-        for cells in batch.stacks(TokenSummary, (str(Site.FINAL_NORM),)):
-            self._final.append(_cls_and_patch(cells.summary)[kept][:, :, 0])
+            self._features.append(_cls_and_patch(stack.summary)[kept][:, :, order])
+        for stack in batch.stacks(TokenSummary, (Site.FINAL_NORM,)):
+            self._final.append(_cls_and_patch(stack.summary)[kept][:, :, 0])
         self._indices += [batch.indices[i] for i in kept]
 
     def merge(self, other: CKA) -> None:
-        """Take in what another instance has kept."""
+        """Add the features of another instance."""
         self._blocks = self._blocks or other._blocks
         self._indices += other._indices
         self._features += other._features
@@ -165,30 +169,18 @@ class CKA(Metric):
         return matrix[side[first], side[second]]
 
     def rows(self) -> list[Row]:
-        """CKA within each block of CLS with mean patch."""
+        """Return one row per block."""
         if not self._features:
             return []
-        result = {name: np.diag(self._block(matrix, "cls-patch")) for name, matrix in self._cka().items()}
+        numbers = zip(*(np.diag(self._block(matrix, "cls-patch")) for matrix in self._cka().values()), strict=True)
+        keys = (("", block, "resid_post", "cls-patch", None) for block in self._blocks)
         return [
-            row(
-                "",
-                block,
-                "resid_post",
-                "cls-patch",
-                value=result["value"][i],
-                n=len(self._indices),
-                ci_low=result["low"][i],
-                ci_high=result["high"][i],
-                unit=self.unit,
-            )
-            for i, block in enumerate(self._blocks)
+            make_row(key, value, len(self._indices), self.unit, interval=(low, high))
+            for key, (value, low, high) in zip(keys, numbers, strict=True)
         ]
 
     def arrays(self) -> dict[str, NamedArray]:
-        """Block × block matrices for cls-cls, cls-patch and patch-patch, with the bounds of their intervals.
-
-        And the features (image, channel) that the model ends with: the final norm's output, or the last resid_post.
-        """
+        """Return the block × block matrices, their bounds, and the model's final features."""
         arrays: dict[str, NamedArray] = {}
         if not self._features:
             return arrays
@@ -206,7 +198,7 @@ class CKA(Metric):
 
 
 def _cls_and_patch(summary: TokenSummary) -> NDArray[np.float32]:
-    """CLS and mean patch of stacked cells, (B, 2, cells, D)."""
+    """Return CLS and mean patch of N stacked summaries, (B, 2, N, D)."""
     assert summary.patch_sum is not None
     cls_NBD, patch_NBD = summary.group("cls").squeeze(-2), summary.patch_sum / summary.patches
     return torch.stack([cls_NBD, patch_NBD]).float().permute(2, 0, 1, 3).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Where on the grid CLS looks, mean over images."""
+"""Map of the attention of CLS to the patches, mean over images."""
 # Shapes: N blocks, B images, H heads, P patches; "..." any leading axes.
 
 from __future__ import annotations
@@ -7,57 +7,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenlens.metrics.base import AttentionMetric, NamedArray, PerImageMetric, Subject, Values, by_block
-from tokenlens.reduction.batch import BatchSummary
-from tokenlens.reduction.summaries import AttentionSummary
-from tokenlens.tokens import TokenLayout
+from tokenlens.metrics._per_image import AttentionMetric, PerImageMetric, Values
+from tokenlens.metrics.base import PATTERN, NamedArray, by_block
+from tokenlens.reduction.summaries import AttentionSummary, BatchSummary
 
 
 def attention_peak(row_BHP: Tensor) -> Tensor:
-    """P × the largest share of the attention over patches, (B, H), in [1, P]; 1 is uniform."""
+    """Compute P × the largest share of the attention over patches, (B, H), in [1, P]; 1 is uniform."""
     return row_BHP.shape[-1] * row_BHP.amax(-1) / row_BHP.sum(-1)
 
 
 class CLSAttentionMap(AttentionMetric):
-    """Mean map and its spread per block and head as arrays (block, head, row, column); its peak in the table."""
+    """Mean map of CLS's attention per block and head as arrays, and the peak of each image's map in the table.
+
+    Formula: part ``peak`` = P·max a_i / Σ a_i over the patches of the CLS row a, in [1, P]; 1 is uniform.
+    Arrays: ``mean`` and ``sd`` over images (block, head, row, column) of the attention to each patch; the attention to
+        all tokens, special ones included, sums to 1.
+    Reference: Caron et al. 2021 (arXiv 2104.14294), figure 1.
+    Pitfalls: A mean over images shows preferences for positions, not objects.
+    Tested against: CLS rows of stored patterns.
+    """
 
     title = "CLS attention map"
     unit = "× uniform"
-    requires = ("cls",)
+    needs = frozenset({"cls"})
 
     def __init__(self) -> None:
         super().__init__()
         self._keys: list[list[tuple[int | None, str]]] = []
-        self._layout: TokenLayout | None = None
         self._count = 0
         self._sums: list[Tensor] = []
         self._squares: list[Tensor] = []
 
-    def prepare(self, subject: Subject) -> str | None:
-        """Remember the grid."""
-        self._layout = subject.layout
-        return super().prepare(subject)
-
     def per_image(self, summary: AttentionSummary) -> Values:
-        """The peak of each image's map."""
+        """Compute the peak of each image's map."""
         assert summary.cls_row is not None
         return {("peak", "cls-patch"): attention_peak(summary.cls_row[..., summary.layout.patch_slice])}
 
     def update(self, batch: BatchSummary) -> None:
-        """Take in one batch."""
+        """Add one batch."""
         super().update(batch)
         self._count += len(batch.indices)
-        for index, cells in enumerate(batch.stacks(self.of, self.sites)):
-            maps_NBHP = cells.summary.cls_row[..., cells.summary.layout.patch_slice]
+        for index, stack in enumerate(batch.stacks(self.summary_kind, self.chosen_sites)):
+            maps_NBHP = stack.summary.cls_row[..., self.layout.patch_slice]
             if index == len(self._keys):
-                self._keys.append(cells.keys)
+                self._keys.append(stack.keys)
                 self._sums.append(torch.zeros_like(maps_NBHP[:, 0]))
                 self._squares.append(torch.zeros_like(maps_NBHP[:, 0]))
             self._sums[index] += maps_NBHP.sum(1)
             self._squares[index] += maps_NBHP.square().sum(1)
 
     def merge(self, other: PerImageMetric) -> None:
-        """Take in what another instance has seen."""
+        """Add the images of another instance."""
         super().merge(other)
         assert isinstance(other, CLSAttentionMap)
         self._count += other._count
@@ -69,10 +70,9 @@ class CLSAttentionMap(AttentionMetric):
             self._squares[index] += other._squares[index].to(self._squares[index].device)
 
     def arrays(self) -> dict[str, NamedArray]:
-        """``mean`` and ``sd`` over images, attention to each patch (all tokens' attention sums to 1)."""
+        """Return the mean map and its spread over images."""
         if len(self._keys) != 1:
             return {}
-        assert self._layout is not None
         mean = self._sums[0].cpu().double().numpy() / self._count
         square = self._squares[0].cpu().double().numpy() / self._count
         few = np.nan if self._count < 2 else self._count / (self._count - 1)
@@ -80,7 +80,7 @@ class CLSAttentionMap(AttentionMetric):
         dims = ("block", "head", "row", "column")
         arrays = {}
         for part, values in (("mean", mean), ("sd", np.sqrt(variance))):
-            ordered = by_block(self._keys[0], values, "pattern")
+            ordered = by_block(self._keys[0], values, PATTERN)
             assert ordered is not None
-            arrays[part] = NamedArray(ordered.reshape(*ordered.shape[:2], *self._layout.grid), dims, "attention")
+            arrays[part] = NamedArray(ordered.reshape(*ordered.shape[:2], *self.layout.grid), dims, "attention")
         return arrays

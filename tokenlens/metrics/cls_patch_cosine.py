@@ -1,4 +1,4 @@
-"""How aligned CLS is with the patches."""
+"""Mean cosine similarity between the CLS token and the patches."""
 # Shapes: B images, P patches, D channels; "..." any leading axes.
 
 from __future__ import annotations
@@ -6,12 +6,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenlens.metrics.base import FEATURE_SITES, HEAD_COST, HEAD_SITE_NAMES, TokenMetric, Values
+from tokenlens.metrics._per_image import CosineMetric, Values
 from tokenlens.reduction.summaries import TokenSummary
 
 
 def cls_patch_cosine(cls_BD: Tensor, patch_BPD: Tensor) -> Tensor:
-    """Mean over patches of cos(CLS, patch), per image, in [-1, 1].
+    """Compute the mean over patches of cos(CLS, patch), per image, in [-1, 1].
 
     Computed from the sum of the unit patch vectors, so the cost is O(P·D).
 
@@ -23,19 +23,20 @@ def cls_patch_cosine(cls_BD: Tensor, patch_BPD: Tensor) -> Tensor:
     return (normalize(cls_BD, dim=-1) * patch_sum_BD).sum(-1) / patch_BPD.shape[-2]
 
 
-class CLSPatchCosine(TokenMetric):
-    """At every token site; per head for q, k and v where the metric is asked for by name."""
+class CLSPatchCosine(CosineMetric):
+    """Cosine between CLS and the patches of the same image, at every token site and per head at q, k and v.
+
+    Formula: ⟨cos(cls, patch_i)⟩ over patches = u_cls·(Σ u_i)/P, in [−1, 1].
+    Reference: Marouani et al. 2026 (arXiv 2602.08626).
+    Pitfalls: Lengths do not matter, but a few large channels do: they alone can set the cosine.
+    Tested against: every single cosine in NumPy.
+    """
 
     title = "CLS–patch cosine"
-    unit = "cosine"
-    sites = FEATURE_SITES
-    named_sites = HEAD_SITE_NAMES
-    cost = HEAD_COST
-    requires = ("cls",)
-    wanted = frozenset({"unit_patch_sum"})
+    needs = frozenset({"cls", "unit_patch_sum"})
 
     def per_image(self, summary: TokenSummary) -> Values:
-        """As ``cls_patch_cosine``, from the sum that the hook took."""
+        """Compute ``cls_patch_cosine`` from the sum of unit patches."""
         assert summary.unit_patch_sum is not None
         cosine = (summary.unit_group("cls").squeeze(-2) * summary.unit_patch_sum).sum(-1) / summary.patches
         return {("", "cls-patch"): cosine}

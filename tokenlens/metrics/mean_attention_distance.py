@@ -1,21 +1,20 @@
-"""How far patches look."""
+"""Mean distance between patches and the patches that they attend to."""
 # Shapes: B images, H heads, P patches; "..." any leading axes.
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics.base import AttentionMetric, Subject, Values
+from tokenlens.metrics._per_image import PatternMetric, Values
+from tokenlens.metrics.base import Subject
 from tokenlens.reduction.pattern import attention_distances, grid_distances
 from tokenlens.reduction.summaries import PatternSummary
 
 
 def mean_attention_distance(pattern_BHPP: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over patches of Σ_j A_ij·‖i − j‖ / Σ_j A_ij in patches, (B, H), ≥ 0; 0 if each looks at itself alone.
+    """Compute the mean over patches i of Σ_j A_ij·‖i − j‖ / Σ_j A_ij, in patches, (B, H), ≥ 0.
 
-    Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021), figure 7, and Raghu et al., Do Vision Transformers
-    See Like Convolutional Neural Networks? (NeurIPS 2021), where it is in pixels: × the patch size. Patches that pay
-    no attention to patches at all are left out.
+    Patches that pay no attention to patches are left out.
 
     Args:
         pattern_BHPP: attention of patches to patches, in row-major order of the grid; rows need not sum to 1.
@@ -29,14 +28,22 @@ def mean_attention_distance(pattern_BHPP: Tensor, grid: tuple[int, int]) -> Tens
     return attention_distances(pattern_BHPP, distances_PP).nanmean(-1)
 
 
-class MeanAttentionDistance(AttentionMetric):
-    """Per head: in patches, and over what uniform attention on the same grid has, which compares across grids."""
+class MeanAttentionDistance(PatternMetric):
+    """Mean distance at which patches attend to patches, per head.
+
+    Formula: Σ_j A_ij·‖i − j‖ / Σ_j A_ij over patches j, mean over patches i, with ‖i − j‖ between centres on the grid.
+    Parts:
+        distance: in widths of a patch, ≥ 0; times the patch size it is in pixels, the papers' unit.
+        over_uniform: over the distance of uniform attention on the same grid; 0 is each patch alone, 1 as far as
+            without preference. Use it to compare models of other patch or image sizes.
+    Reference: Dosovitskiy et al. 2021 (arXiv 2010.11929), figure 7; Raghu et al. 2021 (arXiv 2108.08810).
+    Pitfalls: Attention to special tokens does not count, since they have no position.
+    Tested against: distances query by query on stored patterns, and closed forms for uniform attention.
+    """
 
     title = "mean attention distance"
     unit = {"distance": "patches", "over_uniform": "× uniform"}  # noqa: RUF012
-    of = PatternSummary
-    wanted_of_pattern = frozenset({"patch_distance"})
-    opt_in = True
+    needs = frozenset({"several_patches", "patch_distance"})
     cost = "a pass over the whole pattern: about 13 % of a ViT-S forward pass at 197 tokens, 40 % at 1370 (CPU)"
 
     def __init__(self) -> None:
@@ -44,12 +51,12 @@ class MeanAttentionDistance(AttentionMetric):
         self._uniform = 0.0
 
     def prepare(self, subject: Subject) -> str | None:
-        """With one patch there is no distance."""
+        """Compute the distance of uniform attention on the grid."""
         self._uniform = float(grid_distances(*subject.layout.grid).mean())
-        return "the image is one single patch" if subject.layout.patches < 2 else super().prepare(subject)
+        return super().prepare(subject)
 
     def per_image(self, summary: PatternSummary) -> Values:
-        """As ``mean_attention_distance``; the hook has taken it already."""
+        """Return the distances that the hook reduced the pattern to."""
         distance = summary.patch_distance
         assert distance is not None
         return {("distance", "patch-patch"): distance, ("over_uniform", "patch-patch"): distance / self._uniform}

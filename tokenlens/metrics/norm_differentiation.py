@@ -1,4 +1,4 @@
-"""How far a norm pulls CLS away from patches, split exactly into its stages: centring, γ and β."""
+"""Fall of the CLS–patch and patch–patch cosine across each norm, split exactly into centring, γ and β."""
 # Shapes: N norms, B images, P patches, D channels; "..." any leading axes.
 
 from __future__ import annotations
@@ -7,19 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics.base import NORM_SITE_NAMES, NamedArray, NormMetric, Values, by_block
+from tokenlens.metrics._per_image import NormMetric, Values
+from tokenlens.metrics.base import NamedArray, by_block
 from tokenlens.metrics.patch_patch_cosine import mean_pair_cosine
-from tokenlens.reduction.batch import BatchSummary
-from tokenlens.reduction.summaries import NormSummary
-from tokenlens.tokens import Key
+from tokenlens.reduction.summaries import BatchSummary, NormSummary
+from tokenlens.tokens import NORM_SITES, Key
 
 
 def norm_stages(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str = "layer", eps: float = 1e-6
 ) -> dict[str, Tensor]:
-    """A norm's tokens after each of its stages, (..., D) each: before, centred, weighted, after.
+    """Compute the tokens after each stage of a norm, (..., D) each: before, centred, weighted, after.
 
-    Dividing by σ is left out of ``centred`` and ``weighted``: a positive number per token cannot move a cosine.
+    ``centred`` and ``weighted`` are not divided by σ: a positive number per token cannot move a cosine.
     """
     centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
     weighted = centred if weight is None else centred * weight
@@ -28,10 +28,10 @@ def norm_stages(
 
 
 def stage_differences(cosines: dict[str, Tensor], kind: str, has_bias: bool) -> dict[str, Tensor]:
-    """The fall of a cosine across each stage; the parts add up to ``total`` = before − after.
+    """Compute the fall of a cosine across each stage; the parts add up to ``total`` = before − after.
 
-    A positive part lowers the cosine (pulls apart), a negative one raises it. RMSNorm has no centring stage, and a norm
-    without bias no β stage. β is what remains up to the norm's real output, so rounding in half precision counts there.
+    RMSNorm has no centring stage, and a norm without bias no β stage. β is the remainder up to the norm's real output,
+    so it includes rounding in half precision.
     """
     parts = {"before": cosines["before"], "after": cosines["after"]}
     if kind == "layer":
@@ -45,16 +45,13 @@ def stage_differences(cosines: dict[str, Tensor], kind: str, has_bias: bool) -> 
     return parts
 
 
-def own_differences(cosines: dict[str, Tensor], shared: dict[str, Tensor], has_bias: bool) -> dict[str, Tensor]:
-    """What it adds to γ's and β's part that CLS has weights of its own.
+def specialized_differences(cosines: dict[str, Tensor], shared: dict[str, Tensor], has_bias: bool) -> dict[str, Tensor]:
+    """Split the parts of γ and β of a specialized norm into ``…_shared`` and ``…_own``.
 
     Args:
-        cosines: of CLS, normed with its own weights, and the patches: ``centred``, ``weighted``, ``after``.
-        shared: ``weighted`` and ``after`` of a CLS that is normed with the patches' weights, and the same patches.
+        cosines: ``centred``, ``weighted`` and ``after`` of CLS with the weights of ``cls``, and the patches.
+        shared: ``weighted`` and ``after`` of CLS with the weights of ``patch``, and the same patches.
         has_bias: whether the norm has a β.
-
-    gamma = gamma_shared + gamma_own, beta = beta_shared + beta_own; total_own = gamma_own + beta_own is 0 where both
-    sets are equal.
     """
     parts = {"total_own": shared["after"] - cosines["after"]}
     if not has_bias:
@@ -67,24 +64,39 @@ def own_differences(cosines: dict[str, Tensor], shared: dict[str, Tensor], has_b
 
 
 class NormDifferentiation(NormMetric):
-    """CLS–patch and patch–patch cosine before and after each norm, and each stage's share of the difference.
+    """CLS–patch and patch–patch cosine before and after each norm, and the fall across each of its stages.
 
-    Where norms are specialized, CLS goes through its own γ and β and the patches through theirs; the parts ``…_shared``
-    and ``…_own`` say what would be left with the patches' weights for both, and what CLS's own add to that. The arrays
-    then hold γ and β of both sets.
+    Formula: total = before − after = centring + gamma + beta. The split is exact: dividing by σ, a positive number
+        per token, cannot move a cosine. **A positive part lowers the cosine: it pulls apart.**
+    Parts:
+        before: cosine of the norm's input, in [−1, 1].
+        after: cosine of its output.
+        total: before − after.
+        centring: cos of x − cos of (x − μ); not for RMSNorm.
+        gamma: cos of (x − μ) − cos of γ⊙(x − μ).
+        beta: cos of γ⊙(x − μ) − cos of the output; not for norms without bias.
+        gamma_shared: ``gamma`` of a CLS with the γ of the patches, in models with specialized norms only.
+        gamma_own: ``gamma`` − ``gamma_shared``: the effect of a separate γ for CLS.
+        beta_shared: ``beta`` of a CLS with γ and β of the patches.
+        beta_own: ``beta`` − ``beta_shared``.
+        total_own: ``gamma_own`` + ``beta_own``. Positive: CLS ends further from the patches than with their weights.
+    Arrays: γ and β of both sets of specialized norms, ``cls_gamma_norm1``, ``patch_beta_norm1``, … (block, channel).
+    Reference: Marouani et al. 2026 (arXiv 2602.08626).
+    Pitfalls: ``…_own`` is about one norm alone: the effect of training with two sets on its input is not in it.
+    Tested against: cosines recomputed stage by stage in NumPy.
     """
 
     title = "differentiation by the norm"
     unit = "cosine"
-    wanted = frozenset({"unit_patch_sum"})
+    needs = frozenset({"unit_patch_sum"})
 
     def __init__(self) -> None:
         super().__init__()
-        self._sets: dict[Key, dict[str, NDArray[np.float32]]] = {}
+        self._parameters: dict[Key, dict[str, NDArray[np.float32]]] = {}
         self._specialized: set[str] = set()
 
     def per_image(self, summary: NormSummary) -> Values:
-        """As ``norm_stages`` and ``stage_differences``, from the sums of unit vectors that the hook took."""
+        """Compute ``stage_differences`` from the sums of unit vectors."""
         layout, patches = summary.layout, summary.layout.patches
         stages = {
             "before": (summary.input.prefix, summary.input.unit_patch_sum),
@@ -105,10 +117,12 @@ class NormDifferentiation(NormMetric):
             if any(summary.specialized):
                 prefix = _normed(summary, index, summary.weight_prefix, summary.bias_prefix)
                 patch = _normed(summary, index, summary.weight_patch, summary.bias_patch)
-                ours, shared = ({name: cosine(x, stages[name][1]) for name, x in of.items()} for of in (prefix, patch))
-                # Set against our own arithmetic: the model's output may be rounded to half precision.
-                shared["after"] = cosines["after"] + (shared["after"] - ours["after"])
-                found |= own_differences(cosines, shared, summary.has_bias)
+                separate, shared = (
+                    {name: cosine(x, stages[name][1]) for name, x in tokens.items()} for tokens in (prefix, patch)
+                )
+                # Against our arithmetic, since the model's output may be rounded to half precision.
+                shared["after"] = cosines["after"] + (shared["after"] - separate["after"])
+                found |= specialized_differences(cosines, shared, summary.has_bias)
             values |= {(part, "cls-patch"): value for part, value in found.items()}
         if patches > 1:
             cosines = {}
@@ -120,39 +134,39 @@ class NormDifferentiation(NormMetric):
         return values
 
     def update(self, batch: BatchSummary) -> None:
-        """Take in one batch; of the first one also the weights, if any norm has two sets."""
+        """Add one batch, and from the first one the weights if any norm has two sets."""
         super().update(batch)
-        stacks = batch.stacks(self.of, self.sites)
-        if self._sets or not any(any(cells.summary.specialized) for cells in stacks):
+        stacks = batch.stacks(self.summary_kind, self.chosen_sites)
+        if self._parameters or not any(any(stack.summary.specialized) for stack in stacks):
             return
-        for cells in stacks:
+        for stack in stacks:
             tensors = {
-                "cls_gamma": cells.summary.weight_prefix,
-                "patch_gamma": cells.summary.weight_patch,
-                "cls_beta": cells.summary.bias_prefix,
-                "patch_beta": cells.summary.bias_patch,
+                "cls_gamma": stack.summary.weight_prefix,
+                "patch_gamma": stack.summary.weight_patch,
+                "cls_beta": stack.summary.bias_prefix,
+                "patch_beta": stack.summary.bias_patch,
             }
-            for key, row in zip(cells.keys, cells.rows, strict=True):
-                self._sets[key] = {
+            for key, row in zip(stack.keys, stack.rows, strict=True):
+                self._parameters[key] = {
                     name: tensor[row, 0].float().cpu().numpy() for name, tensor in tensors.items() if tensor is not None
                 }
-                if cells.summary.specialized[row]:
+                if stack.summary.specialized[row]:
                     self._specialized.add(str(key[1]))
 
     def merge(self, other: NormDifferentiation) -> None:  # type: ignore[override]
-        """Take in what another instance has seen."""
+        """Add the images of another instance."""
         super().merge(other)
-        self._sets = self._sets or other._sets
+        self._parameters = self._parameters or other._parameters
         self._specialized |= other._specialized
 
     def arrays(self) -> dict[str, NamedArray]:
-        """γ and β of both sets, (block, channel), of the sites where any norm has two; equal where it has one."""
+        """Return γ and β of both sets, (block, channel), at sites where any norm has two; equal where it has one."""
         arrays = {}
-        for site in (site for site in NORM_SITE_NAMES if site in self._specialized):
-            keys = [key for key in self._sets if key[1] == site]
-            for name in self._sets[keys[0]]:
-                if all(name in self._sets[key] for key in keys):
-                    values = by_block(keys, np.stack([self._sets[key][name] for key in keys]), site)
+        for site in (site for site in NORM_SITES if site in self._specialized):
+            keys = [key for key in self._parameters if key[1] == site]
+            for name in self._parameters[keys[0]]:
+                if all(name in self._parameters[key] for key in keys):
+                    values = by_block(keys, np.stack([self._parameters[key][name] for key in keys]), site)
                     assert values is not None
                     dims = ("block", "channel")[-values.ndim :]
                     arrays[f"{name}_{site}"] = NamedArray(values, dims, "weight" if "gamma" in name else "activation")
@@ -160,7 +174,7 @@ class NormDifferentiation(NormMetric):
 
 
 def _normed(summary: NormSummary, index: int, weight_N1D: Tensor | None, bias_N1D: Tensor | None) -> dict[str, Tensor]:
-    """A prefix token with these weights, (N, B, D): ``weighted`` and ``after`` of ``norm_stages``."""
+    """Norm one special token with these weights: ``weighted`` and ``after`` of ``norm_stages``, (N, B, D) each."""
     centred_NBD = summary.centred_prefix[..., index, :]
     weighted_NBD = centred_NBD if weight_N1D is None else centred_NBD * weight_N1D
     after_NBD = weighted_NBD / (centred_NBD.square().mean(-1, keepdim=True) + summary.eps[:, None, None]).sqrt()

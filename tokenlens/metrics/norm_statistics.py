@@ -1,22 +1,33 @@
-"""The mean and variance that each norm computes per token, per group."""
+"""Mean and variance that each norm computes per token, by token group."""
 # Shapes: B images, T tokens, P patches, D channels; "..." any leading axes.
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics.base import NormMetric, Values
+from tokenlens.metrics._per_image import NormMetric, Values
 from tokenlens.reduction.summaries import NormSummary
 
 
 def norm_statistics(x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D in the denominator, without ε) of each token, as LayerNorm computes them, (B, T) each."""
+    """Compute mean and variance (D in the denominator, without ε) of each token, as LayerNorm does, (B, T) each."""
     mean = x_BTD.mean(-1)
     return mean, (x_BTD - mean.unsqueeze(-1)).square().mean(-1)
 
 
 class NormStatistics(NormMetric):
-    """Of the input of each norm. RMSNorm has no mean; its mean square takes the variance's place."""
+    """Statistics that a norm computes of each token of its input, mean over the tokens of a group.
+
+    Formula: μ = ⟨x_d⟩ and σ² = ⟨(x_d − μ)²⟩ over the D channels of a token x.
+    Parts:
+        mean: ⟨μ⟩; not for RMSNorm.
+        variance: ⟨σ²⟩, D in the denominator, without ε.
+        mean_square: ⟨x_d²⟩, what RMSNorm computes in place of the variance.
+        log_std_ratio: log σ_cls − ⟨log σ_patch⟩; 0 where CLS and patches have one scale.
+    Reference: Ba et al. 2016 (arXiv 1607.06450); Zhang and Sennrich 2019 (arXiv 1910.07467).
+    Pitfalls: A few massive channels make most of σ².
+    Tested against: ``numpy.mean`` and ``numpy.var`` of stored inputs.
+    """
 
     title = "norm statistics"
     unit = {  # noqa: RUF012
@@ -27,7 +38,7 @@ class NormStatistics(NormMetric):
     }
 
     def per_image(self, summary: NormSummary) -> Values:
-        """Group means of μ and σ², and log(σ_cls/σ_patch) with the patches' mean log σ."""
+        """Average the statistics over the tokens of each group."""
         layout, layer = summary.layout, summary.kind == "layer"
         spread = "variance" if layer else "mean_square"
         values: dict[tuple[str, str], Tensor] = {}

@@ -1,35 +1,44 @@
-"""How much attention and MLP change the residual, per token group."""
+"""Size and direction of the updates of attention and MLP relative to the residual, by token group."""
 # Shapes: B images, T tokens, D channels; "..." any leading axes.
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tokenlens.metrics.base import UpdateMetric, Values
+from tokenlens.metrics._per_image import UpdateMetric, Values
 from tokenlens.reduction.summaries import UpdateSummary
 from tokenlens.tokens import TokenLayout
 
 
 def update_ratio(update_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
-    """‖update‖/‖residual‖ of each token, (B, T), ≥ 0."""
+    """Compute ‖update‖/‖residual‖ of each token, (B, T), ≥ 0."""
     return update_BTD.norm(dim=-1) / residual_BTD.norm(dim=-1)
 
 
 def group_mean(values_BT: Tensor, layout: TokenLayout, group: str) -> Tensor:
-    """Mean over one group's tokens of a number per token."""
+    """Compute the mean over one group's tokens of a number per token."""
     if group == "patch":
         return values_BT[..., layout.patch_slice].mean(-1)
     return values_BT[..., list(layout.positions(group))].mean(-1)
 
 
 class UpdateRatio(UpdateMetric):
-    """‖attn_out‖/‖resid_pre‖ and ‖mlp_out‖/‖resid_mid‖, and the cosine of update and residual; group means."""
+    """Update of each branch relative to the residual that it is added to, mean over the tokens of a group.
+
+    Formula: the update is ``attn_out`` (residual ``resid_pre``) or ``mlp_out`` (residual ``resid_mid``).
+    Parts:
+        ratio: ‖update‖ / ‖residual‖, ≥ 0.
+        cosine: cos(update, residual), in [−1, 1]; undefined for an update of length 0.
+    Reference: Raghu et al. 2021 (arXiv 2108.08810), who compare the norms of branch and skip connection.
+    Pitfalls: A large constant part of the residual lowers the ratio without making the update less important.
+    Tested against: norms and inner products of stored tokens.
+    """
 
     title = "update over residual"
     unit = {"ratio": "ratio", "cosine": "cosine"}  # noqa: RUF012
 
     def per_image(self, summary: UpdateSummary) -> Values:
-        """From norms and inner products of each token."""
+        """Compute ratio and cosine from norms and inner products of each token."""
         layout = summary.layout
         ratio = summary.update_norms / summary.residual_norms
         cosine = summary.product / (summary.update_norms * summary.residual_norms)

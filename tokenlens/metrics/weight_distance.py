@@ -1,4 +1,4 @@
-"""How far the two sets of weights of a specialized module have moved apart."""
+"""Distance between the two sets of weights of each specialized module."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.metrics.base import Metric, Row, Subject, row
-from tokenlens.reduction.batch import BatchSummary
-from tokenlens.specialization import plan_of
+from tokenlens.metrics.base import Metric, Row, Subject, make_row
+from tokenlens.reduction.summaries import BatchSummary
+from tokenlens.specialization import get_plan
 
 
 def weight_distance(cls: Tensor, patch: Tensor) -> tuple[float, float]:
-    """‖w_cls − w_patch‖ / sqrt((‖w_cls‖² + ‖w_patch‖²)/2), in [0, 2], and the cosine of the two.
+    """Compute ‖w_cls − w_patch‖ / √((‖w_cls‖² + ‖w_patch‖²)/2), in [0, 2], and the cosine of the two.
 
     The distance of two sets of zeros (biases before the first step) is 0, their cosine NaN.
     """
@@ -27,13 +27,13 @@ def weight_distance(cls: Tensor, patch: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SpecializedParameter:
-    """A parameter that a model holds twice.
+    """A parameter that a model has twice.
 
     Args:
-        component: what it belongs to (``norm``, ``qkv``, …); for a module that ``specialize`` did not make its class.
-        name: inside its block, the same in all blocks; of the final norm the name in the model.
-        block: number of its block; None outside of the blocks.
-        cls, patch: the values for prefix tokens and for patches.
+        component: ``norm``, ``qkv``, …; the class name of a module that ``specialize`` did not make.
+        name: name in its block, the same in all blocks; the name in the model outside the blocks.
+        block: its block; None outside the blocks.
+        cls, patch: values for special tokens and for patches.
     """
 
     component: str
@@ -44,15 +44,15 @@ class SpecializedParameter:
 
 
 def specialized_parameters(model: nn.Module) -> Iterator[SpecializedParameter]:
-    """Every parameter held twice: of modules with children called ``cls`` and ``patch``."""
-    plan = plan_of(model)
-    planned = {} if plan is None else {replacement.path: replacement for replacement in plan.replacements}
+    """Yield every parameter that exists twice: those of modules with children called ``cls`` and ``patch``."""
+    plan = get_plan(model)
+    planned = {} if plan is None else {module.path: module for module in plan.modules}
     for path, module in model.named_modules():
         sides = dict(module.named_children())
         if not {"cls", "patch"} <= sides.keys():
             continue
         if path in planned:
-            component, block, inside = planned[path].component, planned[path].block, planned[path].inside
+            component, block, inside = planned[path].component, planned[path].block, planned[path].path_in_block
         else:
             component = type(sides["patch"]).__name__
             block, inside = _in_block(path)
@@ -63,43 +63,53 @@ def specialized_parameters(model: nn.Module) -> Iterator[SpecializedParameter]:
 
 
 def _in_block(path: str) -> tuple[int | None, str]:
-    """The block and the rest of a path like ``blocks.3.norm1``, where nobody says which modules are the blocks.
+    """Split a path like ``blocks.3.norm1`` into the block and the rest, for a model without a plan.
 
     >>> _in_block("blocks.3.norm1"), _in_block("norm")
     ((3, 'norm1'), (None, 'norm'))
     """
-    words = path.split(".")
-    first = next((index for index, word in enumerate(words[:-1]) if word.isdigit()), None)
-    return (None, path) if first is None else (int(words[first]), ".".join(words[first + 1 :]))
+    parts = path.split(".")
+    first = next((index for index, part in enumerate(parts[:-1]) if part.isdigit()), None)
+    return (None, path) if first is None else (int(parts[first]), ".".join(parts[first + 1 :]))
 
 
 class WeightDistance(Metric):
-    """Of every parameter of every specialized module; exact, so without spread, and n counts its elements.
+    """Distance between the parameters for special tokens and those for patches, of specialized models only.
 
-    The site is the component and the parameter's name inside its block: ``norm/norm1.weight``.
+    Formula: for each parameter w of each specialized module; exact, so without spread; ``n`` counts its elements.
+    Parts:
+        relative_distance: ‖w_cls − w_patch‖ / √((‖w_cls‖² + ‖w_patch‖²)/2), in [0, 2]: 0 where both are equal, √2 at
+            right angles.
+        cosine: cos(w_cls, w_patch), in [−1, 1]; undefined for two sets of zeros.
+    Reference: Marouani et al. 2026 (arXiv 2602.08626) on layer specialization.
+    Pitfalls: ``site`` is component and name of the parameter, e.g. ``norm/norm1.weight``. At one learning rate small
+        parameters change relatively more than large ones: compare a parameter with itself in other blocks and runs.
+    Tested against: NumPy on the model's parameters.
     """
 
-    title = "distance of the two sets of weights"
-    unit = "relative distance"
+    title = "distance between the two sets of weights"
+    unit = {"relative_distance": "relative distance", "cosine": "cosine"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
 
     def prepare(self, subject: Subject) -> str | None:
-        """Read the parameters."""
+        """Compute the rows from the model's parameters."""
         for parameter in specialized_parameters(subject.model):
             distance, cosine = weight_distance(parameter.cls, parameter.patch)
             site, n = f"{parameter.component}/{parameter.name}", parameter.cls.numel()
-            for part, value, unit in (("relative_distance", distance, self.unit), ("cosine", cosine, "cosine")):
-                self._rows.append(row(part, parameter.block, site, "cls-patch", value=value, n=n, unit=unit))
+            for part, value in (("relative_distance", distance), ("cosine", cosine)):
+                self._rows.append(
+                    make_row((part, parameter.block, site, "cls-patch", None), value, n, self.unit_of(part))
+                )
         return None if self._rows else "no module of the model is specialized"
 
     def update(self, batch: BatchSummary) -> None:
-        """Images do not matter."""
+        """Do nothing: images do not matter."""
 
     def merge(self, other: Any) -> None:
-        """Images do not matter."""
+        """Do nothing: images do not matter."""
 
     def rows(self) -> list[Row]:
-        """Two rows for each parameter."""
+        """Return two rows per parameter."""
         return self._rows

@@ -1,4 +1,4 @@
-"""Checkpoint files: plain tensors only, read, unwrapped, and compared with the model they are meant for."""
+"""Read checkpoint files, plain tensors only, and compare them with a model: names, shapes, and what does not fit."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ WRAPPERS = (
     "target_encoder",
     "encoder",
 )
-"""Keys under which training scripts keep the weights (timm, MAE, DeiT, DINO, I-JEPA), the averaged ones first."""
+"""Keys under which training scripts store the weights (timm, MAE, DeiT, DINO, I-JEPA), averaged weights first."""
 
 PREFIXES = ("_orig_mod.", "module.", "model.")
-"""What wrappers put before every name: torch.compile, DistributedDataParallel, Lightning."""
+"""Prefixes that torch.compile, DistributedDataParallel and Lightning add to every name."""
 
-NAMED = 8
-"""How many keys of each kind an error names."""
+
+MAX_NAMES = 8
+"""Number of keys of each kind that an error message names."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one file.
+    """The tensors of a checkpoint file.
 
     Args:
-        tensors: by parameter name, on the CPU; half precision as float32, which resampling would round otherwise.
-        source: the path, and how the tensors lay in the file.
-        sha256: of the file.
+        tensors: tensors by parameter name, on the CPU; half precision is converted to float32 before any resampling.
+        source: path of the file, and which wrappers and prefixes were removed.
+        sha256: hash of the file.
     """
 
     tensors: dict[str, Tensor]
@@ -58,7 +59,7 @@ class Checkpoint:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor of a state dict, by sorted name."""
+    """Return the SHA-256 over name, dtype, shape and bytes of all tensors of a state dict, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, Tensor):
@@ -70,24 +71,24 @@ def weights_sha256(module: nn.Module) -> str:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a safetensors file or a ``torch.load(weights_only=True)`` file.
 
-    Weights inside ``state_dict``, ``model``, ``teacher`` and the like are unwrapped, ``module.`` and ``backbone.``
-    taken off the names; ``source`` says so.
+    Weights are taken out of ``state_dict``, ``model``, ``teacher`` and the like, and the prefixes ``module.`` and
+    ``backbone.`` are removed; ``source`` says so.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, it holds anything but plain tensors (never unpickled: that
-            would run code from the file), or no state dict is found in it.
+        ValueError: if the file does not exist, is damaged, has no state dict, or contains anything but plain tensors
+            (which is never unpickled, because that would run code from the file).
     """
     path = Path(path).expanduser()
     if not path.is_file():
         what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
         raise ValueError(f"checkpoint {path} {what}; expected a safetensors file or a PyTorch file of plain tensors")
     content = _read(path)
-    steps: list[str] = []
+    removed: list[str] = []
     tensors = {
         name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for name, tensor in _strip(_unwrap(content, path, steps), steps).items()
+        for name, tensor in _strip_prefixes(_unwrap(content, path, removed), removed).items()
     }
-    source = f"{path}: {', '.join(steps)}" if steps else str(path)
+    source = f"{path}: {', '.join(removed)}" if removed else str(path)
     return Checkpoint(tensors=tensors, source=source, sha256=file_sha256(path))
 
 
@@ -96,9 +97,9 @@ def _read(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"checkpoint {path} is no readable safetensors file: {error}") from error
+            raise ValueError(f"checkpoint {path} is not a readable safetensors file: {error}") from error
     try:
-        # DeiT, MAE and DINO published their arguments beside the weights: a Namespace holds data, it runs nothing.
+        # DeiT, MAE and DINO published a Namespace of arguments with the weights; it holds data and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,58 +118,59 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _unwrap(content: Any, path: Path, steps: list[str]) -> dict[str, Tensor]:
+def _unwrap(content: Any, path: Path, removed: list[str]) -> dict[str, Tensor]:
     inside = ""
     while isinstance(content, Mapping):
         if any(isinstance(value, Tensor) for value in content.values()):
             if inside:
-                steps.append(f"under {inside!r}")
+                removed.append(f"under {inside!r}")
             return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping) and content[key]), None)
         if wrapper is None:
             break
         inside = f"{inside}.{wrapper}".lstrip(".")
         content = content[wrapper]
-    keys = f" Its keys: {_listed(map(str, content))}." if isinstance(content, Mapping) else ""
+    keys = f" Its keys: {join_keys(map(str, content))}." if isinstance(content, Mapping) else ""
     raise ValueError(
         f"checkpoint {path} holds no state dict: looked for tensors on top and under {', '.join(WRAPPERS)}.{keys}"
     )
 
 
-def _strip(tensors: dict[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
+def _strip_prefixes(tensors: dict[str, Tensor], removed: list[str]) -> dict[str, Tensor]:
     for prefix in PREFIXES * 2:  # wrapped twice, in either order
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            steps.append(f"without the prefix {prefix!r}")
+            removed.append(f"without the prefix {prefix!r}")
     inner = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
     if inner:
         rest = len(tensors) - len(inner)
-        steps.append("without the prefix 'backbone.'" + (f" and {rest} tensors outside the backbone" if rest else ""))
+        removed.append("without the prefix 'backbone.'" + (f" and {rest} tensors outside the backbone" if rest else ""))
         return inner
     return tensors
 
 
-def native_names(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors as timm would hand them to ``load_state_dict``: its names, and its sizes of position embedding.
+def adapt_to_timm(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors with timm's names and the model's size of position embedding, as timm would load them.
 
-    Uses the ``checkpoint_filter_fn`` beside the model's class, where timm has one that understands the checkpoint.
+    Uses the ``checkpoint_filter_fn`` of the module that defines the model's class, if there is one and it understands
+    the checkpoint.
     """
     for cls in type(model).__mro__:
         adapt = getattr(sys.modules.get(cls.__module__), "checkpoint_filter_fn", None)
         if adapt is not None:
-            scales = {"adapt_layer_scale": True} if "adapt_layer_scale" in signature(adapt).parameters else {}
+            options = {"adapt_layer_scale": True} if "adapt_layer_scale" in signature(adapt).parameters else {}
             try:
-                adapted: dict[str, Tensor] = adapt(dict(tensors), model, **scales)
+                adapted: dict[str, Tensor] = adapt(dict(tensors), model, **options)
             except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, AssertionError):
-                break  # a foreign checkpoint: compare it as it is
+                break  # a foreign checkpoint: compare it unchanged
             return adapted
     return tensors
 
 
-def misfit(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """What keeps a state dict from loading into a model, strictly; None if nothing does.
+def describe_mismatch(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Describe why a state dict does not load into a model strictly; None if it does.
 
-    Names at most ``NAMED`` missing, unexpected and mis-shaped keys each, with counts.
+    Names at most ``MAX_NAMES`` missing, unexpected and mis-shaped keys each, with counts.
     """
     wanted = model.state_dict()
     parts = []
@@ -178,31 +180,32 @@ def misfit(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
         (
             "of another shape",
             sorted(
-                f"{name} ({_shape(tensors[name])} in the checkpoint, {_shape(wanted[name])} in the model)"
+                f"{name} ({_format_shape(tensors[name])} in the checkpoint, {_format_shape(wanted[name])} in the model)"
                 for name in set(wanted) & set(tensors)
                 if tensors[name].shape != wanted[name].shape
             ),
         ),
     ):
         if keys:
-            parts.append(f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}: {_listed(keys)}")
+            parts.append(f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}: {join_keys(keys)}")
     return "; ".join(parts) or None
 
 
-def resampled(tensors: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> list[str]:
-    """A sentence for each tensor that was given another size on the way into the model."""
+def describe_resampling(tensors: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> list[str]:
+    """Return a sentence for each tensor whose shape was changed to fit the model."""
     return [
-        f"{name} resampled from {_shape(tensor)} to {_shape(adapted[name])}"
+        f"{name} resampled from {_format_shape(tensor)} to {_format_shape(adapted[name])}"
         for name, tensor in tensors.items()
         if name in adapted and adapted[name].shape != tensor.shape
     ]
 
 
-def _listed(keys: Iterable[str]) -> str:
+def join_keys(keys: Iterable[str]) -> str:
+    """Join keys with commas; beyond ``MAX_NAMES`` count them."""
     keys = list(keys)
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return ", ".join(keys[:NAMED]) + more
+    more = f" and {len(keys) - MAX_NAMES} more" if len(keys) > MAX_NAMES else ""
+    return ", ".join(keys[:MAX_NAMES]) + more
 
 
-def _shape(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"

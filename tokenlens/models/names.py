@@ -1,4 +1,4 @@
-"""What a model's name stands for: an architecture of timm's and the place its published weights are in."""
+"""Resolve model names: the timm architecture that a name stands for, and where its weights are."""
 
 from __future__ import annotations
 
@@ -12,43 +12,42 @@ from typing import Any
 import timm
 from huggingface_hub.utils import HFValidationError
 
-from tokenlens.catalog import nearest
-from tokenlens.models import shipped
-from tokenlens.storage.downloads import UnreachableError, hub_file
+from tokenlens.catalog import did_you_mean
+from tokenlens.models import shipped, timm_registration
+from tokenlens.storage.downloads import UnreachableError, download_hub_file
 from tokenlens.storage.result import SETTINGS
 
-RUN = SETTINGS["training"]
-"""What a training says of itself, in its run folder."""
+assert timm_registration, "imported to register specialized and shipped models in timm"
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FORMS = (
     "one that comes with tokenlens (tokenlens_tiny), a timm name (vit_base_patch16_224.augreg_in21k), "
     "hf-hub:owner/name, local-dir:PATH, the run folder of a training or specialized:PRESET:NAME"
 )
-TWIN = "_specialized"
-"""What stands behind a timm name that tokenlens registers for the specialized model of that architecture."""
+SPECIALIZED_SUFFIX = "_specialized"
+"""Suffix of the timm names that tokenlens registers for specialized models."""
 GET_WEIGHTS = (
-    "Get them once on a machine with network (they are then kept in the cache), hand over a file that you have with "
-    "--checkpoint FILE (checkpoint=…), or look at random weights with --no-pretrained (pretrained=False)."
+    "Download them once on a machine with network (they stay in the cache), pass a file with --checkpoint FILE "
+    "(checkpoint=…), or analyze random weights with --no-pretrained (pretrained=False)."
 )
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a named model is made from.
+class ModelSource:
+    """The architecture and the weights that a model's name stands for.
 
     Args:
-        name: as the user gave it.
-        timm_name: what ``timm.create_model`` takes; for a hub model the folder of its snapshot in the cache.
-        repo: of the Hugging Face hub, where the weights are there; with ``revision`` and the ``files`` to look for.
+        name: the name as the user gave it.
+        timm_name: the name for ``timm.create_model``; for a hub model the folder of its snapshot in the cache.
+        repo: Hugging Face repository of the weights, with ``revision`` and the ``files`` to look for.
         revision: branch, tag or commit; None is the main branch.
-        files: names that the weights may have, the preferred one first.
-        url: of the weights, where they are elsewhere on the web.
-        folder: of the weights, where they are on this machine.
-        place: what that folder is called in a result; empty for its path.
-        custom: whether timm reads the file with the model's own loader (JAX archives).
-        specialization: name of the preset by which the model is specialized; None for a model as it is.
-        trained: for the run folder of a training: by which recipe, with which seed, and how far; else empty.
+        files: possible names of the file of weights, the preferred one first.
+        url: address of weights that are elsewhere on the web.
+        folder: folder of weights that are on this machine.
+        label: name of that folder in results; empty for its path.
+        custom_loader: whether timm reads the file with the model's own loader (JAX archives).
+        specialization: name of the preset by which the model is specialized; None for a standard model.
+        training: for the run folder of a training its recipe, seed and progress; else empty.
     """
 
     name: str
@@ -58,74 +57,76 @@ class Origin:
     files: tuple[str, ...] = WEIGHT_NAMES
     url: str | None = None
     folder: Path | None = None
-    place: str = ""
-    custom: bool = False
+    label: str = ""
+    custom_loader: bool = False
     specialization: str | None = None
-    trained: str = ""
+    training: str = ""
 
 
-def find_origin(name: str) -> Origin:
-    """Where a named model is made from; for a model of the hub this fetches its configuration.
+def find_model_source(name: str) -> ModelSource:
+    """Resolve the name of a model; for a model of the Hugging Face hub this downloads its configuration.
 
     Raises:
-        LookupError: for an unknown name or weights tag, with the ones there are.
-        ValueError: for a hub or a folder that does not give the configuration of a timm model.
+        LookupError: for an unknown name or weights tag, with the available ones.
+        ValueError: for a repository or folder without the configuration of a timm model.
     """
-    if name in shipped.names():
-        folder = shipped.folder_of(name)
-        return Origin(name, f"local-dir:{folder}", folder=folder, place=shipped.origin())
+    if name in shipped.list_names():
+        folder = shipped.find_folder(name)
+        return ModelSource(name, f"local-dir:{folder}", folder=folder, label=shipped.describe_source())
     prefix, colon, rest = name.partition(":")
     prefix = prefix.lower().replace("_", "-") if colon else ""
     if prefix == "specialized":
-        return _specialized_origin(name, rest)
+        return _find_specialized(name, rest)
     if prefix == "local-dir":
-        return _folder_origin(name, Path(rest).expanduser())
+        return _find_folder(name, Path(rest).expanduser())
     if prefix == "hf-hub":
         repo, _, revision = rest.partition("@")
         try:
-            config = hub_file(repo, ["config.json"], revision or None)
+            config = download_hub_file(repo, ["config.json"], revision or None)
         except (UnreachableError, HFValidationError) as error:
             raise ValueError(
-                f"the model {name!r} cannot be had: {error}. Get it once on a machine with network (it is then kept in "
-                "the cache), or name a folder that timm saved with local-dir:PATH."
+                f"the model {name!r} is not available: {error}. Download it once on a machine with network (it stays "
+                "in the cache), or use a folder that timm saved with local-dir:PATH."
             ) from error
         _check_config(name, config)
-        return Origin(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None)
+        return ModelSource(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None)
     folder = Path(name).expanduser()
     if folder.is_dir() and not timm.is_model(name.partition(".")[0]):
-        if training_of(folder) is None:
+        if read_training_settings(folder) is None:
             raise ValueError(
-                f"{name!r} is a folder, but no run of `tokenlens train` (there is no {RUN} of one in it); a model in "
-                f"timm's format is read with local-dir:{name}"
+                f"{name!r} is a folder without the {SETTINGS['training']} of a `tokenlens train` run; for a model in "
+                f"timm's format write local-dir:{name}"
             )
-        return _folder_origin(name, folder)
+        return _find_folder(name, folder)
     if colon or "/" in name:
-        hint = "" if colon else f" For a model of the Hugging Face hub write hf-hub:{name}."
-        raise LookupError(f"no model is called {name!r}; names are {FORMS}.{hint}")
+        hint = "" if colon else f" For a model of the Hugging Face Hub, write hf-hub:{name}."
+        raise LookupError(f"no model is called {name!r}; expected {FORMS}.{hint}")
     architecture, dot, tag = name.partition(".")
-    if architecture.endswith(TWIN) and timm.is_model(architecture):
-        return replace(find_origin(architecture.removesuffix(TWIN) + dot + tag), name=name, specialization="paper")
-    return _registered_origin(name)
+    if architecture.endswith(SPECIALIZED_SUFFIX) and timm.is_model(architecture):
+        standard = architecture.removesuffix(SPECIALIZED_SUFFIX) + dot + tag
+        return replace(find_model_source(standard), name=name, specialization="paper")
+    return _find_registered(name)
 
 
-def _specialized_origin(name: str, rest: str) -> Origin:
+def _find_specialized(name: str, rest: str) -> ModelSource:
     preset, _, standard = rest.partition(":")
     if not preset or not standard:
         raise LookupError(
             f"no model is called {name!r}; a specialized model is specialized:PRESET:NAME of a standard one"
         )
-    origin = find_origin(standard)
-    if origin.specialization is not None:
-        raise ValueError(f"{name!r}: {standard} is specialized already; name the standard model behind it")
-    return replace(origin, name=name, specialization=preset)
+    source = find_model_source(standard)
+    if source.specialization is not None:
+        raise ValueError(f"{name!r}: {standard} is specialized already; name the standard model")
+    return replace(source, name=name, specialization=preset)
 
 
-def _registered_origin(name: str) -> Origin:
+def _find_registered(name: str) -> ModelSource:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        close = nearest(architecture, timm.list_models())
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise LookupError(f"no model is called {name!r}.{hint} `tokenlens list models` shows what can be analyzed.")
+        hint = did_you_mean(architecture, timm.list_models())
+        raise LookupError(
+            f"no model is called {name!r}.{hint} `tokenlens list models` lists the models that can be analyzed."
+        )
     renamed = timm.models.get_deprecated_models()
     if architecture in renamed:
         raise LookupError(f"timm has renamed {architecture!r} to {renamed[architecture]!r}; use that name")
@@ -137,48 +138,51 @@ def _registered_origin(name: str) -> Origin:
             f"{architecture} has no weights tagged {tag!r}. Available: {', '.join(filter(None, tags)) or 'none'}."
         ) from error
     if config is None or not config.has_weights:
-        return Origin(name, name)
+        return ModelSource(name, name)
     files = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHT_NAMES
     url = config.url if isinstance(config.url, str) else None
-    return Origin(name, name, repo=config.hf_hub_id, files=files, url=url or None, custom=bool(config.custom_load))
+    return ModelSource(
+        name, name, repo=config.hf_hub_id, files=files, url=url or None, custom_loader=bool(config.custom_load)
+    )
 
 
-def training_of(folder: Path) -> dict[str, Any] | None:
-    """What the run folder of a training says of itself; None for any other folder.
+def read_training_settings(folder: Path) -> dict[str, Any] | None:
+    """Read the settings that a training wrote to its run folder; None for any other folder.
 
     Raises:
-        ValueError: for a damaged one.
+        ValueError: if the settings are damaged.
     """
-    file = folder / RUN
+    file = folder / SETTINGS["training"]
     if not file.is_file():
         return None
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON object") from error
-    return told if isinstance(told, dict) and told.get("kind") == "training" else None
+        raise ValueError(f"{file} is not a JSON object") from error
+    return settings if isinstance(settings, dict) and settings.get("kind") == "training" else None
 
 
-def _folder_origin(name: str, folder: Path) -> Origin:
-    training = training_of(folder)
+def _find_folder(name: str, folder: Path) -> ModelSource:
+    training = read_training_settings(folder)
     if training is not None and not (folder / "config.json").is_file():
         raise ValueError(
-            f"{name!r}: the training in {folder} has not written its weights yet ({_progress(training)}). They are "
-            "written at its end and whenever it stops cleanly (--max-minutes, Ctrl-C); the same command goes on"
+            f"{name!r}: the training in {folder} has not written its weights yet ({_format_progress(training)}). They "
+            "are written at its end and whenever it stops cleanly (--max-minutes, Ctrl-C); run the same command again "
+            "to resume"
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf)")
     _check_config(name, folder / "config.json")
-    trained = (
-        ""
-        if training is None
-        else (f"trained by the recipe {training['name']}, seed {training['recipe']['seed']}, {_progress(training)}")
-    )
-    return Origin(name, f"local-dir:{folder}", folder=folder, trained=trained)
+    described = ""
+    if training is not None:
+        described = (
+            f"trained by the recipe {training['name']}, seed {training['recipe']['seed']}, {_format_progress(training)}"
+        )
+    return ModelSource(name, f"local-dir:{folder}", folder=folder, training=described)
 
 
-def _progress(training: Mapping[str, Any]) -> str:
-    """How far the model that was written is; the training itself may have gone on since."""
+def _format_progress(training: Mapping[str, Any]) -> str:
+    """Return at which step the saved model is; the training itself may be further by now."""
     step, steps = training.get("model_step", training["step"]), training["steps"]
     return f"step {step} of {steps}" + (" (unfinished)" if step < steps else "")
 
@@ -188,29 +192,33 @@ def _check_config(name: str, file: Path) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         architecture = config.get("architecture")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{name!r}: {file} is no JSON object") from error
+        raise ValueError(f"{name!r}: {file} is not a JSON object") from error
     if architecture is None:
         raise ValueError(
-            f'{name!r} is not in timm\'s format: its config.json names no "architecture". Load a model of another '
-            "library with that library and hand the module over"
+            f'{name!r} is not in timm\'s format: its config.json has no "architecture". Load a model of another '
+            "library with that library, and pass the module"
         )
     if not timm.is_model(architecture):
         raise LookupError(f"{name!r} is a {architecture!r}, which timm {timm.__version__} does not have")
 
 
-def weights_file(given: str | os.PathLike[str]) -> Path:
-    """Where weights to start from are: a file, or that of a run folder or of a model that comes with tokenlens.
+def find_weights_file(given: str | os.PathLike[str]) -> Path:
+    """Return the file of weights of a file, a training's run folder, or a model that comes with tokenlens.
 
     Raises:
         ValueError: for the run folder of a training that has not written its weights yet.
     """
     name, path = os.fspath(given), Path(given).expanduser()
-    folder = shipped.folder_of(name) if name in shipped.names() else path
-    return weights_in(name, folder) if folder != path or training_of(folder) is not None else path
+    folder = shipped.find_folder(name) if name in shipped.list_names() else path
+    return find_weights(name, folder) if folder != path or read_training_settings(folder) is not None else path
 
 
-def weights_in(name: str, folder: Path) -> Path:
-    """The file of weights in a model's folder."""
+def find_weights(name: str, folder: Path) -> Path:
+    """Return the file of weights in the folder of a model.
+
+    Raises:
+        ValueError: if there is none, or a choice of several.
+    """
     for known in WEIGHT_NAMES:
         if (folder / known).is_file():
             return folder / known
@@ -219,6 +227,6 @@ def weights_in(name: str, folder: Path) -> Path:
         return files[0]
     found = f"{len(files)} files of weights ({', '.join(file.name for file in files[:8])})" if files else "no weights"
     raise ValueError(
-        f"{name!r}: {folder} holds {found}; expected {' or '.join(WEIGHT_NAMES)}, or choose with --checkpoint FILE "
-        "(checkpoint=…), or look at random weights with --no-pretrained (pretrained=False)."
+        f"{name!r}: {folder} holds {found}; expected {' or '.join(WEIGHT_NAMES)}. Choose a file with --checkpoint "
+        "FILE (checkpoint=…), or analyze random weights with --no-pretrained (pretrained=False)."
     )

@@ -1,7 +1,9 @@
-"""Specialized models, and those that come with tokenlens, by name in timm. Importing this file registers them.
+"""Register specialized models, and those that come with tokenlens, in timm.
 
-It is imported right after timm, maybe in the middle of the import of this very package: on top it imports timm alone,
-and what needs the standard library alone.
+``import tokenlens.models.timm_registration`` makes these names known to timm, for scripts that create models with
+``timm.create_model``: ``vit_small_patch16_224_specialized`` (each of ``SIZES`` with that suffix), ``specialized_vit``
+(which saved specialized models name as their architecture), ``tokenlens_tiny`` and ``tokenlens_tiny_specialized``. The
+functions and commands of tokenlens import this module themselves.
 """
 
 from __future__ import annotations
@@ -10,16 +12,15 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model
 from torch import nn
 
 from tokenlens.models import shipped
-
-if TYPE_CHECKING:
-    from tokenlens.specialization import Specialization
+from tokenlens.models.checkpoints import read_checkpoint
+from tokenlens.specialization import Specialization, has_specialized_weights, specialize
 
 SIZES = (
     *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
@@ -27,6 +28,9 @@ SIZES = (
     *(f"vit_{size}_patch14_{kind}" for size in ("small", "base", "large") for kind in ("dinov2", "reg4_dinov2")),
 )
 """timm's architectures of the paper's kinds and sizes; each is registered again with ``_specialized`` added."""
+
+_FOLDER_KEYS = ("architecture", "tag", "file", "source")
+"""Entries of timm's configuration that come from a shipped model's folder."""
 
 
 @register_model
@@ -38,61 +42,58 @@ def specialized_vit(
     specialization: str | Mapping[str, Any] | Specialization | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Any Vision Transformer of timm, specialized.
+    """Create any Vision Transformer of timm, specialized.
 
     Args:
-        pretrained: load weights: those published for the architecture, or those beside a saved specialized model.
-        pretrained_cfg: as timm hands it over; of a saved specialized model it says the architecture and specialization.
-        pretrained_cfg_overlay: as timm hands it over.
-        architecture: timm's name of the standard model, with or without a weights tag.
-        specialization: a preset's name, or what ``Specialization.to_dict`` gave.
-        kwargs: of the standard model.
+        pretrained: load weights: those published for the architecture, or those of a saved specialized model.
+        pretrained_cfg: from timm; that of a saved specialized model names its architecture and specialization.
+        pretrained_cfg_overlay: from timm.
+        architecture: timm name of the standard model, with or without a weights tag.
+        specialization: the name of a preset, or a mapping as from ``Specialization.to_dict``.
+        kwargs: options of the standard model.
 
     Raises:
         ValueError: without an architecture.
     """
-    from tokenlens.specialization import has_two_sets, specialize
-
     config = dict(pretrained_cfg) if isinstance(pretrained_cfg, Mapping) else pretrained_cfg
     saved = config.pop("specialized", None) if isinstance(config, dict) else None
     if saved is not None:
         architecture, specialization = saved["architecture"], saved["specialization"]
     if architecture is None:
         raise ValueError("specialized_vit needs architecture=…, the name of a standard model of timm")
-    two_sets = saved is not None or has_two_sets((pretrained_cfg_overlay or {}).get("state_dict") or {})
+    specialized = saved is not None or has_specialized_weights((pretrained_cfg_overlay or {}).get("state_dict") or {})
     model = timm.create_model(
         architecture,
-        pretrained=pretrained and not two_sets,
+        pretrained=pretrained and not specialized,
         pretrained_cfg=config,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         **kwargs,
     )
     specialize(model, "paper" if specialization is None else specialization)
-    if pretrained and two_sets:
-        _load(model)
+    if pretrained and specialized:
+        _load_weights(model)
     return model
 
 
-def _load(model: Any) -> None:
-    """As timm's own factory loads weights, after the model was specialized."""
-    config = model.pretrained_cfg
+def _load_weights(model: Any) -> None:
+    """Load weights as timm's factory does, but after the model was specialized."""
     modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)
     adapt = next((found for module in modules if (found := getattr(module, "checkpoint_filter_fn", None))), None)
     load_pretrained(
         model,
-        pretrained_cfg=config,
+        pretrained_cfg=model.pretrained_cfg,
         num_classes=model.num_classes,
         in_chans=getattr(model, "in_chans", 3),
         filter_fn=adapt,
     )
 
 
-def _register(architecture: str) -> None:
+def _register_specialized(architecture: str) -> None:
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return specialized_vit(pretrained, **{"architecture": architecture} | kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = f"{architecture}_specialized"
-    entry_point.__doc__ = f"{architecture}, specialized as in the paper, or by ``specialization=…``."
+    entry_point.__doc__ = f"Create {architecture}, specialized as in the paper, or by ``specialization=…``."
     register_model(entry_point)
 
 
@@ -105,14 +106,12 @@ def _register_shipped(name: str) -> None:
     ) -> nn.Module:
         if isinstance(pretrained_cfg, str):
             raise RuntimeError(f"{name} has no weights tagged {pretrained_cfg!r}; its name goes without a tag")
-        # timm's scripts hand over what `_published` told them; a folder brings its own, so theirs goes on top of it.
+        # timm's scripts pass a changed copy of `_read_config`; their changes go on top of the folder's configuration.
         given = asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else dict(pretrained_cfg or {})
-        overlay = {key: value for key, value in given.items() if value is not None and key not in _OF_THE_FOLDER}
+        overlay = {key: value for key, value in given.items() if value is not None and key not in _FOLDER_KEYS}
         overlay |= pretrained_cfg_overlay or {}
-        folder = shipped.folder_of(name)
+        folder = shipped.find_folder(name)
         if pretrained and not {"file", "state_dict"} & overlay.keys():
-            from tokenlens.models.checkpoints import read_checkpoint
-
             # In float32, so that resampling for another size does not round to float16 again.
             overlay |= {"state_dict": read_checkpoint(folder / "model.safetensors").tensors, "source": ""}
         model = timm.create_model(f"local-dir:{folder}", pretrained, pretrained_cfg_overlay=overlay, **kwargs)
@@ -124,20 +123,17 @@ def _register_shipped(name: str) -> None:
     register_model(entry_point)
 
 
-def _published(name: str) -> dict[str, Any]:
-    """What timm's list of pretrained models tells of a model that comes with tokenlens."""
-    folder = shipped.folder_of(name)
+def _read_config(name: str) -> dict[str, Any]:
+    """Return the entry of a shipped model in timm's list of pretrained models."""
+    folder = shipped.find_folder(name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
     known = {field.name for field in fields(PretrainedCfg)}
     return {key: value for key, value in config.items() if key in known} | {"file": str(folder / "model.safetensors")}
 
 
-_OF_THE_FOLDER = ("architecture", "tag", "file", "source")
-"""What a shipped model's own folder says better than timm's list."""
-
-default_cfgs = generate_default_cfgs({name: _published(name) for name in shipped.names()})  # timm looks for that name
+default_cfgs = generate_default_cfgs({name: _read_config(name) for name in shipped.list_names()})  # timm's name for it
 
 for _name in SIZES:
-    _register(_name)
-for _name in shipped.names():
+    _register_specialized(_name)
+for _name in shipped.list_names():
     _register_shipped(_name)

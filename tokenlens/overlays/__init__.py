@@ -1,1 +1,1 @@
-"""Maps of recorded tokens over the patch grid."""
+"""Maps of recorded tokens over the patch grid, and how they are drawn on the photograph."""

@@ -1,26 +1,42 @@
-"""How much a frozen model's features tell: a small head on them, trained and tested; one file per probe.
+"""Probes: train a small head on a frozen model's features and test it. One file per probe."""
 
-docs/probes.md has the protocols, docs/add-a-probe.md a probe of one's own.
-"""
-
-from tokenlens.probes._features import RAW_PIXELS
-from tokenlens.probes._probe import SOURCES, probe, probes
-from tokenlens.probes._result import ProbeResult, table_of
-from tokenlens.probes.base import RANKS, Grids, ImageProbe, Judgement, Predictions, Probe, Vectors, package
+from tokenlens.probes._extraction import SplitFeatures, extract_features
+from tokenlens.probes._features import RAW_PIXELS, FrozenModel
+from tokenlens.probes._heads import Heads, Schedule, hold_out, train_heads
+from tokenlens.probes._probe import SOURCES, probe
+from tokenlens.probes._result import ProbeResult, make_table
+from tokenlens.probes.base import (
+    RANKS,
+    ImageFeatures,
+    ImageProbe,
+    PatchFeatures,
+    Predictions,
+    Probe,
+    ProbeScore,
+    import_extra,
+    probes,
+)
 
 __all__ = [
     "RANKS",
     "RAW_PIXELS",
     "SOURCES",
-    "Grids",
+    "FrozenModel",
+    "Heads",
+    "ImageFeatures",
     "ImageProbe",
-    "Judgement",
+    "PatchFeatures",
     "Predictions",
     "Probe",
     "ProbeResult",
-    "Vectors",
-    "package",
+    "ProbeScore",
+    "Schedule",
+    "SplitFeatures",
+    "extract_features",
+    "hold_out",
+    "import_extra",
+    "make_table",
     "probe",
     "probes",
-    "table_of",
+    "train_heads",
 ]

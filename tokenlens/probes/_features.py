@@ -1,7 +1,7 @@
-"""Features of a frozen model, from any model of the families: CLS, the mean patch, and the patch grid.
+"""Features of a frozen model of any family: CLS, the mean of the patches, or every patch.
 
-They are taken where tokenlens records: the output of the final norm, or ``resid_post`` of chosen blocks passed through
-that norm, as DINOv2's ``get_intermediate_layers(norm=True)`` does, side by side.
+They are the output of the final norm, or ``resid_post`` of chosen blocks through that norm, concatenated, as in
+DINOv2's ``get_intermediate_layers(norm=True)``.
 """
 
 # Shapes: B images, T tokens, P patches, D channels of a token, F channels of a feature (D times the blocks taken).
@@ -26,27 +26,27 @@ from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.recorder import Recorder, evaluating
 from tokenlens.tokens import Site
 
-Kind = Literal["image", "patches"]
-"""What a probe is given: one vector for each image, or its patch grid."""
+FeatureKind = Literal["image", "patches"]
+"""The features of an image: one vector, or one vector per patch."""
 
 RAW_PIXELS = "raw_pixels"
-"""The model that is none: the pixels themselves, for comparison."""
+"""Name of the baseline that takes the pixels themselves as features."""
 
 RAW_GRID = 16
 RAW_SIZE = 224
 
 
 class Backbone(Protocol):
-    """What turns prepared images into features.
+    """Computes features of transformed images.
 
     Attributes:
         name: full name.
         untrained: whether its weights are random.
-        image_size: (height, width) of prepared images.
-        grid: rows and columns of the patch grid.
-        sources: for an image, the names of its parts, e.g. ``("cls", "patch_mean")``.
+        image_size: (height, width) of transformed images.
+        grid: rows and columns of patches.
+        sources: names of the available image features, e.g. ``("cls", "patch_mean")``.
         transform: RGB image → (3, height, width).
-        identity: everything that the features depend on, besides the images; JSON-able.
+        identity: everything besides the images that determines the features; JSON-able.
         protocol: the same in words.
     """
 
@@ -60,25 +60,25 @@ class Backbone(Protocol):
     protocol: dict[str, Any]
 
     def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
-        """Each source (B, F), or ``"patches"`` (B, P, F); float32."""
+        """Return each source (B, F), or ``"patches"`` (B, P, F), in float32."""
 
 
 class FrozenModel:
-    """A Vision Transformer in eval mode without gradients; see ``Backbone``.
+    """A frozen Vision Transformer, in eval mode and without gradients; see ``Backbone``.
 
     Args:
         loaded: the model.
-        kind: what is wanted of it.
-        blocks: take ``resid_post`` of these, through the final norm; None for the output of the final norm.
+        kind: the kind of features.
+        blocks: use ``resid_post`` of these blocks, through the final norm; None for the output of the final norm.
         amp: run it under autocast in bfloat16.
 
-    A model that has no norm over all its tokens (it normalizes after pooling) gives ``resid_post`` as it is.
+    A model without a norm over all its tokens (it normalizes after pooling) gives ``resid_post`` unchanged.
 
     Raises:
         LookupError: for a block that the model does not have.
     """
 
-    def __init__(self, loaded: LoadedModel, kind: Kind, blocks: Sequence[int] | None, amp: bool) -> None:
+    def __init__(self, loaded: LoadedModel, kind: FeatureKind, blocks: Sequence[int] | None, amp: bool) -> None:
         module, family = loaded.module, loaded.family
         self.loaded, self.kind, self.amp = loaded, kind, amp
         self.name, self.untrained, self.image_size = loaded.name, loaded.untrained, loaded.image_size
@@ -86,11 +86,11 @@ class FrozenModel:
         self.grid = self.layout.grid
         self.sources: tuple[str, ...] = ("cls", "patch_mean") if self.layout.has("cls") else ("patch_mean",)
         self.norm = family.final_norm(module)
-        self.blocks = _numbered(blocks, len(family.blocks(module)))
+        self.blocks = _resolve_blocks(blocks, len(family.blocks(module)))
         last = len(family.blocks(module)) - 1
         if self.blocks is None and self.norm is None:
             self.blocks = [last]
-        config, resize = _resizing(loaded.data_config, kind)
+        config, resize = _resize_config(loaded.data_config, kind)
         self.transform = replace(loaded, data_config=config).transform()
         self.identity: dict[str, Any] = {
             "model": loaded.name,
@@ -105,22 +105,22 @@ class FrozenModel:
             "timm": timm.__version__,
         }
         if isinstance(loaded.weights.get("source"), str) and loaded.weights["source"] == "module as handed over":
-            # Weights do not tell how a module of one's own computes (its number of heads, say); what it computes does.
+            # The weights of a user's module do not determine what it computes (its number of heads, say).
             self.identity["computes"] = self._fingerprint()
         self.protocol: dict[str, Any] = {
             "model": loaded.name + (" (untrained: random weights)" if loaded.untrained else ""),
             "weights": f"{loaded.weights['source']}, SHA-256 {loaded.weights['sha256'][:12]}",
-            "frozen features": self._place() + (", computed in bfloat16 autocast" if amp else ""),
+            "frozen features": self._describe_features() + (", computed in bfloat16 autocast" if amp else ""),
             "images": resize,
         }
 
-    def _place(self) -> str:
+    def _describe_features(self) -> str:
         if self.blocks is None:
             return "output of the final norm"
         names = ("blocks " if len(self.blocks) > 1 else "block ") + ", ".join(map(str, self.blocks))
-        joined = ", side by side" if len(self.blocks) > 1 else ""
+        joined = ", concatenated" if len(self.blocks) > 1 else ""
         if self.norm is None:
-            return f"resid_post of {names} as it is{joined} (the model has no norm over all tokens)"
+            return f"resid_post of {names}, unchanged{joined} (the model has no norm over all tokens)"
         return f"resid_post of {names} through the final norm{joined}"
 
     def _fingerprint(self) -> str:
@@ -130,22 +130,22 @@ class FrozenModel:
         return hashlib.sha256(b"".join(parts[name].cpu().numpy().tobytes() for name in sorted(parts))).hexdigest()
 
     def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
-        """One forward pass; see ``Backbone``."""
+        """Run one forward pass; see ``Backbone``."""
         module = self.loaded.module
         weights = next(module.parameters())
         x = pixels_B3HW.to(weights.device, weights.dtype, non_blocking=True)
         autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.amp else contextlib.nullcontext()
-        kept = _Kept(self)
+        reducer = _FeatureReducer(self)
         site = Site.FINAL_NORM if self.blocks is None else Site.RESID_POST
-        recorder = Recorder(module, self.loaded.family, self.layout, kept, sites=[site], blocks=self.blocks or [])
+        recorder = Recorder(module, self.loaded.family, self.layout, reducer, sites=[site], blocks=self.blocks or [])
         with evaluating(module), recorder, autocast:
             recorder.run(x)
         order: list[int | None] = [None] if self.blocks is None else list(self.blocks)
-        return {name: torch.cat([kept.parts[name, block] for block in order], dim=-1) for name in kept.names}
+        return {name: torch.cat([reducer.parts[name, block] for block in order], dim=-1) for name in reducer.names}
 
 
-class _Kept:
-    """Takes from each site what a probe needs, while the model runs."""
+class _FeatureReducer:
+    """Keeps the features at each recorded site during a forward pass."""
 
     def __init__(self, model: FrozenModel) -> None:
         self.model = model
@@ -153,7 +153,7 @@ class _Kept:
         self.parts: dict[tuple[str, int | None], Tensor] = {}
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
-        """``resid_post``, through the final norm where there is one."""
+        """Keep ``resid_post``, through the final norm if there is one."""
         norm = self.model.norm
         if norm is not None:
             # Under autocast the residual stream may be in half precision, which the norm's weights are not.
@@ -161,11 +161,11 @@ class _Kept:
         self._keep(block, x_BTD)
 
     def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """The final norm's output."""
+        """Keep the output of the final norm."""
         self._keep(block, y_BTD)
 
     def attention(self, block: int, call: AttentionCall) -> None:
-        """Not asked for."""
+        """Do nothing: attention is not recorded."""
 
     def _keep(self, block: int | None, y_BTD: Tensor) -> None:
         layout = self.model.layout
@@ -180,11 +180,11 @@ class _Kept:
 
 
 class RawPixels:
-    """The image itself instead of a model: averaged to 16 × 16 pixels, or the pixels of each of 16 × 16 cells.
+    """The pixels of the image as features: averaged to 16 × 16, or those of each of 16 × 16 patches.
 
     Args:
-        kind: what is wanted of it.
-        img_size: side of the prepared image, a multiple of 16.
+        kind: the kind of features.
+        img_size: side of the transformed image, a multiple of 16.
 
     Raises:
         ValueError: for another size.
@@ -195,14 +195,14 @@ class RawPixels:
     sources: tuple[str, ...] = ("pixels",)
     grid = (RAW_GRID, RAW_GRID)
 
-    def __init__(self, kind: Kind, img_size: int | tuple[int, int] | None) -> None:
+    def __init__(self, kind: FeatureKind, img_size: int | tuple[int, int] | None) -> None:
         size = RAW_SIZE if img_size is None else img_size
         self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
         if self.image_size[0] != self.image_size[1] or self.image_size[0] % RAW_GRID or self.image_size[0] < RAW_GRID:
             raise ValueError(f"{RAW_PIXELS} takes a square img_size that is a multiple of {RAW_GRID}, got {img_size}")
         self.kind = kind
-        self.cell = self.image_size[0] // RAW_GRID
-        config, resize = _resizing(
+        self.patch_size = self.image_size[0] // RAW_GRID
+        config, resize = _resize_config(
             {
                 "input_size": (3, *self.image_size),
                 "mean": IMAGENET_DEFAULT_MEAN,
@@ -218,40 +218,44 @@ class RawPixels:
             "model": RAW_PIXELS,
             "transform": {key: str(value) for key, value in config.items()},
         }
-        what = (
-            f"the {self.cell}×{self.cell}×3 pixels of each of {RAW_GRID}×{RAW_GRID} cells"
+        features = (
+            f"the {self.patch_size}×{self.patch_size}×3 pixels of each of {RAW_GRID}×{RAW_GRID} patches"
             if kind == "patches"
             else f"pixels averaged to {RAW_GRID}×{RAW_GRID}×3"
         )
-        self.protocol: dict[str, Any] = {"model": f"{RAW_PIXELS} (no model)", "frozen features": what, "images": resize}
+        self.protocol: dict[str, Any] = {
+            "model": f"{RAW_PIXELS} (no model)",
+            "frozen features": features,
+            "images": resize,
+        }
 
     def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
-        """No model; see ``Backbone``."""
+        """Return the pixels; see ``Backbone``."""
         if self.kind == "patches":
-            return {"patches": functional.pixel_unshuffle(pixels_B3HW, self.cell).flatten(2).mT.contiguous()}
+            return {"patches": functional.pixel_unshuffle(pixels_B3HW, self.patch_size).flatten(2).mT.contiguous()}
         return {"pixels": functional.adaptive_avg_pool2d(pixels_B3HW, RAW_GRID).flatten(1)}
 
 
-def _numbered(blocks: Sequence[int] | None, count: int) -> list[int] | None:
-    """Block numbers from 0; negative ones count from the end."""
+def _resolve_blocks(blocks: Sequence[int] | None, count: int) -> list[int] | None:
+    """Return block numbers from 0; negative ones count from the end."""
     if blocks is None:
         return None
     numbers = [block + count if block < 0 else block for block in blocks]
     if not numbers or any(not 0 <= number < count for number in numbers) or len(set(numbers)) < len(numbers):
-        raise LookupError(f"the model has blocks 0 to {count - 1}; expected some, each once, got {list(blocks)}")
+        raise LookupError(f"expected different blocks of 0 to {count - 1}, at least one, got {list(blocks)}")
     return numbers
 
 
-def _resizing(config: dict[str, Any], kind: Kind) -> tuple[dict[str, Any], str]:
-    """timm's data config for a probe, and in words what becomes of an image."""
+def _resize_config(config: dict[str, Any], kind: FeatureKind) -> tuple[dict[str, Any], str]:
+    """Return timm's data config for a probe, and the resizing of images in words."""
     height, width = config["input_size"][-2:]
     config = {key: value for key, value in config.items() if key != "stated"}
     if kind == "patches":
         # A crop would leave parts of the mask without features.
         config |= {"crop_pct": 1.0, "crop_mode": "squash"}
         return config, f"resized to {height}×{width} pixels without keeping the aspect ratio, {config['interpolation']}"
-    words = {"center": "centre crop", "squash": "aspect ratio not kept", "border": "border added"}
-    mode = words.get(config.get("crop_mode", "center"), str(config.get("crop_mode")))
+    modes = {"center": "centre crop", "squash": "aspect ratio not kept", "border": "border added"}
+    mode = modes.get(config.get("crop_mode", "center"), str(config.get("crop_mode")))
     return config, f"{height}×{width} pixels, {mode} of {100 * config['crop_pct']:g} %, {config['interpolation']}"
 
 

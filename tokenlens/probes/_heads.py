@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, one for each learning rate, trained at once, and the choice among them."""
+"""Linear heads on frozen features, one per learning rate, all trained together."""
 
 # Shapes: N images, B images of a step, R rows of features (images, or patches of images), F channels of a feature,
 # C classes, K heads (one for each learning rate).
@@ -15,35 +15,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SHARE_HELD_OUT = 0.2
-"""Of the training images, on which k or the learning rate is chosen."""
+"""Share of the training images on which k or the learning rate is chosen."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How heads are trained.
+    """The training schedule of heads.
 
     Args:
         optimizer: SGD with momentum 0.9, or AdamW.
-        learning_rates: at the start of a cosine that ends at 0; a head for each.
-        batch_size: images of a step.
+        learning_rates: initial rates of a cosine schedule that ends at 0; one head each.
+        batch_size: images per step.
         epochs: passes over the images.
-        most_steps: fewer passes where they would take more steps than this.
-        weight_decay: of the weights.
+        max_steps: an upper limit of the steps.
+        weight_decay: weight decay.
     """
 
     optimizer: Literal["SGD", "AdamW"]
     learning_rates: tuple[float, ...]
     batch_size: int
     epochs: int
-    most_steps: int
+    max_steps: int
     weight_decay: float = 0.0
 
     def steps(self, count: int) -> int:
-        """How many there are with this many images."""
-        return min(self.most_steps, self.epochs * max(1, count // min(self.batch_size, count)))
+        """Return the number of steps for this many images."""
+        return min(self.max_steps, self.epochs * max(1, count // min(self.batch_size, count)))
 
-    def text(self, count: int) -> str:
-        """For the protocol."""
+    def describe(self, count: int) -> str:
+        """Return the schedule in words, for the protocol."""
         momentum = " (momentum 0.9)" if self.optimizer == "SGD" else ""
         steps = self.steps(count)
         return (
@@ -53,11 +53,10 @@ class Schedule:
 
 
 class Heads(nn.Module):
-    """BatchNorm without weights of its own, then K linear maps, in one matrix product.
+    """BatchNorm without affine weights, then K linear maps in one matrix product.
 
-    The BatchNorm has no weights because a linear map follows that can hold them; all heads share it. Its statistics are
-    the mean over all steps (``momentum=None``), which the last few batches do not decide. The maps start at zero: the
-    loss is convex, so there is nothing to draw.
+    All heads share the BatchNorm, whose affine weights the linear maps can absorb. Its statistics are the mean over all
+    steps (``momentum=None``), so the last batches do not dominate. The maps start at zero: the loss is convex.
 
     Args:
         channels: F.
@@ -69,18 +68,18 @@ class Heads(nn.Module):
         super().__init__()
         self.classes, self.count = classes, count
         self.norm = nn.BatchNorm1d(channels, affine=False, momentum=None)
-        # A parameter for each head: an optimizer's learning rate belongs to whole parameters.
+        # One parameter per head, because an optimizer sets the learning rate per parameter.
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(classes, channels)) for _ in range(count))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(classes)) for _ in range(count))
 
     def forward(self, x_RF: Tensor) -> Tensor:
-        """Logits (R, K·C)."""
+        """Return logits (R, K·C)."""
         return functional.linear(self.norm(x_RF), torch.cat(list(self.weights)), torch.cat(list(self.biases)))
 
 
-def fit(
+def train_heads(
     loss_of: Callable[[Heads, np.ndarray, int], Tensor],
-    places: np.ndarray,
+    indices: np.ndarray,
     channels: int,
     classes: int,
     schedule: Schedule,
@@ -91,14 +90,14 @@ def fit(
     """Train heads on some images.
 
     Args:
-        loss_of: of the heads, which images (B,) and the number of the pass: the loss of each head, (K,).
-        places: (N,) numbers of the images; at least two.
+        loss_of: returns the loss of each head, (K,), from the heads, the numbers of images (B,) and the epoch.
+        indices: (N,) numbers of the images; at least two.
         channels: F.
         classes: C.
-        schedule: how.
-        seed: of the order of the images.
-        device: where.
-        learning_rates: instead of the schedule's.
+        schedule: the training schedule.
+        seed: seed of the order of the images.
+        device: where to train.
+        learning_rates: replaces the schedule's.
 
     Returns:
         The heads in eval mode.
@@ -115,15 +114,15 @@ def fit(
         if schedule.optimizer == "SGD"
         else torch.optim.AdamW(groups, weight_decay=decay)
     )
-    size, steps = min(schedule.batch_size, len(places)), schedule.steps(len(places))
+    size, steps = min(schedule.batch_size, len(indices)), schedule.steps(len(indices))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     random = np.random.RandomState(seed % 2**32)
-    epoch, order, first = 0, random.permutation(places), 0
+    epoch, order, first = 0, random.permutation(indices), 0
     for _ in range(steps):
         if first + size > len(order):
-            epoch, order, first = epoch + 1, random.permutation(places), 0
+            epoch, order, first = epoch + 1, random.permutation(indices), 0
         optimizer.zero_grad()
-        # Each head's gradient is that of its own loss: a head does not see the others.
+        # The sum gives each head the gradient of its own loss: heads do not affect each other.
         loss_of(heads, order[first : first + size], epoch).sum().backward()
         optimizer.step()
         cosine.step()
@@ -131,24 +130,25 @@ def fit(
     return heads.eval()
 
 
-def held_out(count: int, seed: int, labels_N: np.ndarray | None = None) -> np.ndarray:
-    """(N,) bool: a fifth of the images (of each class, where there are labels) to choose a setting on.
+def hold_out(count: int, seed: int, labels_N: np.ndarray | None = None) -> np.ndarray:
+    """Choose a fifth of the images (of each class, if there are labels) to select a setting on; (N,) bool.
 
-    Of a class with fewer than five images none is held out; where that leaves nothing, classes do not count.
+    Classes with fewer than five images contribute none; if that leaves nothing, classes are ignored.
     """
     order = np.random.RandomState(seed % 2**32).permutation(count)
     groups = np.zeros(count, dtype=np.int64) if labels_N is None else labels_N
     held = np.zeros(count, dtype=bool)
     seen: dict[int, int] = {}
-    for place in order:
-        rank = seen.get(int(groups[place]), 0)
-        seen[int(groups[place])] = rank + 1
-        held[place] = rank % round(1 / SHARE_HELD_OUT) == round(1 / SHARE_HELD_OUT) - 1
+    for image in order:
+        rank = seen.get(int(groups[image]), 0)
+        seen[int(groups[image])] = rank + 1
+        held[image] = rank % round(1 / SHARE_HELD_OUT) == round(1 / SHARE_HELD_OUT) - 1
     if not held.any():
         held[order[: max(1, round(SHARE_HELD_OUT * count))]] = True
     return held
 
 
-def edge_note(chosen: int, of: tuple[float, ...]) -> str:
-    """What to say where the best of a grid is its first or last."""
-    return " (at the end of the grid: a wider one may do better)" if len(of) > 1 and chosen in (0, len(of) - 1) else ""
+def edge_note(best: int, rates: tuple[float, ...]) -> str:
+    """Return a note if the best learning rate is the first or last of several."""
+    at_edge = len(rates) > 1 and best in (0, len(rates) - 1)
+    return " (at the end of the grid: a wider one may do better)" if at_edge else ""

@@ -1,4 +1,4 @@
-"""What a probe found: a number with its interval and with everything that decided it, saved as a run folder."""
+"""The result of a probe: a score with its interval and protocol."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
 from tokenlens.storage.tables import read_table
 
 COLUMNS = ("quantity", "of", "value", "ci_low", "ci_high", "n", "unit")
-"""Of ``ProbeResult.table``."""
+"""Columns of ``ProbeResult.table``."""
 
 _FILES = ("result.json", "per_image.csv", "table.csv")
 
 
 @dataclass
 class ProbeResult(Result):
-    """The number of one probe of one model on one data set.
+    """The score of one probe of one model on one data set.
 
     Attributes:
         value: a share in [0, 1]: top-1 accuracy on the test images, or mean IoU.
-        ci_low: lower end of its 95 % interval, by drawing the test images anew (2000 times, seeded, percentiles). It
-            says nothing about other training images or another seed.
+        ci_low: lower end of its 95 % interval over test images (bootstrap percentiles, 2000 seeded draws). It does not
+            cover other training images or seeds.
         ci_high: upper end.
-        n: how many test images.
+        n: number of test images.
         unit: what ``value`` is a share of, e.g. ``"top-1 accuracy"``.
-        protocol: everything that decides the number, by name, in the order in which it is printed.
-        per_image: a row for each test image, all that the interval was made of: ``image``, and ``label``,
-            ``prediction`` and ``correct``, or how many pixels of each class are hit, labelled and predicted so.
-        table: secondary numbers, tidy, with the columns of ``COLUMNS``.
+        protocol: everything that determines the score, by name, in the order of printing.
+        per_image: a row per test image with the data of the interval: ``label``, ``prediction`` and ``correct``, or the
+            correct (``hit``), labelled and predicted pixels of each class.
+        table: secondary scores, tidy, with the columns of ``COLUMNS``.
         model: full name.
         task: name of the probe.
         untrained: whether the model's weights are random.
@@ -59,20 +59,20 @@ class ProbeResult(Result):
 
     @property
     def headline(self) -> str:
-        """The number in a sentence, with its interval and n."""
+        """The score with its interval and n."""
         untrained = " (untrained: random weights)" if self.untrained else ""
         return f"{self.model}{untrained}, {self.task}: {self.in_percent(self.value)} {self.unit} {self.interval_text}"
 
     @property
     def interval_text(self) -> str:
-        """The interval and what it is of."""
+        """The interval and n."""
         if math.isnan(self.ci_low):
             return f"(n = {self.n} test images, no interval)"
         return f"[{100 * self.ci_low:.1f}, {100 * self.ci_high:.1f}] (95 % over n = {self.n} test images)"
 
     @staticmethod
     def in_percent(share: float) -> str:
-        """A share with one decimal.
+        """Return a share in per cent with one decimal.
 
         >>> ProbeResult.in_percent(0.7214)
         '72.1 %'
@@ -88,20 +88,13 @@ class ProbeResult(Result):
         return [f"{name}: {value}" for name, value in self.protocol_rows()]
 
     def _write(self, folder: Path) -> None:
+        names = ("model", "task", "untrained", "value", "ci_low", "ci_high", "n", "unit", "protocol", "provenance")
         settings = {
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
-            "model": self.model,
-            "task": self.task,
-            "untrained": self.untrained,
-            "value": self.value,
-            "ci_low": _number(self.ci_low),
-            "ci_high": _number(self.ci_high),
-            "n": self.n,
-            "unit": self.unit,
-            "protocol": self.protocol,
-            "provenance": self.provenance,
+            **{name: getattr(self, name) for name in names},
         }
+        settings |= {name: None for name in ("ci_low", "ci_high") if math.isnan(settings[name])}
         write_json(folder / SETTINGS[self.kind], settings)
         self.per_image.to_csv(folder / "per_image.csv", index=False)
         self.table.to_csv(folder / "table.csv", index=False)
@@ -123,16 +116,12 @@ class ProbeResult(Result):
         return f"ProbeResult({self.headline})"
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of secondary numbers with the columns of ``COLUMNS``; what a row does not say is NaN or empty."""
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+def make_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of secondary scores with the columns of ``COLUMNS``; missing values are NaN or empty."""
+    table = pd.DataFrame([{"of": "", "unit": "", **row} for row in rows], columns=list(COLUMNS))
     kinds: dict[str, Any] = dict.fromkeys(("quantity", "of", "unit"), "str")
     kinds |= dict.fromkeys(("value", "ci_low", "ci_high"), "float64")
-    return table.fillna({"of": "", "unit": ""}).astype(kinds | {"n": "Int64"})
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return table.astype(kinds | {"n": "Int64"})
 
 
 def _text(value: Any) -> str:

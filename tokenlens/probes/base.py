@@ -1,4 +1,4 @@
-"""What a probe is given and what it gives back."""
+"""The contract of a probe: the features that it receives and the score that it returns."""
 
 # Shapes: N training images, M test images, R ranks (up to 5), F channels of a feature, P patches.
 
@@ -16,22 +16,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tokenlens.probes._features import Kind
-from tokenlens.probes._result import table_of
-from tokenlens.statistics.bootstrap import interval
+from tokenlens.catalog import Catalog
+from tokenlens.probes._features import FeatureKind
+from tokenlens.probes._result import make_table
+from tokenlens.statistics.bootstrap import bootstrap_interval
+
+probes = Catalog("tokenlens.probes", "probe", base="Probe")
 
 RANKS = 5
-"""Classes that a classifier names for an image, the likeliest first."""
+"""Number of classes that a classifier ranks for each image."""
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """One feature vector for each image of a split.
+class ImageFeatures:
+    """One feature vector and label per image of a split.
 
     Args:
-        features_NF: float32, on the device.
-        labels_N: int64, numbers of classes.
-        classes: their names.
+        features_NF: float32, on the device to compute on.
+        labels_N: int64, class numbers.
+        classes: class names.
     """
 
     features_NF: Tensor
@@ -43,21 +46,21 @@ class Vectors:
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """The device of the features."""
         return self.features_NF.device
 
 
 @dataclass(frozen=True)
-class Grids:
-    """The patch grid of each image of a split, and its mask.
+class PatchFeatures:
+    """The features of every patch, and the mask, of each image of a split.
 
     Args:
         features_NPF: float16 or float32, usually memory-mapped; P patches in row-major order.
-        grid: rows and columns.
-        mask_of: the mask of image i, (height, width) uint8; 255 is no class.
-        names: of the images.
-        classes: their names, by number in the masks.
-        device: where to compute.
+        grid: rows and columns of patches.
+        mask_of: returns the mask of image i, (height, width) uint8; 255 is no class.
+        names: image names.
+        classes: class names, by their number in the masks.
+        device: the device to compute on.
     """
 
     features_NPF: np.ndarray
@@ -73,12 +76,12 @@ class Grids:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of the test images.
+    """A classifier's predictions for the test images.
 
     Args:
-        ranked_MR: (M, up to 5) numbers of classes, the likeliest first.
-        protocol: how it was trained, in words, by name.
-        choices: what was tried on held-out images: (what, accuracy, how many images).
+        ranked_MR: (M, up to 5) class numbers, the likeliest first.
+        protocol: how it was trained, as name and text.
+        choices: settings that were tried on held-out images: (setting, accuracy, number of images).
     """
 
     ranked_MR: np.ndarray
@@ -87,8 +90,8 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a probe found on the test images; the fields are those of ``ProbeResult``."""
+class ProbeScore:
+    """The score of a probe on the test images; the fields are those of ``ProbeResult``."""
 
     value: float
     ci_low: float
@@ -99,78 +102,73 @@ class Judgement:
 
 
 class Probe(ABC):
-    """A head on frozen features. A file of this folder holds one subclass; its file name is its public name."""
+    """A head on frozen features. Each file of this folder defines one subclass; the file name is its public name."""
 
-    kind: ClassVar[Kind]
-    """Whether it is given ``Vectors`` or ``Grids``."""
+    kind: ClassVar[FeatureKind]
+    """``"image"`` to receive ``ImageFeatures``, ``"patches"`` to receive ``PatchFeatures``."""
 
     unit: ClassVar[str]
-    """What its number is a share of."""
+    """What the score is a share of."""
 
     @abstractmethod
-    def judge(self, train: Any, test: Any, names: Sequence[str], seed: int) -> Judgement:
-        """Train on the one split, measure on the other.
+    def evaluate(self, train: Any, test: Any, names: Sequence[str], seed: int) -> ProbeScore:
+        """Train on one split and score the other.
 
         Args:
-            train: ``Vectors`` or ``Grids``.
-            test: likewise.
-            names: of the test images.
-            seed: of everything that is drawn.
+            train: ``ImageFeatures`` or ``PatchFeatures``.
+            test: the same.
+            names: names of the test images.
+            seed: seed of every random draw.
         """
 
 
 class ImageProbe(Probe):
-    """A classifier of images: a subclass says what the test images are, the rest is the same for all.
-
-    The number is the top-1 accuracy: the share of test images whose likeliest class is the right one.
-    """
+    """A classifier of images, scored by its top-1 accuracy. A subclass only predicts."""
 
     kind = "image"
     unit = "top-1 accuracy"
 
     @abstractmethod
-    def predict(self, train: Vectors, test: Vectors, seed: int) -> Predictions:
-        """The likeliest classes of the test images; ``test.labels_N`` is not for looking at."""
+    def predict(self, train: ImageFeatures, test: ImageFeatures, seed: int) -> Predictions:
+        """Rank the classes of the test images, without using ``test.labels_N``."""
 
-    def judge(self, train: Vectors, test: Vectors, names: Sequence[str], seed: int) -> Judgement:
-        """Accuracy with its interval."""
-        found = self.predict(train, test, seed)
-        hits_MR = found.ranked_MR == test.labels_N[:, None]
-        best_M, five_M = hits_MR[:, 0], hits_MR.any(1)
-        low, high = interval(np.stack([best_M, five_M], 1).astype(float), lambda sums: sums / len(test))
-        values = (float(best_M.mean()), float(five_M.mean()))
+    def evaluate(self, train: ImageFeatures, test: ImageFeatures, names: Sequence[str], seed: int) -> ProbeScore:
+        """Compute the accuracy with its interval over test images."""
+        predictions = self.predict(train, test, seed)
+        hits_MR = predictions.ranked_MR == test.labels_N[:, None]
+        top1_M, top5_M = hits_MR[:, 0], hits_MR.any(1)
+        low, high = bootstrap_interval(np.stack([top1_M, top5_M], 1).astype(float), lambda sums: sums / len(test))
+        values = (float(top1_M.mean()), float(top5_M.mean()))
+        n = len(test)
         rows = [
-            {
-                "quantity": quantity,
-                "value": value,
-                "ci_low": low[i],
-                "ci_high": high[i],
-                "n": len(test),
-                "unit": "share",
-            }
-            for i, (quantity, value) in enumerate(zip(("top-1 accuracy", "top-5 accuracy"), values, strict=True))
+            {"quantity": name, "value": values[i], "ci_low": low[i], "ci_high": high[i], "n": n, "unit": "share"}
+            for i, name in enumerate(("top-1 accuracy", "top-5 accuracy"))
             if i == 0 or len(test.classes) > RANKS
         ]
         rows += [
-            {"quantity": "accuracy on held-out training images", "of": what, "value": share, "n": n, "unit": "share"}
-            for what, share, n in found.choices
+            {"quantity": "accuracy on held-out training images", "of": setting, "value": value, "n": n, "unit": "share"}
+            for setting, value, n in predictions.choices
         ]
         classes = np.asarray(test.classes, dtype=object)
         per_image = pd.DataFrame(
             {
                 "image": list(names),
                 "label": classes[test.labels_N],
-                "prediction": classes[found.ranked_MR[:, 0]],
-                "correct": best_M.astype(int),
-                "correct_top5": five_M.astype(int),
+                "prediction": classes[predictions.ranked_MR[:, 0]],
+                "correct": top1_M.astype(int),
+                "correct_top5": top5_M.astype(int),
             }
         ).astype({"image": "str", "label": "str", "prediction": "str"})
-        table = table_of(rows)
-        return Judgement(values[0], float(low[0]), float(high[0]), per_image, table, found.protocol)
+        table = make_table(rows)
+        return ProbeScore(values[0], float(low[0]), float(high[0]), per_image, table, predictions.protocol)
 
 
-def package(module: str, distribution: str) -> ModuleType:
-    """A module of a package that comes with the extra for training; ValueError with the way to get it."""
+def import_extra(module: str, distribution: str) -> ModuleType:
+    """Import a module that comes with the optional dependencies for training.
+
+    Raises:
+        ValueError: if it is not installed, with the command to install it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

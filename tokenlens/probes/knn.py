@@ -1,48 +1,46 @@
-"""Weighted k-nearest neighbours on frozen features, as DINO does it: nothing is trained."""
+"""Weighted k-nearest neighbours on frozen features, as in DINO, without training."""
 
 # Shapes: N training images, M test images, B of them at a time, F channels of a feature.
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes._heads import held_out
-from tokenlens.probes.base import RANKS, ImageProbe, Predictions, Vectors, package
+from tokenlens.probes._heads import hold_out
+from tokenlens.probes.base import RANKS, ImageFeatures, ImageProbe, Predictions, import_extra
 
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)
 
-_CELLS = 2**26
-"""Similarities and votes that are held at a time."""
+_MAX_NUMBERS = 2**26
+"""Similarities and votes that are in memory at a time."""
 
 
 def weighted_knn(
     query_MF: Tensor, bank_NF: Tensor, labels_N: Tensor, classes: int, k: int, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Classes by the votes of the k training images with the highest cosine, each with weight exp(cosine / T).
+    """Rank classes by the votes of the k training images with the highest cosine, weighted by exp(cosine / T).
 
     Args:
         query_MF: features to classify.
         bank_NF: features of the training images.
-        labels_N: their classes.
-        classes: how many there are.
-        k: how many neighbours vote; at most N.
+        labels_N: their class numbers.
+        classes: the number of classes.
+        k: the number of neighbours that vote; at most N.
         temperature: T.
 
     Returns:
         (M, up to 5) int64: classes, most votes first.
 
-    Wu et al. 2018; Caron et al. 2021, with T = 0.07.
+    Wu et al. 2018; Caron et al. 2021 with T = 0.07.
     """
-    knn_predict = package("lightly.utils.benchmarking.knn", "lightly").knn_predict
+    knn_predict = import_extra("lightly.utils.benchmarking.knn", "lightly").knn_predict
     bank_FN = functional.normalize(bank_NF, dim=1).T.contiguous()
-    # lightly holds similarities to all of the bank and a vote for each neighbour and class.
-    size = max(1, _CELLS // (len(bank_NF) + k * classes))
+    # lightly keeps the similarities to the whole bank and a vote per neighbour and class.
+    size = max(1, _MAX_NUMBERS // (len(bank_NF) + k * classes))
     found = [
         knn_predict(functional.normalize(part_BF, dim=1), bank_FN, labels_N, classes, knn_k=k, knn_t=temperature)
         for part_BF in query_MF.split(size)
@@ -53,29 +51,25 @@ def weighted_knn(
 class Knn(ImageProbe):
     """DINO's k-NN classifier; k is chosen on a fifth of the training images."""
 
-    def predict(self, train: Vectors, test: Vectors, seed: int) -> Predictions:
+    def predict(self, train: ImageFeatures, test: ImageFeatures, seed: int) -> Predictions:
         """Choose k, then classify the test images by all training images."""
-        held = held_out(len(train), seed, train.labels_N)
+        held = hold_out(len(train), seed, train.labels_N)
         ks = [k for k in KS if k <= (~held).sum()] or [int((~held).sum())]
         bank_NF, labels_N = train.features_NF, torch.from_numpy(train.labels_N).to(train.device)
         classes = len(train.classes)
         kept, out = (torch.from_numpy(np.flatnonzero(part)).to(train.device) for part in (~held, held))
-        shares = []
+        accuracies = []
         for k in ks:
             ranked = weighted_knn(bank_NF[out], bank_NF[kept], labels_N[kept], classes, k)
-            shares.append(float((ranked[:, 0] == labels_N[out]).double().mean()))
-        k = ks[int(np.argmax(shares))]
+            accuracies.append(float((ranked[:, 0] == labels_N[out]).double().mean()))
+        k = ks[int(np.argmax(accuracies))]
         return Predictions(
             ranked_MR=weighted_knn(test.features_NF, bank_NF, labels_N, classes, k).cpu().numpy(),
             protocol={
                 "classifier": f"k nearest neighbours by cosine, votes weighted by exp(cosine / {TEMPERATURE:g})",
-                "k": f"{k}, the best of {_listed(ks)} on the held-out images",
-                "held out": f"{int(held.sum())} of {len(train)} training images, of each class alike, to choose k; "
-                "then all of them vote",
+                "k": f"{k}, the best of {', '.join(map(str, ks))} on the held-out images",
+                "held out": f"{int(held.sum())} of {len(train)} training images, the same share of each class, "
+                "to choose k; then all of them vote",
             },
-            choices=[(f"k = {k}", share, int(held.sum())) for k, share in zip(ks, shares, strict=True)],
+            choices=[(f"k = {k}", accuracy, int(held.sum())) for k, accuracy in zip(ks, accuracies, strict=True)],
         )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

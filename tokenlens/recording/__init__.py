@@ -1,8 +1,8 @@
-"""Forward hooks on an unmodified model, and the activations that they see."""
+"""Forward hooks on an unmodified model, and recordings of its activations."""
 
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
-from tokenlens.recording.recording import Recording
+from tokenlens.recording.recording import Recording, RecordingObserver
 
 __all__ = [
     "AttentionCall",
@@ -10,5 +10,6 @@ __all__ = [
     "Observer",
     "Recorder",
     "Recording",
+    "RecordingObserver",
     "evaluating",
 ]

@@ -1,37 +1,38 @@
-"""TODO."""
+"""Forward hooks on an unmodified model, which pass the activations at every site to an observer."""
+
+# Shapes: B images, T tokens, D channels.
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.recording.attention import AttentionCall, AttentionCapture, AttentionWatch
+from tokenlens.families import Family
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
-
-if TYPE_CHECKING:
-    from tokenlens.families.base import Family
 
 
 class IncompleteRecording(ValueError):
-    """A forward pass in which expected sites were not seen, or were seen more than once."""
+    """A forward pass did not show every expected site exactly once."""
 
 
 class Observer(Protocol):
-    """What a Recorder calls. Tensors belong to the model: reduce them, or copy what you keep."""
+    """The methods that a ``Recorder`` calls. Tensors belong to the model: reduce them, or copy what you keep."""
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
-        """Tokens at a site that is not a norm."""
+        """Receive the tokens at a site that is not a norm."""
 
     def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """A norm's input and output; the output is the site's tensor."""
+        """Receive a norm's input and output; the output is the activation of the site."""
 
     def attention(self, block: int, call: AttentionCall) -> None:
-        """The attention kernel's call of one block."""
+        """Receive the call of one block's attention kernel."""
 
 
 def _first_tensor(value: Any) -> Tensor | None:
@@ -48,12 +49,12 @@ def _first_tensor(value: Any) -> Tensor | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode back afterwards, also after an error."""
+    """Switch to eval mode without gradients; restore the mode of every module afterwards, also after an error."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # Not inference_mode: buffers that a model makes lazily would be unusable for training afterwards, and attention
-        # is not seen in it. It is left here where the user is in it.
+        # Not inference_mode, and not even the user's: attention cannot be captured in it, and buffers that a model
+        # creates lazily could not be used for training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
@@ -62,15 +63,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Recorder:
-    """Hooks on a model for the time of a ``with``; gone after it, after an error and after an interrupt.
+    """A context manager that hooks a model; the hooks are removed at its end, also after an error or an interrupt.
 
     Args:
-        model: any Vision Transformer, as it is.
-        family: what is where in it.
-        layout: its tokens; every (B, T, D) tensor's T is checked against it.
-        observer: is told what passes.
-        sites: which sites (default all); a site that a block lacks is left out, see ``expected``.
-        blocks: which blocks (default all).
+        model: an unmodified Vision Transformer.
+        family: the family of the model, which knows its blocks and sites.
+        layout: the model's tokens; the number of tokens of every activation is checked against it.
+        observer: receives the activations.
+        sites: the sites to observe (default all); those that the model lacks are left out, see ``expected``.
+        blocks: the blocks to observe (default all); negative ones count from the end.
 
     Raises:
         LookupError: for a block that the model does not have.
@@ -102,10 +103,10 @@ class Recorder:
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
-        self._watch: AttentionWatch | AttentionCapture | None = None
+        self._mode: SelectiveCapture | AttentionCapture | None = None
 
     def __enter__(self) -> Recorder:
-        assert not self._handles, "a Recorder is entered once"
+        assert not self._handles, "a Recorder can be entered only once"
         try:
             for block in self.blocks:
                 self._hook_block(block)
@@ -127,7 +128,7 @@ class Recorder:
         self._end_capture()
 
     def run(self, images: Tensor) -> Any:
-        """One forward pass through the family's ``forward``; the model's own output, after the completeness check."""
+        """Run the model and return its output, after checking that every expected site was seen."""
         self._seen.clear()
         output = self.family.forward(self.model, images)
         missing = self.expected - self._seen
@@ -153,8 +154,8 @@ class Recorder:
         self.expected.add((block, site))
 
         def observe(value: Any) -> None:
-            x = self._tokens(block, site, _first_tensor(value))
-            self._tell(x, self.observer.tokens, block, site, x)
+            x = self._check_tokens(block, site, _first_tensor(value))
+            self._notify(x, self.observer.tokens, block, site, x)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             observe((args, kwargs))
@@ -171,63 +172,63 @@ class Recorder:
         self.expected.add((block, site))
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            y = self._tokens(block, site, _first_tensor(output))
+            y = self._check_tokens(block, site, _first_tensor(output))
             x = _first_tensor((args, kwargs))
             assert x is not None
             assert x.shape == y.shape
-            self._tell(y, self.observer.norm, block, site, module, x, y)
+            self._notify(y, self.observer.norm, block, site, module, x, y)
 
         self._handles.append(module.register_forward_hook(after, with_kwargs=True))
 
     def _hook_attention(self, block: int, module: nn.Module) -> None:
         self.expected.add((block, "attention"))
-        # PyTorch's own attention leaves its fast path under a function mode, and then rounds otherwise.
+        # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
         fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
             capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
-            self._watch = capture if fast_path else AttentionWatch(capture)
-            self._watch.__enter__()
+            self._mode = capture if fast_path else SelectiveCapture(capture)
+            self._mode.__enter__()
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
             call = self._end_capture()
             if call is not None:
-                self._see((block, "attention"))
-                self._tell(call.q_BHTd, self.observer.attention, block, call)
+                self._mark_seen((block, "attention"))
+                self._notify(call.q_BHTd, self.observer.attention, block, call)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        # always_call: the capture must end when the attention module raises, too.
+        # always_call: the capture must also end when the attention module raises.
         self._handles.append(module.register_forward_hook(after, always_call=True))
 
     def _end_capture(self) -> AttentionCall | None:
-        watch, self._watch = self._watch, None
-        if watch is None:
+        mode, self._mode = self._mode, None
+        if mode is None:
             return None
-        watch.__exit__(None, None, None)
-        return (watch.capture if isinstance(watch, AttentionWatch) else watch).call
+        mode.__exit__(None, None, None)
+        return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
 
-    def _tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
+    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
         self.layout.check(x.shape[1])
-        self._see((block, site))
+        self._mark_seen((block, site))
         return x
 
-    def _see(self, key: Key) -> None:
+    def _mark_seen(self, key: Key) -> None:
         if key in self._seen:
             raise IncompleteRecording(
-                f"{_key_text(key)} was seen twice in one forward pass: its module is shared or called twice, "
-                "so the family must point to another one"
+                f"{_key_text(key)} was seen twice in one forward pass: its module is shared or called twice; the "
+                "family must name another one"
             )
         self._seen.add(key)
 
-    def _tell(self, x: Tensor, method: Callable[..., None], *arguments: Any) -> None:
+    def _notify(self, x: Tensor, method: Callable[..., None], *arguments: Any) -> None:
         """Call the observer without gradients and outside autocast, which would round its sums to half precision."""
-        # Asked first, because entering both contexts 200 times a forward costs about 1 % of a ViT-S.
+        # Entering both contexts only if needed: 200 times a pass, they cost about 1 % of a ViT-S.
         if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
             method(*arguments)
             return
@@ -245,6 +246,6 @@ def _missing_text(missing: set[Key], model: nn.Module) -> str:
     return (
         f"the forward pass of {type(model).__qualname__} did not show {len(names)} expected sites: {shown}. "
         "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
-        "nn.TransformerEncoder, and an attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
-        "Hand over the plain eager module, or a Family that points to modules that do run."
+        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
+        "Pass the plain eager module, or a Family that names modules that do run."
     )

@@ -1,40 +1,37 @@
-"""Watching a model's forward pass at named sites, with hooks on the unmodified model.
+"""Recordings: the full activations of a few images."""
 
-``Recorder`` owns the hooks and tells an observer what passes; ``Recording`` holds full tensors of a few images.
-"""
-
-# Shapes: B images, T tokens, D channels, H heads, d channels of one head.
+# Shapes: B images, T tokens, R chosen tokens, D channels, H heads, d channels per head.
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from tokenlens.recording.attention import AttentionCall, as_float, attention_rows
-from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
-from tokenlens.tokens import HEAD_SITES, NORM_SITES, TOKEN_SITES, Site, TokenLayout
-
-if TYPE_CHECKING:
-    pass
+from tokenlens.tokens import HEAD_SITES, Key, Site, TokenLayout
 
 
 @dataclass
-class Recording(Mapping[tuple[int | None, str], Tensor]):
-    """Full tensors of a few images: ``recording[block, site]`` is (B, T, D), or (B, H, T, d) for q, k and v.
+class Recording(Mapping[Key, Tensor]):
+    """The activations of a few images: ``recording[block, site]`` is (B, T, D), or (B, H, T, d) at q, k and v.
 
-    ``recording[None, "final_norm"]`` is the model's final norm; ``patterns[block]`` is (B, H, T, T) where patterns
-    were asked for. Tensors are copies on the CPU in the dtype that the model computed in. Where a model computes
-    softmax(QKᵀ) itself, or a kernel falls back to that, q and k may already carry the attention scale or its root;
-    ``scores[block]`` has the scale and bias that a fused kernel applied. ``images`` are preprocessed: (x − mean) / std
-    of pixels in [0, 1].
+    ``recording[None, "final_norm"]`` is the output of the model's final norm. Tensors are copies on the CPU, in the
+    dtype that the model computed in. Where attention runs without a fused kernel, q and k may already carry its scale
+    or the root of it.
+
+    Attributes:
+        patterns: attention patterns (B, H, T, T) by block, if they were asked for.
+        scores: scale and bias that a fused kernel applied to the scores, by block.
+        images: the preprocessed images (B, 3, height, width), (x − ``mean``) / ``std`` of pixels in [0, 1].
+        names: the images' names in their source.
+        untrained: whether the model has random weights.
     """
 
     layout: TokenLayout
     model: str = ""
-    tensors: dict[tuple[int | None, str], Tensor] = field(default_factory=dict)
+    tensors: dict[Key, Tensor] = field(default_factory=dict)
     patterns: dict[int, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
     names: list[str] = field(default_factory=list)
@@ -43,14 +40,14 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
     untrained: bool = False
     scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
 
-    def __getitem__(self, key: tuple[int | None, str]) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor:
         block, site = key
         try:
             return self.tensors[block, str(site)]
         except KeyError:
             raise KeyError(f"{key} was not recorded; recorded sites: {sorted({s for _, s in self.tensors})}") from None
 
-    def __iter__(self) -> Iterator[tuple[int | None, str]]:
+    def __iter__(self) -> Iterator[Key]:
         return iter(self.tensors)
 
     def __len__(self) -> int:
@@ -62,20 +59,18 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
         return sorted({block for block, _ in self.tensors if block is not None})
 
     def attention_rows(self, block: int, image: int, positions: Sequence[int]) -> Tensor:
-        """How some tokens of one image attend to all, (H, R, T); each row sums to 1.
-
-        Computed from q and k, or taken from the pattern where that was recorded.
+        """Return rows of one image's attention pattern, (H, R, T): the attention of tokens at ``positions`` to all.
 
         Raises:
-            LookupError: if the block's q and k were not recorded, or do not tell its pattern.
+            LookupError: if neither the block's pattern nor q and k of a fused kernel were recorded.
         """
         if block in self.patterns:
             return as_float(self.patterns[block][image][:, list(positions)])
         if block not in self.scores:
             raise LookupError(
-                f"the attention of block {block} was not recorded, but that of blocks "
-                f"{sorted({*self.scores, *self.patterns})}; record the sites q and k, or patterns=True where the model "
-                "computes softmax(QKᵀ) itself"
+                f"the attention of block {block} was not recorded; recorded blocks: "
+                f"{sorted({*self.scores, *self.patterns})}. Record the sites q and k, or use patterns=True where the "
+                "model computes softmax(QKᵀ) itself"
             )
         scale, bias = self.scores[block]
         bias = None if bias is None else bias[image % len(bias)]
@@ -83,7 +78,7 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors and patterns, and of what attention adds to its scores."""
+        """Bytes of all tensors, patterns and attention biases."""
         biases = [bias for _, bias in self.scores.values() if bias is not None]
         return sum(x.numel() * x.element_size() for x in (*self.tensors.values(), *self.patterns.values(), *biases))
 
@@ -96,8 +91,8 @@ class Recording(Mapping[tuple[int | None, str], Tensor]):
         )
 
 
-class Keeper:
-    """The observer that fills a Recording, and stops before it would exceed its memory budget."""
+class RecordingObserver:
+    """The ``Observer`` that fills a ``Recording``, and raises before it would exceed its memory budget."""
 
     def __init__(self, recording: Recording, sites: set[Site], patterns: bool | None, max_bytes: int) -> None:
         self.recording = recording
@@ -110,7 +105,7 @@ class Keeper:
         return x.to("cpu", copy=True)
 
     def require(self, nbytes: int) -> None:
-        """ValueError if this many bytes more would exceed the budget."""
+        """Raise ValueError if this many more bytes would exceed the budget."""
         total = self.recording.nbytes + nbytes
         if total > self.max_bytes:
             raise ValueError(
@@ -119,15 +114,15 @@ class Keeper:
             )
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
-        """Keep a copy."""
+        """Keep a copy of the tokens."""
         self.recording.tensors[block, str(site)] = self._copy(x_BTD)
 
     def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """Keep a copy of the output, which is the site's tensor."""
+        """Keep a copy of the output."""
         self.tokens(block, site, y_BTD)
 
     def attention(self, block: int, call: AttentionCall) -> None:
-        """Keep copies of q, k and v, and of the pattern where asked for."""
+        """Keep copies of q, k and v, and of the pattern if asked for."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.sites:
                 self.recording.tensors[block, str(site)] = self._copy(x)
@@ -136,17 +131,3 @@ class Keeper:
         if self.patterns or (self.patterns is None and call.pattern_BHTT is not None):
             self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
             self.recording.patterns[block] = self._copy(call.pattern())
-
-
-__all__: Sequence[str] = [
-    "HEAD_SITES",
-    "NORM_SITES",
-    "TOKEN_SITES",
-    "IncompleteRecording",
-    "Keeper",
-    "Observer",
-    "Recorder",
-    "Recording",
-    "Site",
-    "evaluating",
-]

@@ -1,7 +1,7 @@
-"""The sums over tokens that ``analyze`` takes in its hooks, in torch operations: on any device, in any precision."""
+"""Reductions of activations in torch operations, on any device and in any precision."""
 
 # Shapes: B images, T tokens, P patches, R prefix tokens, K sums over patches, S stages of a norm, D channels, H heads,
-# d channels a head.
+# d channels per head.
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tokenlens.tokens import TokenLayout
 
 
 def weighted_sums(weights: Tensor, x: Tensor, out: Tensor) -> None:
-    """Σ_i w_ki·x_i for K sets of weights, in one pass: (..., K, T) and (..., T, D) give (..., K, D) in ``out``."""
+    """Compute Σ_i w_ki·x_i for K sets of weights (..., K, T) and tokens (..., T, D), into ``out`` (..., K, D)."""
     if torch.get_float32_matmul_precision() == "highest":
         torch.matmul(weights, x, out=out)
         return
-    # The user lets matrix products run in TF32 or bfloat16; these sums must not.
+    # The user allows matrix products in TF32 or bfloat16, which would round these sums.
     for k, row in enumerate(weights.unbind(-2)):
         torch.sum(row.unsqueeze(-1) * x, dim=-2, out=out.select(-2, k))
 
 
 class Workspace:
-    """A few tensors of the size of one site's tokens to compute in, while a forward pass lasts.
+    """Scratch tensors of the size of one site's tokens, allocated once per forward pass.
 
-    Made before it, like the ``Places``: results in new memory would have to be fetched into the cache first.
+    Like ``Buffers`` they exist before the pass: newly allocated memory would first have to be fetched into the cache.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class Workspace:
         self._tensors: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def start(self, images: int) -> None:
-        """Make what the last pass has used."""
+        """Allocate what the previous pass used."""
         for slot, tail, dtype, device in self._shapes:
             self._tensors[slot, tail] = torch.empty((images, *tail), dtype=dtype, device=device)
 
     def end(self) -> None:
-        """Let go of it."""
+        """Free all tensors."""
         self._tensors.clear()
 
     def like(self, x: Tensor, slot: int = 0) -> Tensor:
-        """A contiguous tensor of the shape and type of ``x``, with anything in it; another one for each slot."""
+        """Return an uninitialized contiguous tensor like ``x``, a different one for each ``slot``."""
         tail = tuple(x.shape[1:])
         found = self._tensors.get((slot, tail))
         if found is None or found.dtype != x.dtype or len(found) != len(x):
@@ -51,8 +51,11 @@ class Workspace:
         return found
 
 
-class Sums:
-    """Takes the sums of one model's tokens, between ``start`` and ``end`` of a forward pass; results go to ``out``s."""
+class ReductionKernels:
+    """The reductions of one model's activations, between ``start`` and ``end`` of a forward pass.
+
+    Methods write into the tensors that they are given and skip the reductions whose tensor is None.
+    """
 
     def __init__(self, layout: TokenLayout) -> None:
         self.layout = layout
@@ -60,14 +63,14 @@ class Sums:
         self._weights: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
 
     def start(self, images: int) -> None:
-        """Begin a forward pass of so many images."""
+        """Begin a forward pass of ``images`` images."""
         self._workspace.start(images)
 
     def end(self) -> None:
-        """End it."""
+        """End a forward pass and free the scratch memory."""
         self._workspace.end()
 
-    def tokens(
+    def reduce_tokens(
         self,
         x: Tensor,
         sums: tuple[str, ...] = (),
@@ -77,16 +80,16 @@ class Sums:
         other: Tensor | None = None,
         products: Tensor | None = None,
     ) -> None:
-        """Of tokens (B, T, D) or (B, H, T, d), what a place is given for.
+        """Reduce tokens (B, T, D) or (B, H, T, d).
 
         Args:
             x: the tokens.
-            sums: what ``rows`` has after the prefix tokens: ``"unit_patch_sum"``, Σ_i x_i/‖x_i‖, and ``"patch_sum"``.
+            sums: the sums in ``rows``: ``"unit_patch_sum"``, Σ_i x_i/‖x_i‖ over patches, and ``"patch_sum"``, Σ_i x_i.
             norms: (..., T), Euclidean norm of every token.
-            rows: (..., R + K, D), the prefix tokens, then the sums over patches; only with ``norms``.
+            rows: (..., R + K, D), the prefix tokens, then the sums; only together with ``norms``.
             magnitudes: (B, D), Σ_i |x_i| over patches.
             other: tokens of the same shape.
-            products: (B, T), inner products with ``other``, token by token.
+            products: (B, T), inner product with ``other`` for each token.
         """
         if norms is not None and rows is not None:
             torch.linalg.vector_norm(x, dim=-1, out=norms)
@@ -102,9 +105,9 @@ class Sums:
             torch.linalg.vecdot(x, other, out=products)
 
     def _row_weights(self, x: Tensor, sums: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-        """Weights (..., R + K, T) that pick the prefix tokens and sum the patches, and where to fill in 1/norm.
+        """Return weights (..., R + K, T) that select prefix tokens and sum patches, and their part to set to 1/norm.
 
-        0 · x adds nothing to the token that a row picks, so it is that token exactly.
+        A row that selects a token gives exactly that token, since it adds 0·x of all others.
         """
         key = (x.shape[:-1], sums, x.dtype, x.device)
         if key not in self._weights:
@@ -118,7 +121,7 @@ class Sums:
             self._weights[key] = (weights, unit)
         return self._weights[key]
 
-    def stages(
+    def reduce_norm(
         self,
         patches_BPD: Tensor,
         weight_D: Tensor | None,
@@ -126,14 +129,14 @@ class Sums:
         lengths_BSP: Tensor,
         sums_BSD: Tensor,
     ) -> None:
-        """Of the patches that a norm takes in, what it computes of each and the sums after its stages.
+        """Reduce the input of a norm to the statistics of each patch and the sums after each stage of the norm.
 
         Args:
-            patches_BPD: its input.
-            weight_D: its γ, in the input's precision; with it there are two stages, else one.
-            means_BP: the mean that it subtracts; None if it subtracts none (RMSNorm).
+            patches_BPD: the patches of the input.
+            weight_D: the norm's γ in the precision of the input; None for a norm with one stage, without γ.
+            means_BP: the mean that is subtracted; None for RMSNorm.
             lengths_BSP: ‖x_i − μ_i‖ and ‖γ⊙(x_i − μ_i)‖.
-            sums_BSD: Σ_i (x_i − μ_i) over each of these lengths. γ is the same for all patches: apply it to the sum.
+            sums_BSD: Σ_i (x_i − μ_i) divided by each of these lengths; γ is still to be applied to the second.
         """
         centred_BPD = patches_BPD
         if means_BP is not None:
@@ -147,13 +150,13 @@ class Sums:
             torch.linalg.vector_norm(weighted_BPD, dim=-1, out=lengths_BSP.select(-2, 1))
         weighted_sums(lengths_BSP.reciprocal(), centred_BPD, sums_BSD)
 
-    def attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
-        """Of one attention call, what a place is given for.
+    def reduce_attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
+        """Reduce one attention call.
 
         Args:
             call: the call.
-            row_BHT: how CLS attends to every token.
-            columns_BHR: how patches attend to each prefix token, mean over patches.
+            row_BHT: attention of CLS to every token.
+            columns_BHR: mean over patches of their attention to each prefix token.
         """
 
         def dots_in_workspace(x_BHTd: Tensor, y_BH1d: Tensor) -> Tensor:

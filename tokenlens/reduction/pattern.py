@@ -1,6 +1,6 @@
-"""What takes every row of the attention pattern: rollout and distances, from a block of rows at a time."""
+"""Reductions of the whole attention pattern, a block of rows at a time: attention rollout and attention distance."""
 
-# Shapes: B images, H heads, T tokens, P patches, R chosen rows.
+# Shapes: B images, H heads, T tokens, P patches, R rows of the pattern.
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from tokenlens.recording.attention import AttentionCall, exact
+from tokenlens.recording.attention import AttentionCall, avoid_tf32
 from tokenlens.reduction.summaries import PatternReduction
 from tokenlens.tokens import TokenLayout
 
 
 def rollout_rows(pattern_BHRT: Tensor, rows: slice, before_BTT: Tensor | None) -> Tensor:
-    """Some rows of the rollout R_l = Ã_l·R_{l−1} with Ã = ½·(mean of A over heads) + ½·I, (B, R, T); they sum to 1.
+    """Compute rows of the rollout R_l = Ã_l·R_{l−1} with Ã = ½·(mean of A over heads) + ½·I, (B, R, T); each sums to 1.
 
     Args:
-        pattern_BHRT: these rows of the block's pattern A.
-        rows: which ones they are.
-        before_BTT: the rollout R_{l−1} of the blocks before; None for the identity, before the first block.
+        pattern_BHRT: the same rows of the block's pattern A.
+        rows: the indices of these rows.
+        before_BTT: the rollout R_{l−1} of the previous block; None (the identity) in the first block.
     """
-    mean_BRT = exact(pattern_BHRT.mean(1))
+    mean_BRT = avoid_tf32(pattern_BHRT.mean(1))
     if before_BTT is None:
         rollout_BRT = mean_BRT / 2
         rollout_BRT.diagonal(offset=rows.start, dim1=-2, dim2=-1).add_(0.5)
@@ -31,7 +31,7 @@ def rollout_rows(pattern_BHRT: Tensor, rows: slice, before_BTT: Tensor | None) -
 
 
 def grid_distances(rows: int, columns: int) -> Tensor:
-    """Euclidean distances between the patches' centres in patches, (P, P), patches in row-major order.
+    """Compute the Euclidean distances between patch centres, in patches, (P, P), in row-major order.
 
     >>> grid_distances(1, 3)
     tensor([[0., 1., 2.],
@@ -44,19 +44,19 @@ def grid_distances(rows: int, columns: int) -> Tensor:
 
 
 def attention_distances(pattern_BHRP: Tensor, distances_RP: Tensor) -> Tensor:
-    """Mean distance of each query to the patches, weighted by its attention to them made to sum to 1: (B, H, R).
+    """Compute each query's mean distance to the patches, weighted by its attention to them, (B, H, R).
 
-    NaN for a query that pays no attention to patches at all.
+    The weights are normalized to sum to 1. NaN for a query without any attention to patches.
     """
     return (pattern_BHRP * distances_RP).sum(-1) / pattern_BHRP.sum(-1)
 
 
 class WholePattern:
-    """Sees the pattern of block after block of one forward pass and holds the rollout in between.
+    """Reduces the whole pattern of one block after the other, and keeps the rollout from block to block.
 
     Args:
         layout: the model's tokens.
-        wanted: what is taken of the pattern.
+        wanted: the reductions to compute.
     """
 
     def __init__(self, layout: TokenLayout, wanted: Collection[PatternReduction]) -> None:
@@ -67,19 +67,18 @@ class WholePattern:
         self._distances_PP: Tensor | None = None
 
     def start(self) -> None:
-        """Begin a new forward pass."""
+        """Begin a forward pass."""
         self._next_block = 0
 
     def end(self) -> None:
-        """End it: matrices of T×T are not held between passes."""
+        """End a forward pass; matrices of T×T are not kept between passes."""
         self._rollouts, self._distances_PP = [], None
 
-    def reduce(self, block: int, call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
-        """One pass over the rows of a block's pattern: the CLS row of the rollout (B, T), valid until the next but one
-        block, and the patches' distances (B, H); None for what is not wanted.
+    def reduce(self, block: int, call: AttentionCall) -> dict[str, Tensor]:
+        """Compute the wanted ones of ``cls_rollout`` (B, T) and ``patch_distance`` (B, H) in one pass over the rows.
 
         Raises:
-            ValueError: if rollout is wanted and the blocks do not come in their order.
+            ValueError: if rollout is wanted and the blocks do not arrive in order.
         """
         if "rollout" in self.wanted and block != self._next_block:
             raise ValueError(
@@ -93,13 +92,16 @@ class WholePattern:
                 self._roll_out(block, rows, pattern_BHRT)
             if "patch_distance" in self.wanted:
                 distances.append(self._distances(rows, pattern_BHRT))
-        cls_rollout = None
+        reduced = {}
         if "rollout" in self.wanted:
-            cls_rollout = self._rollouts[block % 2][:, self.layout.positions("cls")[0]].to(pattern_BHRT.dtype)
-        return cls_rollout, torch.cat(distances, dim=-1).nanmean(-1) if distances else None
+            cls = self.layout.positions("cls")[0]
+            reduced["cls_rollout"] = self._rollouts[block % 2][:, cls].to(pattern_BHRT.dtype)
+        if distances:
+            reduced["patch_distance"] = torch.cat(distances, dim=-1).nanmean(-1)
+        return reduced
 
     def _roll_out(self, block: int, rows: slice, pattern_BHRT: Tensor) -> None:
-        """Put some rows of this block's rollout in their place, in one of two (B, T, T) that take turns."""
+        """Compute rows of this block's rollout, in one of two (B, T, T) matrices that are used in turn."""
         before_BTT = self._rollouts[1 - block % 2] if block else None
         rollout_BRT = rollout_rows(pattern_BHRT, rows, before_BTT)
         shape = (len(rollout_BRT), self.layout.tokens, self.layout.tokens)
@@ -108,7 +110,7 @@ class WholePattern:
         self._rollouts[block % 2][:, rows] = rollout_BRT
 
     def _distances(self, rows: slice, pattern_BHRT: Tensor) -> Tensor:
-        """How far the patches among some rows look, (B, H, patches among them)."""
+        """Compute the attention distances of the patches among these rows, (B, H, patches among them)."""
         if self._distances_PP is None:
             # In two steps: not every device has float64.
             self._distances_PP = grid_distances(*self.layout.grid).to(pattern_BHRT.dtype).to(pattern_BHRT.device)

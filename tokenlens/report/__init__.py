@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page of a result, with its figures beside it."""
+"""Self-contained HTML report pages for all kinds of results."""
 
 from tokenlens.report.build import summary_html, write_report
 

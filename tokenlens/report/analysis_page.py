@@ -1,47 +1,43 @@
-"""What stands in the page of one model."""
+"""The content of an analysis' page."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.findings import judge
-from tokenlens.analysis.overview import headlines
-from tokenlens.figures._rows import GROUPS, title_of
+from tokenlens.analysis.overview import overview
+from tokenlens.figures.base import GROUP_NAMES, model_title
+from tokenlens.report.analysis_summary import summary_table
 from tokenlens.report.downloads import download
-from tokenlens.report.numerals import fixed
-from tokenlens.report.origin import commands, provenance_rows
-from tokenlens.report.tables import Cell, Table, summary_table, table_of, text_of
-from tokenlens.report.two_sets import two_sets, two_sets_table
-
-if TYPE_CHECKING:
-    from tokenlens.analysis.analysis import Analysis
+from tokenlens.report.number_format import with_decimals
+from tokenlens.report.specialized_weights import specialized_sentences, specialized_table
+from tokenlens.report.tables import Table, TableEntry, table_of, text_column
 
 
 def content(analysis: Analysis) -> dict[str, Any]:
-    """All that ``templates/analysis.html`` writes, but the figures."""
+    """Return the variables of ``templates/analysis.html``, except those that ``write_report`` adds."""
     images = analysis.provenance.get("images", {})
     return {
-        "title": title_of(analysis),
+        "title": model_title(analysis),
         "model": analysis.model,
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
         "notes": [images["note"]] if images.get("note") else [],
-        "groups": [(group, GROUPS[group]) for group in GROUPS if group in (*analysis.layout.prefix, "patch")],
+        "groups": [(group, GROUP_NAMES[group]) for group in GROUP_NAMES if group in (*analysis.layout.prefix, "patch")],
         "findings": judge(analysis),
-        "headlines": _headlines(analysis),
-        "two_sets": two_sets(analysis),
-        "two_sets_table": two_sets_table(analysis),
+        "overview": _overview(analysis),
+        "specialized_sentences": specialized_sentences(analysis),
+        "specialized_table": specialized_table(analysis),
         "summary": summary_table(analysis.table, analysis.model),
         "table": download(analysis.table, "table", analysis.model),
         "metrics": analysis.metrics,
         "not_applicable": list(analysis.not_applicable.items()),
         "skipped": [(image["name"], image["reason"]) for image in images.get("skipped", [])],
-        "provenance": provenance_rows(analysis.provenance),
-        "commands": commands(analysis.provenance, "analysis"),
     }
 
 
@@ -60,33 +56,33 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _headlines(analysis: Analysis) -> Table | None:
-    """The numbers of the whole model, written out; None if there are none."""
-    frame = headlines(analysis)
+def _overview(analysis: Analysis) -> Table | None:
+    """Return the numbers of the whole model; None if there are none."""
+    frame = overview(analysis)
 
-    def bounds(row: Any) -> Cell:
+    def bounds(row: Any) -> TableEntry:
         if pd.isna(row.ci_low) or pd.isna(row.ci_high):
-            return Cell("–")
-        return Cell(f"{fixed(row.ci_low)} to {fixed(row.ci_high)}")
+            return TableEntry("–")
+        return TableEntry(f"{with_decimals(row.ci_low)} to {with_decimals(row.ci_high)}")
 
-    def place(row: Any) -> Cell:
-        where = [f"{kind} {getattr(row, kind)}" for kind in ("block", "head") if not pd.isna(getattr(row, kind))]
-        return Cell(", ".join(where))
+    def where(row: Any) -> TableEntry:
+        indices = [f"{kind} {getattr(row, kind)}" for kind in ("block", "head") if not pd.isna(getattr(row, kind))]
+        return TableEntry(", ".join(indices))
 
     columns = {
-        "quantity": text_of("quantity"),
-        "value": lambda row: Cell(fixed(row.value)),
+        "quantity": text_column("quantity"),
+        "value": lambda row: TableEntry(with_decimals(row.value)),
         "95 % interval": bounds,
-        "unit": text_of("unit"),
-        "where": place,
-        "n": lambda row: Cell(str(row.n)),
+        "unit": text_column("unit"),
+        "where": where,
+        "n": lambda row: TableEntry(str(row.n)),
     }
     numeric = ("value", "95 % interval", "n")
-    return None if frame.empty else table_of(frame, "headlines", analysis.model, columns, numeric)
+    return None if frame.empty else table_of(frame, "overview", analysis.model, columns, numeric)
 
 
 def summary(analysis: Analysis) -> str:
-    """Return a few lines of HTML: the model, the images and the findings."""
+    """Return a short summary as HTML: the model, the images and the findings."""
     untrained = " <strong>untrained (random weights)</strong>" if analysis.untrained else ""
     source = analysis.provenance.get("images", {})
     names = ", ".join(dict.fromkeys(analysis.table["metric"]))

@@ -1,4 +1,4 @@
-"""``write_report``: draws every figure that the numbers allow and writes the page."""
+"""Write the report page of a result."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from tokenlens.report import analysis_page, comparison_page, probe_page, training_page, verification_page
-from tokenlens.report.drawings import draw_all
-from tokenlens.report.numerals import unbroken
-from tokenlens.report.origin import definitions
+from tokenlens.report.number_format import unbroken
+from tokenlens.report.page_figures import draw_all
+from tokenlens.report.provenance import commands, definitions, provenance_rows
 from tokenlens.storage.files import write_text
 from tokenlens.storage.result import Result
 
@@ -27,27 +27,27 @@ PAGES: dict[str, Any] = {
     "training": training_page,
     "verification": verification_page,
 }
-"""For each kind of result the module with its page's ``content`` and ``summary``."""
+"""The module with the functions ``content`` and ``summary`` for each kind of result."""
 
 
 def write_report(result: Result, folder: str | os.PathLike[str]) -> Path:
-    """Write ``figures/*.svg``, ``figures/*.png`` and ``report.html`` into a folder.
+    """Write ``report.html``, ``figures/*.svg`` and ``figures/*.png`` into a folder.
 
-    The page is one file: it opens from disk, makes no network request (its Content-Security-Policy forbids them), and
-    holds the numbers behind every figure and every table, to be downloaded as CSV. Figures that there are no numbers
-    for are listed with the reason.
+    The page is a single file that works without a network connection; its Content-Security-Policy forbids requests. It
+    contains the numbers of each figure and table for download as CSV. Figures without numbers are listed with the
+    reason.
 
     Args:
         result: the result to report.
-        folder: an existing or new folder; files of the same names in it are replaced.
+        folder: an existing or new folder; files with the same names are replaced.
 
     Returns:
         The path of the page.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = PAGES[result.kind].content(result)
-    drawn, left_out = draw_all(result, result.kind, folder / "figures", content["title"])
+    content = _shared_content(result) | PAGES[result.kind].content(result)
+    drawn, left_out = draw_all(result, folder / "figures", content["title"])
     defined = definitions([*content["metrics"], *(metric for figure in drawn for metric in figure.metrics)])
     script, styles = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = Environment(
@@ -68,6 +68,14 @@ def write_report(result: Result, folder: str | os.PathLike[str]) -> Path:
     return folder / PAGE
 
 
+def _shared_content(result: Result) -> dict[str, Any]:
+    """Return the variables of ``templates/page.html``, which the page of a kind may replace."""
+    empty = dict.fromkeys(("facts", "notes", "skipped", "not_applicable", "metrics"), ())
+    provenance = result.provenance
+    reproduce = {"commands": commands(provenance.get("command", "")), "provenance": provenance_rows(provenance)}
+    return {"mark": "", **empty, **reproduce}
+
+
 def summary_html(result: Result) -> str:
-    """Return a few lines of HTML that say what was found, for Jupyter; all names are escaped."""
+    """Return a short summary of a result as HTML, for Jupyter."""
     return str(PAGES[result.kind].summary(result))

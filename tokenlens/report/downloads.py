@@ -1,4 +1,4 @@
-"""Data that the page carries inside itself: saved as CSV or shown as a table, without any request."""
+"""Tables embedded in the page, which can be saved as CSV or shown without a network request."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 import pandas as pd
 
 DIGITS = 6
-"""Significant digits of the numbers in the page; the files of the run folder have all of them."""
+"""Significant digits of numbers in the page; the run folder has all digits."""
 
 LONG = 20_000
-"""From so many rows on (one for each channel of each norm), ``LONG_DIGITS`` digits have to do, or the page grows by
-megabytes: 250,000 rows are 0.7 MB with three digits."""
+"""Tables with more rows (one per channel of each norm) have only ``LONG_DIGITS`` digits, to keep the page small:
+250,000 rows take 0.7 MB with three digits."""
 
 LONG_DIGITS = 3
 
 
 @dataclass(frozen=True)
 class Download:
-    """A table inside the page.
+    """A table embedded in the page.
 
     Attributes:
-        name: its id in the page.
-        file: the name of the file that a click saves.
-        rows: how many there are.
-        columns: their names.
+        name: the id in the page.
+        file: the file name under which it is saved.
+        rows: number of rows.
+        columns: names of the columns.
         digits: significant digits of its numbers.
-        packed: ``rows`` and the columns as JSON, deflated, in base64. A column whose cells are all the same is one
-            cell. Column by column instead of row by row, because that makes a third of the size.
+        packed: ``rows`` and the columns as deflated JSON in base64. Storing columns instead of rows takes a third of
+            the space. A column with a single value is stored as that value.
     """
 
     name: str
@@ -44,33 +44,28 @@ class Download:
     packed: str
 
 
-def download(frame: pd.DataFrame, name: str, of: str) -> Download:
-    """Pack a frame for the page.
-
-    Args:
-        frame: any table; its index is left out.
-        name: what it is; unique in the page.
-        of: whose numbers these are; together with ``name`` the file's name.
-    """
+def download(frame: pd.DataFrame, name: str, title: str) -> Download:
+    """Pack a frame, without its index, for the page; its file name consists of the page's title and its ``name``."""
     digits = DIGITS if len(frame) <= LONG else LONG_DIGITS
     columns = {str(column): _packed(frame[column], digits) for column in frame.columns}
     contents = {"rows": len(frame), "columns": columns}
     text = json.dumps(contents, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     packed = base64.b64encode(zlib.compress(text.encode("utf-8", "backslashreplace"), 9)).decode()
-    return Download(f"data-{name}", f"{plain_name(of)}-{name}.csv", len(frame), tuple(columns), digits, packed)
+    return Download(f"data-{name}", f"{plain_name(title)}-{name}.csv", len(frame), tuple(columns), digits, packed)
 
 
 def plain_name(text: str) -> str:
-    """Any text as a part of a file name: letters, digits and ``_ . + -`` only, at most 80 of them."""
+    """Convert text to a part of a file name: at most 80 letters, digits and ``_ . + -``."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("_.-")[:80] or "tokenlens"
 
 
 def _packed(column: pd.Series, digits: int) -> Any:
-    cells = [_cell(value, digits) for value in column]
-    return cells[0] if cells and all(type(cell) is type(cells[0]) and cell == cells[0] for cell in cells) else cells
+    values = [_plain(value, digits) for value in column]
+    same = values and all(type(value) is type(values[0]) and value == values[0] for value in values)
+    return values[0] if same else values
 
 
-def _cell(value: Any, digits: int) -> str | int | float | bool | None:
+def _plain(value: Any, digits: int) -> str | int | float | bool | None:
     if isinstance(value, str):
         return value
     if pd.isna(value):

@@ -1,16 +1,16 @@
 (function () {
   "use strict";
-  const MOST = 1000; // rows of a table that are made at once
+  const MOST = 1000; // largest number of rows shown at once
 
-  // Data: rows (their count) and columns as JSON, deflated, in base64; a column that is not a list has the same cell in every row.
+  // Data: number of rows and columns as deflated JSON in base64; a column that is not a list has that value in every row.
   const unpacked = new Map();
   const unpack = async (id) => {
     const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const data = JSON.parse(await new Response(stream).text());
     const columns = Object.keys(data.columns);
-    const cell = (name, i) => (Array.isArray(data.columns[name]) ? data.columns[name][i] : data.columns[name]);
-    const rows = Array.from({ length: data.rows }, (_, i) => columns.map((name) => cell(name, i)));
+    const entry = (name, i) => (Array.isArray(data.columns[name]) ? data.columns[name][i] : data.columns[name]);
+    const rows = Array.from({ length: data.rows }, (_, i) => columns.map((name) => entry(name, i)));
     return { columns: columns, rows: rows };
   };
   const dataOf = (id) => {
@@ -28,7 +28,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   };
 
-  // Order: ascending first, then descending; what is empty stays last either way.
+  // Sort in ascending order first, then descending; empty entries always come last.
   const missing = (x) => x === "" || x === null;
   const compare = (a, b) => {
     if (typeof a === "number" && typeof b === "number") return a - b;
@@ -44,19 +44,19 @@
       })
       .map((entry) => entry[2]);
 
-  // Words of a filter match where a word begins; "block 3" and "head 3" are one word, and 3 is not 31.
+  // Words of a filter match at the beginning of words; "block 3" and "head 3" count as one word, and 3 does not match 31.
   const wordsOf = (text) =>
     (text.toLowerCase().match(/(?:block|head) \d+|\S+/g) || []).map(
       (word) => new RegExp("(^|[\\s_(-])" + word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + (/\d$/.test(word) ? "(?!\\d)" : ""))
     );
 
-  // A table that can be sorted and filtered. rows: lists of values; show: puts rows into the page.
+  // Make a table sortable and filterable. rows: lists of values; show: writes rows into the page.
   const browse = (table, columns, rows, show) => {
     const controls = [...document.querySelectorAll('[data-table="' + table.id + '"]')];
     const status = controls.find((one) => one.getAttribute("role") === "status");
     const inputs = controls.filter((one) => one !== status);
     let sorting = null;
-    const told = (row) =>
+    const textOf = (row) =>
       columns
         .map((name, i) => (name === "block" || name === "head" ? name + " " + row[i] : typeof row[i] === "string" ? row[i] : ""))
         .join(" ")
@@ -71,7 +71,7 @@
           if (input.value) chosen = chosen.filter((row) => String(row[i]) === input.value);
         } else {
           const words = wordsOf(input.value);
-          if (words.length) chosen = chosen.filter((row) => words.every((word) => word.test(told(row))));
+          if (words.length) chosen = chosen.filter((row) => words.every((word) => word.test(textOf(row))));
         }
       }
       if (sorting) chosen = ordered(chosen, (row) => row[sorting.column], sorting.down);
@@ -84,7 +84,7 @@
       if (input.tagName !== "SELECT") continue;
       const i = columns.indexOf(input.dataset.column);
       new Set(rows.map((row) => String(row[i]))).forEach((value) => input.append(new Option(value, value)));
-      input.closest("label").hidden = input.options.length < 3; // one value only: no choice
+      input.closest("label").hidden = input.options.length < 3; // hide a choice with a single value
     }
     table.querySelectorAll("thead th").forEach((heading, column) => {
       heading.querySelector("button").addEventListener("click", () => {
@@ -98,7 +98,7 @@
     draw();
   };
 
-  // Tables whose rows stand in the page.
+  // Tables whose rows are in the page.
   document.querySelectorAll("table.sortable").forEach((table) => {
     const lines = new Map();
     const valueOf = (cell) => {
@@ -111,7 +111,7 @@
     browse(table, columns, [...lines.keys()], (rows) => table.tBodies[0].replaceChildren(...rows.map((row) => lines.get(row))));
   });
 
-  // Tables that are made when they are opened, and what can be saved.
+  // Tables built when they are opened, and downloads.
   const make = (name, text, numeric) => {
     const made = document.createElement(name);
     if (text !== undefined) made.textContent = text;
@@ -153,7 +153,7 @@
     });
   }
 
-  // On paper nothing can be opened.
+  // Open all folds for printing.
   let opened = [];
   window.addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not(.rows):not([open])")];

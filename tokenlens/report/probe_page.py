@@ -1,55 +1,45 @@
-"""The page of a probe: its number, the protocol that decided it, and the numbers by class."""
+"""The content of a probe's page."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tokenlens.probes import ProbeResult
 from tokenlens.report.downloads import download
-from tokenlens.report.origin import commands, provenance_rows
-from tokenlens.report.tables import Table, number_of, table_of, text_of
-
-if TYPE_CHECKING:
-    from tokenlens.probes import ProbeResult
+from tokenlens.report.tables import Table, interval_column, number_column, table_of, text_column
 
 
 def content(result: ProbeResult) -> dict[str, Any]:
-    """Return all that ``templates/probe.html`` writes."""
+    """Return the variables of ``templates/probe.html``, except those that ``write_report`` adds."""
     title = f"{result.model}, {result.task}"
     return {
         "title": title,
         "untrained": result.untrained,
         "mark": " (untrained)" if result.untrained else "",
-        "headline": result.headline,
-        "facts": result.protocol_rows(),
-        "notes": [],
-        "skipped": [],
-        "not_applicable": [],
-        "numbers": _numbers(result, title),
+        "score": f"{result.in_percent(result.value)} {result.unit} {result.interval_text}",
+        "protocol": result.protocol_rows(),
+        "scores": _scores(result, title),
         "per_image": download(result.per_image, "per_image", title),
-        "metrics": [],
-        "commands": commands(result.provenance, "probe"),
-        "provenance": provenance_rows(result.provenance),
     }
 
 
-def _numbers(result: ProbeResult, title: str) -> Table | None:
-    if result.table.empty:
-        return None
+def _scores(result: ProbeResult, title: str) -> Table | None:
+    """Return a table of the secondary scores; None if there are none."""
     columns = {
-        "quantity": text_of("quantity"),
-        "of": text_of("of"),
-        "value": number_of("value"),
-        "ci_low": number_of("ci_low"),
-        "ci_high": number_of("ci_high"),
-        "n": text_of("n"),
-        "unit": text_of("unit"),
+        "quantity": text_column("quantity"),
+        "of": text_column("of"),
+        "value": number_column("value"),
+        "95 % interval": interval_column(),
+        "n": number_column("n", 9),
+        "unit": text_column("unit"),
     }
-    return table_of(result.table, "numbers", title, columns, ("value", "ci_low", "ci_high", "n"))
+    numeric = ("value", "95 % interval", "n")
+    return None if result.table.empty else table_of(result.table, "scores", title, columns, numeric)
 
 
 def summary(result: ProbeResult) -> str:
-    """Return a few lines of HTML: the number with its interval, and the protocol behind a fold."""
+    """Return a short summary as HTML: the score with its interval, and the protocol behind a fold."""
     untrained = " <strong>untrained (random weights)</strong>" if result.untrained else ""
     rows = "".join(
         f"<tr style='text-align:left'><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
@@ -58,5 +48,5 @@ def summary(result: ProbeResult) -> str:
     return (
         f"<div><strong>{escape(result.model)}</strong>{untrained}, {escape(result.task)}: "
         f"<strong>{result.in_percent(result.value)}</strong> {escape(result.unit)} {escape(result.interval_text)}"
-        f"<details><summary>protocol</summary><table>{rows}</table></details></div>"
+        f"<details><summary>Protocol</summary><table>{rows}</table></details></div>"
     )

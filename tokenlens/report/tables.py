@@ -1,4 +1,4 @@
-"""Tables that stand in a page row by row: numbers first, then how their cells are written."""
+"""Tables that are written into a page row by row, with their numbers as a download."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from tokenlens.report.downloads import Download, download
-from tokenlens.report.numerals import significant
+from tokenlens.report.number_format import with_digits
 
 
-class Cell(NamedTuple):
-    """A cell: its text, something small behind it, and what it sorts by where that is not its text."""
+class TableEntry(NamedTuple):
+    """An entry of a table: its text, a small addition, and the value to sort by if that is not the text."""
 
     text: str
     small: str = ""
@@ -25,108 +25,59 @@ class Table:
     """A table of a page.
 
     Attributes:
-        name: its id in the page.
+        name: the id in the page.
         columns: the headings.
-        numeric: those of them whose cells are numbers.
-        rows: a cell for each column.
-        data: the same numbers, to be downloaded.
+        numeric: headings of the columns that hold numbers.
+        rows: for each row an entry per column.
+        data: the numbers as a download.
     """
 
     name: str
     columns: tuple[str, ...]
     numeric: frozenset[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableEntry]]
     data: Download
 
 
-Written = Callable[[Any], Cell]
+Column = Callable[[Any], TableEntry]
+"""A function that writes a column's entry for a row, which is a named tuple."""
 
 
 def table_of(
-    frame: pd.DataFrame, name: str, of: str, columns: Mapping[str, Written], numeric: Collection[str] = ()
+    frame: pd.DataFrame, name: str, title: str, columns: Mapping[str, Column], numeric: Collection[str] = ()
 ) -> Table:
-    """A table of some columns of a frame; its download has all of them.
+    """Return a table with some columns of a frame; its download has all of them.
 
-    Args:
-        frame: the numbers.
-        name: id in the page.
-        of: whose numbers these are.
-        columns: by heading, how the cell of a row (a named tuple of the frame) is written.
-        numeric: headings of the columns that hold numbers.
+    If the frame has several values in the column ``setting``, that is the first column of the table.
     """
-    rows = [[written(row) for written in columns.values()] for row in frame.itertuples(index=False)]
-    return Table(name, tuple(columns), frozenset(numeric), rows, download(frame, name, of))
+    if "setting" in frame and frame["setting"].nunique() > 1:
+        columns = {"setting": text_column("setting"), **columns}
+    rows = [[entry(row) for entry in columns.values()] for row in frame.itertuples(index=False)]
+    return Table(name, tuple(columns), frozenset(numeric), rows, download(frame, name, title))
 
 
-def text_of(column: str) -> Written:
-    """A column of text as it stands."""
-    return lambda row: Cell(str(getattr(row, column)))
+def text_column(name: str) -> Column:
+    """Return a column that shows text unchanged."""
+    return lambda row: TableEntry(str(getattr(row, name)))
 
 
-def number_of(column: str, digits: int = 4) -> Written:
-    """A column of numbers to so many digits; what is not defined stays empty and sorts last."""
+def number_column(name: str, digits: int = 4) -> Column:
+    """Return a column that shows numbers to some significant digits; undefined ones are empty and sort last."""
 
-    def written(row: Any) -> Cell:
-        value = getattr(row, column)
+    def entry(row: Any) -> TableEntry:
+        value = getattr(row, name)
         if pd.isna(value):
-            return Cell("", sorts="")
-        return Cell(significant(float(value), digits), sorts=float(f"{value:.6g}"))
+            return TableEntry("", sorts="")
+        return TableEntry(with_digits(float(value), digits), sorts=float(f"{value:.6g}"))
 
-    return written
-
-
-SUMMARY = (
-    "metric",
-    "part",
-    "site",
-    "group",
-    "mean",
-    "lowest",
-    "lowest_block",
-    "lowest_head",
-    "highest",
-    "highest_block",
-    "highest_head",
-    "n",
-    "unit",
-)
+    return entry
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each metric, part, site and group: its mean over blocks and heads, and where it is extreme.
+def interval_column(low: str = "ci_low", high: str = "ci_high") -> Column:
+    """Return a column that shows the two bounds of an interval."""
 
-    Args:
-        table: an analysis' table.
+    def entry(row: Any) -> TableEntry:
+        first, last = (number_column(name, 3)(row) for name in (low, high))
+        return TableEntry(f"{first.text} to {last.text}" if first.text else "", sorts=first.sorts)
 
-    Returns:
-        A frame with the columns of ``SUMMARY``; the places of extremes are empty where there is one cell only.
-    """
-    rows = []
-    for keys, inside in table.groupby(["metric", "part", "site", "group"], sort=False):
-        values = inside["value"].astype(float)
-        row: dict[str, Any] = dict(zip(SUMMARY, keys, strict=False))
-        row |= {"mean": values.mean(), "lowest": values.min(), "highest": values.max()}
-        row |= {"n": int(inside["n"].max()), "unit": inside["unit"].iloc[0]}
-        if values.notna().any() and len(inside) > 1:
-            for extreme, place in (("lowest", values.idxmin()), ("highest", values.idxmax())):
-                row |= {f"{extreme}_{kind}": inside.loc[place, kind] for kind in ("block", "head")}
-        rows.append(row)
-    frame = pd.DataFrame(rows, columns=list(SUMMARY))
-    return frame.astype({f"{which}_{kind}": "Int64" for which in ("lowest", "highest") for kind in ("block", "head")})
-
-
-def summary_table(table: pd.DataFrame, of: str) -> Table:
-    """The summary of an analysis' table, as it stands in its page."""
-
-    def extreme(which: str) -> Written:
-        def written(row: Any) -> Cell:
-            place = [getattr(row, f"{which}_{kind}") for kind in ("block", "head")]
-            at = " ".join(f"{kind}{n}" for kind, n in zip("bh", place, strict=True) if not pd.isna(n))
-            return number_of(which)(row)._replace(small=at)
-
-        return written
-
-    columns: dict[str, Written] = {name: text_of(name) for name in ("metric", "part", "site", "group")}
-    columns |= {"mean": number_of("mean"), "lowest": extreme("lowest"), "highest": extreme("highest")}
-    columns |= {"n": number_of("n", 9), "unit": text_of("unit")}
-    return table_of(summary(table), "summary", of, columns, ("mean", "lowest", "highest", "n"))
+    return entry

@@ -1,67 +1,59 @@
-"""The page of a training: how far it is, its losses and how it can be repeated."""
+"""The content of a training's page."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenlens.report.downloads import download
-from tokenlens.report.numerals import fixed
-from tokenlens.report.origin import commands, provenance_rows
-from tokenlens.report.tables import Cell, Table, number_of, table_of
-
-if TYPE_CHECKING:
-    from tokenlens.training.run import TrainedRun
+from tokenlens.report.number_format import with_decimals
+from tokenlens.report.provenance import commands, provenance_rows
+from tokenlens.report.tables import Table, number_column, table_of
+from tokenlens.training.trained_run import TrainedRun
 
 
 def content(run: TrainedRun) -> dict[str, Any]:
-    """Return all that ``templates/training.html`` writes, except the figures."""
+    """Return the variables of ``templates/training.html``, except those that ``write_report`` adds."""
     settings = run.settings
     title = f"{settings['name']}, seed {settings['seed']}"
-    sessions = settings["sessions"]
     skipped = run.skipped.drop_duplicates("name")
     return {
         "title": title,
-        "mark": "",
+        "unfinished": "" if run.finished else f"{run.state} at step {run.step} of {settings['steps']}",
         "facts": _facts(run),
-        "notes": [],
         "skipped": list(zip(skipped["name"], skipped["reason"], strict=True)),
-        "not_applicable": [],
         "losses": _losses(run, title),
         "diagnostics": download(run.diagnostics, "diagnostics", title) if len(run.diagnostics) else None,
-        "metrics": [],
-        "commands": commands({"command": sessions[0]["command"]}, "training"),
-        "provenance": provenance_rows({key: value for key, value in settings.items() if key != "sessions"}),
+        "commands": commands(settings["sessions"][0]["command"]),
+        "recipe": provenance_rows(settings["recipe"]),
+        "provenance": provenance_rows({k: v for k, v in settings.items() if k not in ("sessions", "recipe")}),
     }
 
 
 def _facts(run: TrainedRun) -> list[tuple[str, str]]:
-    settings = run.settings
-    recipe = run.recipe
+    settings, recipe = run.settings, run.recipe
+    speed = settings.get("images_per_second")
     facts = {
         "State": run.state,
         "Steps": f"{run.step} of {settings['steps']}",
         "Model": recipe.model,
         "Objective": recipe.objective,
-        "Specialization": "none" if recipe.specialization is None else str(recipe.specialization),
+        "Specialization": "none" if recipe.specialization is None else recipe.specialization,
         "Images": settings["data"]["count"],
         "Batch size": recipe.batch_size,
-        "Images per second": fixed(settings["images_per_second"], 1),
+        "Images per second": "unknown" if speed is None else with_decimals(speed, 1),
     }
     return [(name, str(value)) for name, value in facts.items()]
 
 
 def _losses(run: TrainedRun, title: str) -> Table | None:
+    """Return a table of the logged steps; None if there are none."""
     frame = run.metrics
-    if frame.empty:
-        return None
-    columns = {"step": lambda row: Cell(str(row.step))} | {
-        name: number_of(name) for name in frame.columns if name != "step"
-    }
-    return table_of(frame, "losses", title, columns, tuple(columns))
+    columns = {name: number_column(name, 9 if name == "step" else 4) for name in frame.columns}
+    return None if frame.empty else table_of(frame, "losses", title, columns, tuple(columns))
 
 
 def summary(run: TrainedRun) -> str:
-    """Return a few lines of HTML: what is trained and how far it is."""
+    """Return a short summary as HTML: the recipe and the state of the training."""
     facts = "; ".join(f"{name}: {escape(value)}" for name, value in _facts(run))
     return f"<div><strong>{escape(str(run.path))}</strong><br>{facts}</div>"

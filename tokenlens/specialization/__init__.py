@@ -1,40 +1,41 @@
-"""Separate weights for prefix tokens and patches, in any Vision Transformer: the same function at the start.
+"""Separate weights for special tokens and patches in any Vision Transformer, equal at the start.
 
-``specialize`` gives modules of a model a second set of weights, ``merge`` averages the sets again, ``costs`` says what
-it takes. What can be specialized is a component, one file of this folder each. See docs/add-a-specialization.md.
+``specialize`` gives modules of a model a second copy of their weights, ``merge`` averages the copies again, and
+``compute_costs`` counts the added parameters and FLOPs. Each file of this folder without a leading underscore defines
+a component, a kind of module that can be specialized. See docs/add-a-specialization.md.
 """
 
-from tokenlens.specialization._costs import Cost, costs
+from tokenlens.specialization._costs import SpecializationCost, compute_costs
 from tokenlens.specialization._functions import Positions
-from tokenlens.specialization._merge import Merged, merge
-from tokenlens.specialization._plan import Plan, Replacement, plan, plan_of, prefix_side
-from tokenlens.specialization._save import save
-from tokenlens.specialization._specialization import PRESETS, Specialization, as_specialization
+from tokenlens.specialization._merge import MergeResult, merge
+from tokenlens.specialization._plan import PlannedModule, SpecializationPlan, get_plan, plan_specialization
+from tokenlens.specialization._save import TIMM_ENTRY_POINT, save, save_timm_folder
+from tokenlens.specialization._specialization import PRESETS, Specialization, SpecializationLike, as_specialization
 from tokenlens.specialization._specialize import specialize
-from tokenlens.specialization._state_dict import has_two_sets, in_two_sets
-from tokenlens.specialization._timm_config import GENERIC
+from tokenlens.specialization._state_dict import expand_standard_weights, has_specialized_weights
 from tokenlens.specialization.base import Component, SpecializedModule, components
 
 __all__ = [
-    "GENERIC",
     "PRESETS",
+    "TIMM_ENTRY_POINT",
     "Component",
-    "Cost",
-    "Merged",
-    "Plan",
+    "MergeResult",
+    "PlannedModule",
     "Positions",
-    "Replacement",
     "Specialization",
+    "SpecializationCost",
+    "SpecializationLike",
+    "SpecializationPlan",
     "SpecializedModule",
     "as_specialization",
     "components",
-    "costs",
-    "has_two_sets",
-    "in_two_sets",
+    "compute_costs",
+    "expand_standard_weights",
+    "get_plan",
+    "has_specialized_weights",
     "merge",
-    "plan",
-    "plan_of",
-    "prefix_side",
+    "plan_specialization",
     "save",
+    "save_timm_folder",
     "specialize",
 ]

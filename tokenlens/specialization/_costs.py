@@ -1,4 +1,4 @@
-"""What a specialization costs: parameters and FLOPs, component by component."""
+"""Parameters and FLOPs that a specialization adds, component by component."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenlens.families.base import Family, find_family, image_size_of
-from tokenlens.specialization._plan import Plan, plan
-from tokenlens.specialization._specialization import Wanted
+from tokenlens.specialization._plan import SpecializationPlan, plan_specialization
+from tokenlens.specialization._specialization import SpecializationLike
 from tokenlens.specialization._specialize import specialize
 from tokenlens.specialization.base import SpecializedModule
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of the modules of one component, or of the whole model.
+class SpecializationCost:
+    """Parameters and FLOPs of one component, or of the whole model.
 
     Args:
-        component: its name, or ``"model"``.
-        modules: how many are specialized.
-        parameters: of these modules in the standard model.
-        added_parameters: by the second set.
-        flops: of these modules for one image in the standard model: floating point operations of matrix products and
+        component: name of the component, or ``"model"``.
+        modules: number of modules that are specialized.
+        parameters: parameters of these modules in the standard model.
+        added_parameters: parameters that specialization adds.
+        flops: FLOPs of these modules for one image in the standard model: operations of matrix products and
             convolutions (a multiplication and an addition are two), as ``torch.utils.flop_counter`` counts them. Norms
             and LayerScale count nothing.
-        added_flops: the prefix tokens' rows are computed with both sets.
+        added_flops: FLOPs that specialization adds, for the second product on the rows of the special tokens.
     """
 
     component: str
@@ -40,48 +40,50 @@ class Cost:
     added_flops: int
 
 
-def costs(
-    model: nn.Module, specialization: Wanted = "paper", *, family: Family | None = None
-) -> tuple[Plan, list[Cost]]:
-    """What specializing a standard model comes to: the plan, a cost for each component, and last the whole model's.
+def compute_costs(
+    model: nn.Module, specialization: SpecializationLike = "paper", *, family: Family | None = None
+) -> tuple[SpecializationPlan, list[SpecializationCost]]:
+    """Compute what specializing a standard model adds, on a copy of it on the meta device.
 
-    Works on a copy without memory for weights; the model is left as it is.
+    Returns:
+        The plan, and a cost for each component that is specialized; the last cost is that of the whole model.
 
     Raises:
-        LookupError, ValueError: as ``plan``.
+        LookupError, ValueError: as ``plan_specialization``.
     """
     standard = copy.deepcopy(model).to("meta").eval()
     family = family or find_family(standard)
-    chosen = plan(standard, specialization, family=family)
-    before = _flops(standard, family)
-    total = sum(parameter.numel() for parameter in standard.parameters())
-    twin = specialize(standard, specialization, family=family)
-    after = _flops(twin, family)
-    found = []
-    for component in chosen.specialization.components():
-        paths = [replacement.path for replacement in chosen.replacements if replacement.component == component]
+    plan = plan_specialization(standard, specialization, family=family)
+    before = _count_flops(standard, family)
+    parameters = sum(parameter.numel() for parameter in standard.parameters())
+    specialized = specialize(standard, specialization, family=family)
+    after = _count_flops(specialized, family)
+    costs = []
+    for component in plan.specialization.components():
+        paths = [module.path for module in plan.modules if module.component == component]
         if paths:
             flops = sum(before.get(path, 0) for path in paths)
-            one_set = sum(_one_set(twin, path) for path in paths)
-            added = sum(after.get(path, 0) for path in paths) - flops
-            found.append(Cost(component, len(paths), one_set, one_set, flops, added))
-    added = sum(parameter.numel() for parameter in twin.parameters()) - total
-    whole = Cost("model", len(chosen.replacements), total, added, before[""], after[""] - before[""])
-    return chosen, [*found, whole]
+            added_flops = sum(after.get(path, 0) for path in paths) - flops
+            # The second weights have as many parameters as the standard ones.
+            added = sum(_count_patch_parameters(specialized, path) for path in paths)
+            costs.append(SpecializationCost(component, len(paths), added, added, flops, added_flops))
+    added = sum(parameter.numel() for parameter in specialized.parameters()) - parameters
+    whole = SpecializationCost("model", len(plan.modules), parameters, added, before[""], after[""] - before[""])
+    return plan, [*costs, whole]
 
 
-def _one_set(twin: nn.Module, path: str) -> int:
-    module = twin.get_submodule(path)
+def _count_patch_parameters(specialized: nn.Module, path: str) -> int:
+    module = specialized.get_submodule(path)
     assert isinstance(module, SpecializedModule)
     return sum(parameter.numel() for parameter in module.patch.parameters())
 
 
 @torch.no_grad()
-def _flops(model: nn.Module, family: Family) -> dict[str, int]:
-    """FLOPs of every module by its path, for one image; the model's own under the empty path."""
+def _count_flops(model: nn.Module, family: Family) -> dict[str, int]:
+    """Return the FLOPs of every module by its path, for one image; those of the model under the empty path."""
     image = torch.zeros(1, 3, *(image_size_of(model) or (224, 224)), device="meta")
-    # Attention written out as two matrix products. Fused kernels compute the same, but whether the counter knows them
-    # depends on the device and the version of torch: it misses the CPU's up to 2.14, at least.
+    # Attention as two matrix products: whether the counter knows a fused kernel depends on device and version of
+    # torch (that of the CPU it does not know up to 2.14, at least).
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         family.forward(model, image)
     counts = {name.partition(".")[2]: sum(of_module.values()) for name, of_module in counter.get_flop_counts().items()}

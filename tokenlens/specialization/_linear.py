@@ -1,4 +1,4 @@
-"""A linear map with two sets of weights, for the components that consist of linear maps."""
+"""Specialized linear maps, for the components that consist of them."""
 
 # Shapes: B images, T tokens, D channels in, O channels out.
 
@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenlens.specialization._functions import Positions, linear
-from tokenlens.specialization.base import Component, SpecializedModule, autocast_to, autocasting, refused
+from tokenlens.specialization._functions import Positions, autocast_to, is_autocasting, linear
+from tokenlens.specialization.base import Component, SpecializedModule, unsupported_module
 
 
 class SpecializedLinear(SpecializedModule):
@@ -18,14 +18,14 @@ class SpecializedLinear(SpecializedModule):
     patch: nn.Linear
 
     def biases(self) -> tuple[Tensor | None, Tensor | None]:
-        """The bias (O,) of either set."""
+        """Return the biases (O,) for special tokens and for patches."""
         return self.cls.bias, self.patch.bias
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) → (B, T, O)."""
-        bias_prefix_O, bias_patch_O = self.biases()
-        tensors: list[Tensor | None] = [x_BTD, self.cls.weight, bias_prefix_O, self.patch.weight, bias_patch_O]
-        if not autocasting(x_BTD):
+        """Map (B, T, D) to (B, T, O)."""
+        bias_special_O, bias_patch_O = self.biases()
+        tensors: list[Tensor | None] = [x_BTD, self.cls.weight, bias_special_O, self.patch.weight, bias_patch_O]
+        if not is_autocasting(x_BTD):
             return linear(*tensors, self.positions)
         device = x_BTD.device.type
         tensors = autocast_to(torch.get_autocast_dtype(device), tensors)
@@ -36,14 +36,14 @@ class SpecializedLinear(SpecializedModule):
 class LinearComponent(Component):
     """A component made of ``nn.Linear`` modules."""
 
-    def specialized(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
-        """Two linear maps."""
-        return SpecializedLinear(checked_linear(owner, name), positions)
+    def specialize(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
+        """Return a specialized linear map."""
+        return SpecializedLinear(check_linear(owner, name), positions)
 
 
-def checked_linear(owner: nn.Module, name: str) -> nn.Linear:
-    """The ``nn.Linear`` called ``name``; LookupError for anything that computes something else."""
+def check_linear(owner: nn.Module, name: str) -> nn.Linear:
+    """Return the ``nn.Linear`` called ``name``; raise LookupError if it is anything else."""
     standard = getattr(owner, name)
     if not isinstance(standard, nn.Linear) or type(standard).forward is not nn.Linear.forward:
-        raise refused(owner, name, "is not an nn.Linear")
+        raise unsupported_module(owner, name, "is not an nn.Linear")
     return standard

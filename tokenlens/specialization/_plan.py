@@ -1,4 +1,4 @@
-"""Which modules of one model are to hold two sets of weights."""
+"""Find the modules of a model that a Specialization selects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.specialization._functions import Positions
-from tokenlens.specialization._specialization import Specialization, Wanted, as_specialization, blocks_of
+from tokenlens.specialization._specialization import Specialization, SpecializationLike, as_specialization, blocks_of
 from tokenlens.specialization.base import Component, SpecializedModule, components
 from tokenlens.tokens import TokenLayout
 
@@ -16,112 +16,114 @@ _ATTRIBUTE = "_specialization_plan"
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """One module that gets two sets of weights.
+class PlannedModule:
+    """A module to specialize.
 
     Args:
-        component: it belongs to.
-        path: of the module in the model; it stays.
-        block: number of its block; None for the final norm.
-        inside: its path inside the block, the same in all blocks; of the final norm the path in the model.
+        component: name of its component.
+        path: its path in the model, which stays the same.
+        block: index of its block; None for the final norm.
+        path_in_block: its path in the block, the same in all blocks; for the final norm the path in the model.
     """
 
     component: str
     path: str
     block: int | None
-    inside: str
+    path_in_block: str
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a Specialization comes to in one model.
+class SpecializationPlan:
+    """A Specialization applied to one model.
 
     Args:
-        specialization: what was asked for.
-        positions: of the tokens that use the first set, in the sequence; negative ones count from its end.
+        specialization: the Specialization.
+        positions: positions of the special tokens that get weights of their own; negative ones count from the end.
         groups: the token groups of these tokens.
-        blocks: how many blocks the model has.
-        replacements: the modules that get two sets, block by block.
-        notes: a sentence for each thing that was asked for and is not there (LayerScale, a final norm).
+        blocks: number of blocks of the model.
+        modules: the modules to specialize, block by block.
+        notes: a sentence for each thing that was asked for and that the model lacks (LayerScale, a final norm).
     """
 
     specialization: Specialization
     positions: Positions
     groups: tuple[str, ...]
     blocks: int
-    replacements: tuple[Replacement, ...]
+    modules: tuple[PlannedModule, ...]
     notes: tuple[str, ...] = ()
 
 
-def prefix_side(layout: TokenLayout, registers: str) -> tuple[Positions, tuple[str, ...]]:
-    """Positions and groups of the tokens that do not use the patches' weights.
+def find_special_tokens(layout: TokenLayout, registers: str) -> tuple[Positions, tuple[str, ...]]:
+    """Return positions and groups of the tokens that do not use the patches' weights.
 
-    Positions behind the patches are negative, so that they hold for images of any size.
+    Positions behind the patches are negative, so that they are valid for images of any size.
 
-    >>> prefix_side(TokenLayout((4, 4), ("cls", "reg", "reg")), "patch")
+    >>> find_special_tokens(TokenLayout((4, 4), ("cls", "reg", "reg")), "patch")
     ((0,), ('cls',))
-    >>> prefix_side(TokenLayout((4, 4), ("cls",), patch_start=0), "cls")
+    >>> find_special_tokens(TokenLayout((4, 4), ("cls",), patch_start=0), "cls")
     ((-1,), ('cls',))
     """
-    members = [
+    tokens = [
         (position - layout.tokens if position >= layout.patch_slice.stop else position, group)
         for position, group in zip(layout.prefix_positions, layout.prefix, strict=True)
         if group != "reg" or registers == "cls"
     ]
-    groups = tuple(dict.fromkeys(group for _, group in members))
-    return tuple(position for position, _ in members), groups
+    return tuple(position for position, _ in tokens), tuple(dict.fromkeys(group for _, group in tokens))
 
 
-def plan(model: nn.Module, specialization: Wanted = "paper", *, family: Family | None = None) -> Plan:
-    """What ``specialize`` would do; changes nothing.
+def plan_specialization(
+    model: nn.Module, specialization: SpecializationLike = "paper", *, family: Family | None = None
+) -> SpecializationPlan:
+    """Return what ``specialize`` would do, without changing the model.
 
     Raises:
-        LookupError: for an unknown preset, a model that no family owns, a block that it does not have, and a component
-            that cannot be specialized in it.
-        ValueError: if nothing is asked for, there is nothing to specialize, the model is specialized already, or it has
-            no tokens besides the patches.
+        LookupError: for an unknown preset, a model of no known family, a block that the model does not have, and a
+            component that cannot be specialized in this model.
+        ValueError: if the specialization is empty, the model has nothing to specialize, is specialized already, or has
+            only patch tokens.
     """
     wanted = as_specialization(specialization)
-    if plan_of(model) is not None or any(isinstance(module, SpecializedModule) for module in model.modules()):
+    if get_plan(model) is not None or any(isinstance(module, SpecializedModule) for module in model.modules()):
         raise ValueError("the model is specialized already; merge it first, or start from the standard model")
     if not any(getattr(wanted, name) is not None for name in wanted.components()):
         raise ValueError(f"the specialization names no component; there are {', '.join(wanted.components())}")
     family = family or find_family(model)
     layout = family.layout(model, image_size_of(model) or (224, 224))
-    positions, groups = prefix_side(layout, wanted.registers)
+    positions, groups = find_special_tokens(layout, wanted.registers)
     if not positions:
-        has = "only registers besides the patches, and they go with the patches" if layout.prefix else "only patches"
-        raise ValueError(
-            f"this {type(model).__qualname__} has {has}: there are no two kinds of tokens to specialize for"
-        )
-    replacements: list[Replacement] = []
+        has = "only registers and patches, which share their weights" if layout.prefix else "only patches"
+        raise ValueError(f"this {type(model).__qualname__} has {has}, so there is nothing to specialize")
+    modules: list[PlannedModule] = []
     notes: list[str] = []
     for name in wanted.components():
-        found, missing = _find(model, family, name, wanted)
-        replacements += found
+        found, missing = _find_modules(model, family, name, wanted)
+        modules += found
         notes += missing
-    paths = [replacement.path for replacement in replacements]
+    paths = [module.path for module in modules]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
-        both = " and ".join(replacement.component for replacement in replacements if replacement.path == twice)
-        raise ValueError(f"{twice} is asked for twice, by {both}")
-    if not replacements:
+        both = " and ".join(module.component for module in modules if module.path == twice)
+        raise ValueError(f"{twice} is selected twice, by {both}")
+    if not modules:
         raise ValueError(f"nothing to specialize: {' '.join(notes)}")
     blocks = len(family.blocks(model))
-    replacements.sort(key=lambda replacement: blocks if replacement.block is None else replacement.block)
-    return Plan(wanted, positions, groups, blocks, tuple(replacements), tuple(notes))
+    modules.sort(key=lambda module: blocks if module.block is None else module.block)
+    return SpecializationPlan(wanted, positions, groups, blocks, tuple(modules), tuple(notes))
 
 
-def _find(model: nn.Module, family: Family, name: str, wanted: Specialization) -> tuple[list[Replacement], list[str]]:
+def _find_modules(
+    model: nn.Module, family: Family, name: str, wanted: Specialization
+) -> tuple[list[PlannedModule], list[str]]:
+    """Return one component's modules, and notes on what the model lacks."""
     blocks = family.blocks(model)
     numbers = blocks_of(getattr(wanted, name), len(blocks))
     component: Component = components.get(name)()
     found, without = [], []
     for number in numbers:
-        inside = component.paths(family, blocks[number])
-        start = _path_of(model, blocks[number])
-        found += [Replacement(name, f"{start}.{path}", number, path) for path in inside]
-        if not inside:
+        paths = component.paths(family, blocks[number])
+        block_path = _path_of(model, blocks[number])
+        found += [PlannedModule(name, f"{block_path}.{path}", number, path) for path in paths]
+        if not paths:
             without.append(number)
     notes = []
     if without:
@@ -133,7 +135,7 @@ def _find(model: nn.Module, family: Family, name: str, wanted: Specialization) -
             notes.append("There is no norm over all tokens after the last block.")
         else:
             path = _path_of(model, norm)
-            found.append(Replacement(name, path, None, path))
+            found.append(PlannedModule(name, path, None, path))
     return found, notes
 
 
@@ -141,23 +143,23 @@ def _path_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(path for path, module in model.named_modules() if module is wanted)
 
 
-def plan_of(model: nn.Module) -> Plan | None:
-    """What was done to a specialized model; None for a standard one."""
-    found: Plan | None = getattr(model, _ATTRIBUTE, None)
-    return found
+def get_plan(model: nn.Module) -> SpecializationPlan | None:
+    """Return the plan by which a model was specialized; None for a standard model."""
+    plan: SpecializationPlan | None = getattr(model, _ATTRIBUTE, None)
+    return plan
 
 
-def remember_plan(model: nn.Module, plan: Plan) -> None:
-    """The model is specialized from now on."""
+def set_plan(model: nn.Module, plan: SpecializationPlan) -> None:
+    """Mark a model as specialized."""
     setattr(model, _ATTRIBUTE, plan)
 
 
-def forget_plan(model: nn.Module) -> None:
-    """The model is a standard one again."""
+def remove_plan(model: nn.Module) -> None:
+    """Mark a model as a standard one."""
     delattr(model, _ATTRIBUTE)
 
 
-def owner_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module that a path's last name is an attribute of, and that name."""
-    start, _, name = path.rpartition(".")
-    return model.get_submodule(start), name
+def find_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that holds the attribute at ``path``, and the attribute's name."""
+    owner, _, name = path.rpartition(".")
+    return model.get_submodule(owner), name

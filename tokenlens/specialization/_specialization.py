@@ -1,4 +1,4 @@
-"""Which modules hold two sets of weights, in which blocks."""
+"""The choice of modules to specialize: components and blocks, and presets of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from tokenlens.catalog import nearest
+from tokenlens.catalog import check_known
 
 Blocks = str | tuple[int, ...] | None
-"""``"all"``, ``"first_third"``, ``"first_half"``, ``"last_third"``, numbers (negative from the end), or None."""
+"""``"all"``, ``"first_third"``, ``"first_half"``, ``"last_third"``, block indices (negative from the end), or None."""
 
 _SPANS: dict[str, Callable[[int], range]] = {
     "all": range,
@@ -20,12 +20,12 @@ _SPANS: dict[str, Callable[[int], range]] = {
 
 
 def _part(depth: int, parts: int) -> int:
-    """A share of the blocks, rounded half up, and at least one block."""
+    """Return a share of the blocks, rounded half up, and at least 1."""
     return max(1, int(depth / parts + 0.5))
 
 
 def blocks_of(blocks: Blocks, depth: int) -> tuple[int, ...]:
-    """The numbers of the blocks that are meant in a model of some depth, in order.
+    """Return the indices of the selected blocks in a model of ``depth`` blocks, sorted.
 
     Raises:
         LookupError: for a block that the model does not have.
@@ -43,7 +43,7 @@ def blocks_of(blocks: Blocks, depth: int) -> tuple[int, ...]:
     return tuple(sorted({block % depth for block in blocks}))
 
 
-def _checked(component: str, blocks: Any) -> Blocks:
+def _check_blocks(component: str, blocks: Any) -> Blocks:
     if isinstance(blocks, str) and blocks not in _SPANS:
         raise ValueError(f"{component}={blocks!r}: expected {', '.join(_SPANS)}, numbers of blocks, or None")
     if blocks is None or isinstance(blocks, str):
@@ -56,21 +56,21 @@ def _checked(component: str, blocks: Any) -> Blocks:
 
 @dataclass(frozen=True)
 class Specialization:
-    """Which components of a Vision Transformer get a second set of weights, and in which blocks.
+    """Components of a Vision Transformer to specialize, and in which blocks.
 
-    Each component is a file of ``tokenlens/specialization/``; None leaves it as it is.
+    Each component is a file of ``tokenlens/specialization/``; None leaves it standard.
 
     Args:
-        norm: the norms of a block; the model's final norm goes with the last block.
+        norm: the norms of a block; the final norm is included with the last block.
         layer_scale: LayerScale of both branches.
         qkv: the projections to queries, keys and values, fused or separate.
         proj: the attention's output projection.
         mlp: the linear maps of the MLP.
-        registers: whether register tokens share the weights of CLS (``"cls"``) or of the patches (``"patch"``). The
-            distillation token always goes with CLS.
+        registers: whether register tokens use the weights of CLS (``"cls"``) or of the patches (``"patch"``). A
+            distillation token always uses those of CLS.
 
     Raises:
-        ValueError: for blocks or a side that there is not.
+        ValueError: for invalid blocks or registers.
 
     >>> Specialization(norm="all", qkv=[0, 1]).qkv
     (0, 1)
@@ -85,17 +85,17 @@ class Specialization:
 
     def __post_init__(self) -> None:
         for component in self.components():
-            object.__setattr__(self, component, _checked(component, getattr(self, component)))
+            object.__setattr__(self, component, _check_blocks(component, getattr(self, component)))
         if self.registers not in ("cls", "patch"):
             raise ValueError(f"registers={self.registers!r}: registers go with 'cls' or with 'patch'")
 
     @classmethod
     def components(cls) -> tuple[str, ...]:
-        """The names of the components, in the order of a block."""
+        """Return the names of the components, in the order of a block."""
         return tuple(field.name for field in fields(cls) if field.name != "registers")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the components that are specialized, and the side of the registers."""
+        """Return the specialized components and ``registers``, for JSON."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -103,26 +103,24 @@ class Specialization:
         }
 
 
-_PAPER = Specialization(norm="all", layer_scale="all", qkv="first_third")
-
 PRESETS: dict[str, Specialization] = {
     "norms": Specialization(norm="all"),
-    "paper": _PAPER,
+    "paper": Specialization(norm="all", layer_scale="all", qkv="first_third"),
     "qkv_all": Specialization(norm="all", layer_scale="all", qkv="all"),
     "everything": Specialization(norm="all", layer_scale="all", qkv="all", proj="all", mlp="all"),
 }
-"""The named ones. ``paper``: the architecture of arXiv 2602.08626; the others are its ablations."""
+"""Named specializations. ``paper`` is the architecture of arXiv 2602.08626; the others are its ablations."""
 
 
-Wanted = Specialization | str | Mapping[str, Any]
-"""How a specialization may be handed over: as it is, by the name of a preset, or as ``to_dict`` gave it."""
+SpecializationLike = Specialization | str | Mapping[str, Any]
+"""A Specialization, the name of a preset, or a mapping as from ``to_dict``."""
 
 
-def as_specialization(value: Wanted) -> Specialization:
-    """A preset by name, what ``to_dict`` gave, or a Specialization as it is.
+def as_specialization(value: SpecializationLike) -> Specialization:
+    """Return a Specialization from the name of a preset, a mapping as from ``to_dict``, or a Specialization.
 
     Raises:
-        LookupError: for an unknown preset or component, with the known ones.
+        LookupError: for an unknown preset or component.
         ValueError: for anything else.
 
     >>> as_specialization({"norm": "all", "registers": "patch"})
@@ -131,10 +129,7 @@ def as_specialization(value: Wanted) -> Specialization:
     if isinstance(value, Specialization):
         return value
     if isinstance(value, str):
-        if value not in PRESETS:
-            close = nearest(value, PRESETS)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
-            raise LookupError(f"no specialization is called {value!r}.{hint} Available: {', '.join(PRESETS)}.")
+        check_known(value, PRESETS, "specialization")
         return PRESETS[value]
     if isinstance(value, Mapping):
         known = (*Specialization.components(), "registers")

@@ -1,4 +1,4 @@
-"""A standard state dict in a specialized model: each weight goes into both sets."""
+"""Standard state dicts in specialized models: each weight is loaded twice, for special tokens and for patches."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.specialization._plan import Plan, plan_of
+from tokenlens.specialization._plan import SpecializationPlan, get_plan
 from tokenlens.specialization.base import SpecializedModule
 
 
-def standard_names(model: nn.Module, plan: Plan) -> dict[str, tuple[str, str]]:
-    """For each name of a standard state dict that a specialized model holds twice, the two names it has there."""
+def map_standard_names(model: nn.Module, plan: SpecializationPlan) -> dict[str, tuple[str, str]]:
+    """Map each standard name whose weight a specialized model holds twice to its two names in that model."""
     names: dict[str, tuple[str, str]] = {}
-    for replacement in plan.replacements:
-        module = model.get_submodule(replacement.path)
+    for planned in plan.modules:
+        module = model.get_submodule(planned.path)
         assert isinstance(module, SpecializedModule)
-        names |= module.keys(replacement.path)
+        names |= module.map_names(planned.path)
     return names
 
 
-def in_two_sets(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors by standard names as a specialized model calls them; for a standard model as they are."""
-    found, plan = dict(tensors), plan_of(model)
+def expand_standard_weights(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors under the names of ``model``: for a specialized one, each standard weight under both names."""
+    expanded, plan = dict(tensors), get_plan(model)
     if plan is not None:
-        _double(found, standard_names(model, plan), "")
-    return found
+        _expand(expanded, map_standard_names(model, plan), "")
+    return expanded
 
 
-def has_two_sets(tensors: Mapping[str, Any]) -> bool:
-    """Whether a state dict is a specialized model's."""
+def has_specialized_weights(tensors: Mapping[str, Any]) -> bool:
+    """Return whether a state dict is one of a specialized model."""
     return any(".cls." in name and name.replace(".cls.", ".patch.") in tensors for name in tensors)
 
 
 def accept_standard_names(model: nn.Module) -> None:
-    """Let ``load_state_dict`` of the model, and of any module around it, take standard names, too."""
+    """Let ``load_state_dict`` of the model, and of any module around it, accept standard names too."""
     model.register_load_state_dict_pre_hook(_before_loading)
 
 
 def refuse_standard_names(model: nn.Module) -> None:
-    """Take that back."""
+    """Undo ``accept_standard_names``."""
     hooks = model._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _before_loading]:
         del hooks[key]
 
 
 def _before_loading(model: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
-    plan = plan_of(model)
+    plan = get_plan(model)
     assert plan is not None
-    _double(state_dict, standard_names(model, plan), prefix)
+    _expand(state_dict, map_standard_names(model, plan), prefix)
 
 
-def _double(tensors: MutableMapping[str, Tensor], names: Mapping[str, tuple[str, str]], prefix: str) -> None:
+def _expand(tensors: MutableMapping[str, Tensor], names: Mapping[str, tuple[str, str]], prefix: str) -> None:
     for standard, (cls, patch) in names.items():
         if prefix + standard in tensors and not {prefix + cls, prefix + patch} & tensors.keys():
             tensor = tensors.pop(prefix + standard)

@@ -1,4 +1,4 @@
-"""The contract of a component, and what all modules with two sets of weights have in common."""
+"""The base class of components, and the base class of modules with separate weights for special tokens and patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenlens.catalog import Catalog
 from tokenlens.families.base import Family
@@ -17,14 +17,14 @@ components = Catalog("tokenlens.specialization", "component", base="Component")
 
 
 class SpecializedModule(nn.Module):
-    """A module with one set of weights for the prefix tokens and one for the patches, called once with (B, T, D).
+    """A module with separate weights for special tokens and patches, called once with all tokens (B, T, D).
 
-    Both start as the weights of the standard module. They are held by the children ``cls`` and ``patch``, two modules
-    of the standard kind that are never called themselves: hooks belong on the specialized module.
+    Both start as the weights of the standard module. The children ``cls`` and ``patch`` hold them: two modules of the
+    standard kind that are never called themselves, so register hooks on the specialized module.
 
     Args:
-        standard: the module that is replaced; it becomes ``patch``, a copy of it ``cls``.
-        positions: of the prefix tokens in the sequence, negative ones from its end.
+        standard: the module to replace; it becomes ``patch``, and a copy of it ``cls``.
+        positions: positions of the special tokens in the sequence; negative ones count from its end.
     """
 
     def __init__(self, standard: nn.Module, positions: Positions) -> None:
@@ -34,72 +34,58 @@ class SpecializedModule(nn.Module):
         self.positions = positions
         self.training = standard.training
 
-    def keys(self, path: str) -> dict[str, tuple[str, str]]:
-        """For each name in a standard model's state dict the two names it has here; ``path`` is the module's own."""
+    def map_names(self, path: str) -> dict[str, tuple[str, str]]:
+        """Map each state-dict name of the standard module at ``path`` to its names here: for ``cls`` and ``patch``."""
         return {f"{path}.{key}": (f"{path}.cls.{key}", f"{path}.patch.{key}") for key in self.patch.state_dict()}
 
     def install(self, owner: nn.Module, name: str) -> None:
-        """Take the place of the standard module."""
+        """Replace the standard module ``owner.name`` by this one."""
         setattr(owner, name, self)
 
     def remove(self, owner: nn.Module, name: str) -> None:
-        """Put a standard module back, with the mean of both sets."""
-        setattr(owner, name, self.merged())
+        """Replace this module by a standard one with the mean of both weights."""
+        setattr(owner, name, self.merge())
 
     @torch.no_grad()
-    def merged(self) -> nn.Module:
-        """The child ``patch`` with the mean of both sets."""
-        other = dict(self.cls.named_parameters())
+    def merge(self) -> nn.Module:
+        """Set the weights of ``patch`` to the mean of both, and return it."""
+        cls = dict(self.cls.named_parameters())
         for name, parameter in self.patch.named_parameters():
-            parameter.copy_((parameter + other[name]) / 2)
+            parameter.copy_((parameter + cls[name]) / 2)
         return self.patch
 
     def extra_repr(self) -> str:
-        return f"prefix tokens at {', '.join(map(str, self.positions))}"
+        """Return the special positions, for ``repr``."""
+        return f"special tokens at {', '.join(map(str, self.positions))}"
 
 
 class Component(ABC):
-    """One kind of module that can hold two sets of weights. A file of ``tokenlens/specialization/`` defines one.
+    """A kind of module that can be specialized, defined by one file of ``tokenlens/specialization/``.
 
-    The file's name is the component's name, and the field of ``Specialization`` that says in which blocks.
+    The file's name is the component's name, and the field of ``Specialization`` that selects its blocks.
     """
 
     takes_final_norm = False
-    """Whether the model's final norm belongs to it, too (then it goes with the last block)."""
+    """Whether the component includes the model's final norm, which is specialized with the last block."""
 
-    @abstractmethod
     def paths(self, family: Family, block: nn.Module) -> Sequence[str]:
-        """Paths of the modules (or bare parameters) inside one block; none where the block has no such thing.
+        """Return the paths of the modules or bare parameters inside a block, by default those that the family names.
 
         Raises:
-            LookupError: where the block has it, but not as modules of their own.
+            LookupError: if the block has the component, but not as modules of their own.
         """
+        return family.components(block).of(type(self).__module__.rpartition(".")[2])
 
     @abstractmethod
-    def specialized(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
-        """The module that takes the place of ``owner.name``, not yet installed.
+    def specialize(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
+        """Return a module to replace ``owner.name``; the caller installs it.
 
         Raises:
-            LookupError: for a module that it does not know.
+            LookupError: for a module whose computation the component does not know.
         """
 
 
-def autocast_to(dtype: torch.dtype, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """As autocast casts the arguments of an operation: floating point, but not float64, differentiably.
-
-    Done before a custom function is entered, because what autocast casts inside it would be kept in its cache without
-    a way back to the weight, and a second use of the weight would get no gradient.
-    """
-    return [x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
-
-
-def autocasting(x: Tensor) -> bool:
-    """Whether autocast would cast this tensor."""
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-
-
-def refused(owner: nn.Module, name: str, why: str) -> LookupError:
-    """The error for a module that cannot hold two sets."""
+def unsupported_module(owner: nn.Module, name: str, reason: str) -> LookupError:
+    """Return the error for a module that cannot be specialized."""
     cls = type(getattr(owner, name))
-    return LookupError(f"{name} of a {type(owner).__qualname__}, a {cls.__module__}.{cls.__qualname__}, {why}")
+    return LookupError(f"{name} of a {type(owner).__qualname__}, a {cls.__module__}.{cls.__qualname__}, {reason}")

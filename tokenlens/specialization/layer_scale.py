@@ -1,17 +1,15 @@
-"""LayerScale: the gain per channel of what attention and MLP add."""
+"""LayerScale: a gain per channel on the outputs of attention and MLP."""
 
 # Shapes: B images, T tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.families.base import Family
 from tokenlens.specialization._functions import Positions, scale
-from tokenlens.specialization.base import Component, SpecializedModule, refused
+from tokenlens.specialization.base import Component, SpecializedModule, unsupported_module
 
 
 class SpecializedLayerScale(SpecializedModule):
@@ -22,7 +20,7 @@ class SpecializedLayerScale(SpecializedModule):
         [(self.gain, _)] = standard.named_parameters()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) → (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         return scale(x_BTD, getattr(self.cls, self.gain), getattr(self.patch, self.gain), self.positions)
 
 
@@ -35,7 +33,7 @@ class Gain(nn.Module):
 
 
 class SpecializedGain(SpecializedLayerScale):
-    """In the place of a bare parameter that its block multiplies by: ``block.gamma_1 * x`` (Eva, Beit)."""
+    """Replacement of a bare parameter that the block multiplies by: ``block.gamma_1 * x`` (Eva, Beit)."""
 
     def __mul__(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self(x_BTD)
@@ -43,37 +41,33 @@ class SpecializedGain(SpecializedLayerScale):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What torch.compile asks instead of ``__mul__``, because the other factor is a tensor."""
+        """Multiply; torch.compile calls this instead of ``__mul__``, because the other factor is a tensor."""
         gain, x_BTD = args if isinstance(args[0], cls) else reversed(args)
         assert func.__name__ in ("mul", "__mul__", "__rmul__"), func
         return gain(x_BTD)
 
-    def keys(self, path: str) -> dict[str, tuple[str, str]]:
-        """The parameter's own name stands for both."""
+    def map_names(self, path: str) -> dict[str, tuple[str, str]]:
+        """Map the parameter's name to the names of both gains."""
         return {path: (f"{path}.cls.gamma", f"{path}.patch.gamma")}
 
     def install(self, owner: nn.Module, name: str) -> None:
-        """The parameter makes room first."""
+        """Delete the parameter, whose name is needed, then install."""
         delattr(owner, name)
         super().install(owner, name)
 
     def remove(self, owner: nn.Module, name: str) -> None:
-        """A bare parameter again."""
-        gain = self.merged()
+        """Put back a bare parameter."""
+        gain = self.merge()
         delattr(owner, name)
         assert isinstance(gain, Gain)
         owner.register_parameter(name, gain.gamma)
 
 
 class LayerScale(Component):
-    """As a module or as a bare parameter, whichever the block has."""
+    """LayerScale as a module or as a bare parameter."""
 
-    def paths(self, family: Family, block: nn.Module) -> Sequence[str]:
-        """As the family names them."""
-        return family.components(block).of("layer_scale")
-
-    def specialized(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
-        """Two vectors of gains."""
+    def specialize(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
+        """Return a specialized LayerScale."""
         standard = getattr(owner, name)
         if isinstance(standard, nn.Parameter):
             gain = Gain(standard)
@@ -81,5 +75,5 @@ class LayerScale(Component):
             return SpecializedGain(gain, positions)
         parameters = list(standard.parameters()) if isinstance(standard, nn.Module) else []
         if len(parameters) != 1 or parameters[0].dim() != 1:
-            raise refused(owner, name, "is not a LayerScale with one gain per channel")
+            raise unsupported_module(owner, name, "is not a LayerScale with one gain per channel")
         return SpecializedLayerScale(standard, positions)

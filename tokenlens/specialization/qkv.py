@@ -1,36 +1,33 @@
-"""The projections to queries, keys and values, fused into one or separate."""
+"""The projections to queries, keys and values, fused or separate."""
 
 # Shapes: D channels in, O channels out (of q, k and v together).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from tokenlens.families.base import Family
 from tokenlens.specialization._functions import Positions
-from tokenlens.specialization._linear import SpecializedLinear, checked_linear
+from tokenlens.specialization._linear import SpecializedLinear, check_linear
 from tokenlens.specialization.base import Component, SpecializedModule
 
 _BIASES = ("q_bias", "v_bias")
 
 
 class SpecializedQKV(SpecializedLinear):
-    """A fused projection whose attention keeps the biases of q and v itself and adds none to k (Eva, Beit).
+    """A fused projection whose biases of q and v are attributes of the attention; k has none (Eva, Beit).
 
-    Such an attention reads the weight and never calls the module; without biases of its own it calls it. So the biases
-    move into the two sets.
+    Such an attention reads the projection's weight; it calls the module only if it has no biases itself. So the biases
+    move into the projection.
     """
 
     def biases(self) -> tuple[Tensor | None, Tensor | None]:
-        """q's and v's, with zeros for k between them."""
-        return _joined(self.cls), _joined(self.patch)
+        """Return the biases of q and v with zeros for k between them."""
+        return _join_biases(self.cls), _join_biases(self.patch)
 
-    def keys(self, path: str) -> dict[str, tuple[str, str]]:
-        """The biases were the attention's."""
-        names = super().keys(path)
+    def map_names(self, path: str) -> dict[str, tuple[str, str]]:
+        """Map names as usual, and the biases from the attention's names."""
+        names = super().map_names(path)
         owner = path.rpartition(".")[0]
         return {
             key if key.rpartition(".")[2] not in _BIASES else f"{owner}.{key.rpartition('.')[2]}": both
@@ -38,14 +35,14 @@ class SpecializedQKV(SpecializedLinear):
         }
 
     def install(self, owner: nn.Module, name: str) -> None:
-        """Take the biases from the attention."""
+        """Install, and remove the biases from the attention."""
         super().install(owner, name)
         for bias in (*_BIASES, "k_bias"):
             setattr(owner, bias, None)
 
     def remove(self, owner: nn.Module, name: str) -> None:
-        """Give them back."""
-        linear = self.merged()
+        """Put back a standard projection, and its biases in the attention."""
+        linear = self.merge()
         setattr(owner, name, linear)
         for bias in _BIASES:
             setattr(owner, bias, getattr(linear, bias))
@@ -53,7 +50,7 @@ class SpecializedQKV(SpecializedLinear):
         owner.register_buffer("k_bias", torch.zeros_like(owner.get_parameter("q_bias")), persistent=False)
 
 
-def _joined(linear: nn.Module) -> Tensor:
+def _join_biases(linear: nn.Module) -> Tensor:
     q_bias, v_bias = linear.q_bias, linear.v_bias
     assert isinstance(q_bias, Tensor)
     assert isinstance(v_bias, Tensor)
@@ -61,15 +58,11 @@ def _joined(linear: nn.Module) -> Tensor:
 
 
 class QKV(Component):
-    """Queries, keys and values together."""
+    """The projections to queries, keys and values, specialized together."""
 
-    def paths(self, family: Family, block: nn.Module) -> Sequence[str]:
-        """As the family names them: one path or three."""
-        return family.components(block).of("qkv")
-
-    def specialized(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
-        """Two linear maps."""
-        linear = checked_linear(owner, name)
+    def specialize(self, owner: nn.Module, name: str, positions: Positions) -> SpecializedModule:
+        """Return a specialized linear map."""
+        linear = check_linear(owner, name)
         if getattr(owner, "q_bias", None) is None:
             return SpecializedLinear(linear, positions)
         for bias in _BIASES:

@@ -1,1 +1,1 @@
-"""Moments, intervals and tests, with NumPy and SciPy alone."""
+"""Moments, intervals, and tests between images and between seeds; NumPy and SciPy only."""

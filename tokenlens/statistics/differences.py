@@ -1,5 +1,5 @@
-"""How far two models' numbers differ, with 95 % intervals, tests and effect sizes: pure functions on arrays."""
-# Shapes: N images, S series (numbers of one model, each set against one of the baseline's).
+"""Differences between the numbers of two models, with 95 % intervals, tests between images and effect sizes."""
+# Shapes: N images, S numbers of a model.
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tokenlens.statistics.moments import JACKKNIFE_GROUPS, Moments
+from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS
+from tokenlens.statistics.moments import Moments
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 EXACT_RELATIVE, EXACT_ABSOLUTE = 1e-5, 1e-6
-"""How exact the metrics are, as the tests hold it: what differs by less may be the rounding of another batch size."""
+"""Exactness of the metrics, as the tests hold it: smaller differences may be rounding."""
 
 FALSE_DISCOVERY_RATE = 0.05
-"""A difference counts as significant where its Benjamini–Hochberg q is below this."""
+"""A difference is significant if its Benjamini–Hochberg q is below this."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """S numbers of one model against the baseline's; all arrays are (S,), undefined entries NaN.
+    """Differences of S numbers from those of a baseline; all arrays are (S,), NaN where undefined.
 
     Attributes:
         value, baseline_value: the two numbers.
         difference: ``value − baseline_value``.
-        ci_low, ci_high: its 95 % interval, NaN where no test is possible.
-        p: two-sided; 1 where the difference is within the metrics' exactness, NaN where no test is possible: for fewer
-            than two images, for undefined numbers, and for different numbers that do not vary over images.
+        ci_low, ci_high: its 95 % interval; NaN where no test is possible.
+        p: two-sided; 1 if the difference is within the metrics' exactness, NaN where no test is possible: for fewer
+            than two images, undefined numbers, and different numbers that do not vary over images.
         effect: difference over the pooled SD over images (Cohen's d with the mean of the two variances); NaN for
             numbers of the whole set and for numbers that do not vary over images.
         n, n_baseline: images behind each of the two.
@@ -43,19 +45,19 @@ class Differences:
     ci_high: Array
     p: Array
     effect: Array
-    n: NDArray[np.int64]
-    n_baseline: NDArray[np.int64]
+    n: Counts
+    n_baseline: Counts
 
 
 def exactness(value: Array, baseline_value: Array) -> Array:
-    """Largest difference between two numbers that may be rounding: 1e-5 of the larger one and 1e-6."""
+    """Compute the largest difference that may be rounding: 1e-5 of the larger number, plus 1e-6."""
     return EXACT_RELATIVE * np.maximum(np.abs(value), np.abs(baseline_value)) + EXACT_ABSOLUTE
 
 
-def paired(values_NS: Array, baseline_NS: Array) -> Differences:
-    """Student's t over the differences image by image; images for which either number is undefined do not count.
+def compare_paired(values_NS: Array, baseline_NS: Array) -> Differences:
+    """Test paired differences by Student's t over images; images where either number is undefined do not count.
 
-    >>> found = paired(np.array([[1.0], [2.0], [4.0]]), np.array([[0.0], [1.5], [2.0]]))
+    >>> found = compare_paired(np.array([[1.0], [2.0], [4.0]]), np.array([[0.0], [1.5], [2.0]]))
     >>> float(found.difference[0].round(3)), float(found.p[0].round(3))
     (1.167, 0.118)
     """
@@ -67,51 +69,45 @@ def paired(values_NS: Array, baseline_NS: Array) -> Differences:
     error = _standard_error(between.sd, between.n)
     difference = np.where(between.n > 0, between.mean, np.nan)
     spread = _pooled(one.sd, two.sd)
-    low, high, p = _t_test(difference, error, between.n - 1.0, spread, exactness(value, baseline_value))
-    effect = _effect(difference, spread, exactness(value, baseline_value))
+    exact = exactness(value, baseline_value)
+    low, high, p = _t_test(difference, error, between.n - 1.0, spread, exact)
+    effect = _effect(difference, spread, exact)
     return Differences(value, baseline_value, difference, low, high, p, effect, between.n, between.n)
 
 
-def unpaired(
-    value: Array,
-    sd: Array,
-    n: NDArray[np.int64],
-    baseline_value: Array,
-    baseline_sd: Array,
-    n_baseline: NDArray[np.int64],
+def compare_unpaired(
+    value: Array, sd: Array, n: Counts, baseline_value: Array, baseline_sd: Array, n_baseline: Counts
 ) -> Differences:
-    """Welch's t from two means, their spreads over images and their counts; everything is (S,)."""
+    """Test differences by Welch's t from two means, their spreads over images and their counts, all (S,)."""
     errors = (_standard_error(sd, n), _standard_error(baseline_sd, n_baseline))
     spread = _pooled(sd, baseline_sd)
-    low, high, p = _welch(value, baseline_value, errors, (n - 1.0, n_baseline - 1.0), spread)
-    effect = _effect(value - baseline_value, spread, exactness(value, baseline_value))
+    error, df = welch_error(errors, (n - 1.0, n_baseline - 1.0))
+    exact = exactness(value, baseline_value)
+    low, high, p = _t_test(value - baseline_value, error, df, spread, exact)
+    effect = _effect(value - baseline_value, spread, exact)
     return Differences(value, baseline_value, value - baseline_value, low, high, p, effect, n, n_baseline)
 
 
-def of_intervals(
-    value: Array,
-    ci_half: Array,
-    n: NDArray[np.int64],
-    baseline_value: Array,
-    baseline_half: Array,
-    n_baseline: NDArray[np.int64],
+def compare_intervals(
+    value: Array, ci_half: Array, n: Counts, baseline_value: Array, baseline_half: Array, n_baseline: Counts
 ) -> Differences:
-    """Welch's t from the jackknife intervals of two numbers of a whole set of images; everything is (S,).
+    """Test differences by Welch's t from two values with jackknife intervals of half width ``…_half``, all (S,).
 
-    Half the width of such an interval is its standard error times Student's t of (groups − 1) degrees of freedom.
-    Taking the two numbers for independent is cautious where both are of the same images.
+    The half width is the standard error times Student's t with (groups − 1) degrees of freedom. Treating the two
+    numbers as independent is conservative if both are of the same images.
     """
     dfs = [np.minimum(count, JACKKNIFE_GROUPS) - 1.0 for count in (n, n_baseline)]
     halves = (ci_half, baseline_half)
     errors = [half / stats.t.ppf(0.975, np.maximum(df, 1)) for half, df in zip(halves, dfs, strict=True)]
     spread = np.maximum(ci_half, baseline_half)
-    low, high, p = _welch(value, baseline_value, (errors[0], errors[1]), (dfs[0], dfs[1]), spread)
+    error, df = welch_error((errors[0], errors[1]), (dfs[0], dfs[1]))
+    low, high, p = _t_test(value - baseline_value, error, df, spread, exactness(value, baseline_value))
     effect = np.full_like(value, np.nan)
     return Differences(value, baseline_value, value - baseline_value, low, high, p, effect, n, n_baseline)
 
 
 def q_values(p: Array) -> Array:
-    """Benjamini and Hochberg's (1995) adjusted p-values, (S,); undefined ones are no tests and stay undefined."""
+    """Adjust p-values by Benjamini and Hochberg (1995), (S,); undefined ones are no tests and stay undefined."""
     q = np.full(p.shape, np.nan)
     tested = np.isfinite(p)
     if tested.any():
@@ -119,26 +115,19 @@ def q_values(p: Array) -> Array:
     return q
 
 
-def _welch(
-    value: Array,
-    baseline_value: Array,
-    errors: tuple[Array, Array],
-    dfs: tuple[NDArray[Any], NDArray[Any]],
-    spread: Array,
-) -> tuple[Array, Array, Array]:
-    """Interval and p with Satterthwaite's degrees of freedom."""
+def welch_error(errors: tuple[Array, Array], dfs: tuple[NDArray[Any], NDArray[Any]]) -> tuple[Array, NDArray[Any]]:
+    """Compute standard error and Welch–Satterthwaite degrees of freedom of a difference of two independent numbers."""
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = errors[0] ** 2 + errors[1] ** 2
         df = variance**2 / (errors[0] ** 4 / dfs[0] + errors[1] ** 4 / dfs[1])
-    # Without any spread there is nothing to weigh the two by; the interval has no width then, whatever the df.
-    df = np.where(variance == 0, dfs[0] + dfs[1], df)
-    return _t_test(value - baseline_value, np.sqrt(variance), df, spread, exactness(value, baseline_value))
+    # Without spread the interval has no width, whatever the df.
+    return np.sqrt(variance), np.where(variance == 0, dfs[0] + dfs[1], df)
 
 
 def _t_test(
     difference: Array, error: Array, df: NDArray[Any], spread: Array, exact: Array
 ) -> tuple[Array, Array, Array]:
-    """Bounds and two-sided p, see ``Differences``."""
+    """Compute bounds and two-sided p as in ``Differences``."""
     with np.errstate(invalid="ignore", divide="ignore"):
         df = np.where(df > 0, df, np.nan)
         half = stats.t.ppf(0.975, df) * error
@@ -149,12 +138,12 @@ def _t_test(
     return difference - half, difference + half, p
 
 
-def _standard_error(sd: Array, n: NDArray[np.int64]) -> Array:
+def _standard_error(sd: Array, n: Counts) -> Array:
     return np.asarray(sd / np.sqrt(np.maximum(n, 1)), dtype=np.float64)
 
 
 def _pooled(sd: Array, baseline_sd: Array) -> Array:
-    """Root of the mean of the two variances."""
+    """Compute the root of the mean of the two variances."""
     return np.asarray(np.sqrt((sd**2 + baseline_sd**2) / 2))
 
 

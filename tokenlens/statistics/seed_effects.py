@@ -1,7 +1,7 @@
-"""What a few trained models say of a difference: Student's t over seeds, and the smallest effect it could have shown.
+"""Effects over a few training seeds: Student's t, and the smallest effect that the experiment could have detected.
 
-The seed is the unit: a model trained once more, from other weights and with other draws. How many images it was tested
-on does not enter.
+The unit is the seed: one more training from other weights and with other draws. The number of test images does not
+enter.
 """
 
 from __future__ import annotations
@@ -9,35 +9,38 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
+from tokenlens.statistics.differences import welch_error
+
 MIN_SEEDS = 3
-"""Fewer trained models of a kind give no verdict."""
+"""Fewer seeds give no verdict."""
 
 POWER = 0.8
-"""Share of cases in which a difference that is as large as ``detectable`` is found."""
+"""Share of experiments in which a true difference of ``detectable`` is found."""
 
 MOST_SEEDS = 1000
-"""``seeds_needed`` looks no further."""
+"""The largest number of seeds that ``seeds_needed`` tries."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How much larger one thing is than another, over trained models.
+    """Difference between a variant and a baseline over training seeds.
 
     Attributes:
         difference: mean over seeds; NaN without any.
-        low: lower end of its interval; NaN with one seed.
-        high: upper end.
-        sd: of the differences over pairs; of unpaired models sqrt(variance + variance). NaN with one seed.
-        p: two-sided, of no difference; NaN with one seed.
-        seeds: how many pairs; of unpaired models the smaller count.
-        each: the difference of each pair, by seed; empty where it is not paired.
+        low: lower bound of its interval; NaN with one seed.
+        high: upper bound.
+        sd: standard deviation of the differences over pairs; unpaired √(variance + variance). NaN with one seed.
+        p: two-sided; NaN with one seed.
+        seeds: number of pairs; unpaired the smaller count.
+        each: the difference of each pair, by seed; empty if unpaired.
         paired: whether both were trained from the same seeds.
-        left_out: seeds that only one of the two has, and so are not used.
-        detectable: smallest difference that would be found with 80 % power; NaN with one seed.
+        left_out: seeds that only one of the two has, which are not used.
+        detectable: smallest true difference that would be found with 80 % power; NaN with one seed.
     """
 
     difference: float
@@ -53,20 +56,19 @@ class Effect:
 
     @property
     def enough(self) -> bool:
-        """Whether there are seeds enough for a verdict."""
+        """Whether there are enough seeds for a verdict."""
         return self.seeds >= MIN_SEEDS
 
 
-def effect_of(variant: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95) -> Effect:
-    """The difference of two kinds of models.
+def estimate_effect(variant: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95) -> Effect:
+    """Estimate the difference between a variant and a baseline.
 
-    Paired by seed where at least three seeds are in both, or where Welch's test of unpaired models would have fewer
-    than three of each.
+    Paired by seed, unless fewer than three seeds are in both while each has at least three: then by Welch's test.
 
     Args:
-        variant: a number of each model, by seed.
-        baseline: of each model that it is set against.
-        confidence: of the interval.
+        variant: number of each model of the variant, by seed.
+        baseline: number of each model of the baseline, by seed.
+        confidence: confidence of the interval.
     """
     common = sorted(set(variant) & set(baseline))
     level = 1 - confidence
@@ -81,45 +83,35 @@ def effect_of(variant: Mapping[int, float], baseline: Mapping[int, float], confi
         return Effect(difference, nan, nan, nan, nan, len(differences), each, True, left_out, nan)
     sd = float(differences.std(ddof=1))
     error, freedom = sd / math.sqrt(len(differences)), len(differences) - 1.0
-    return _effect(float(differences.mean()), sd, error, freedom, level, len(differences), each, True, left_out)
+    facts = {"seeds": len(differences), "each": each, "paired": True, "left_out": left_out}
+    return _effect(float(differences.mean()), sd, error, freedom, level, **facts)
 
 
 def _unpaired(variant: np.ndarray, baseline: np.ndarray, level: float) -> Effect:
     variances = np.array([variant.var(ddof=1), baseline.var(ddof=1)])
     counts = np.array([len(variant), len(baseline)])
-    parts = variances / counts
-    # Welch–Satterthwaite
-    freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum()) if parts.sum() > 0 else float(counts.sum() - 2)
-    difference = float(variant.mean() - baseline.mean())
-    sd, error = float(np.sqrt(variances.sum())), float(np.sqrt(parts.sum()))
-    return _effect(difference, sd, error, freedom, level, int(counts.min()), {}, False, ())
+    errors, dfs = np.sqrt(variances / counts), counts - 1
+    error, freedom = welch_error((errors[0], errors[1]), (dfs[0], dfs[1]))
+    difference, sd = float(variant.mean() - baseline.mean()), float(np.sqrt(variances.sum()))
+    facts = {"seeds": int(counts.min()), "each": {}, "paired": False, "left_out": ()}
+    return _effect(difference, sd, float(error), float(freedom), level, **facts)
 
 
-def _effect(
-    difference: float,
-    sd: float,
-    error: float,
-    freedom: float,
-    level: float,
-    seeds: int,
-    each: Mapping[int, float],
-    paired: bool,
-    left_out: tuple[int, ...],
-) -> Effect:
+def _effect(difference: float, sd: float, error: float, freedom: float, level: float, **facts: Any) -> Effect:
     half = float(stats.t.ppf(1 - level / 2, freedom)) * error
-    exact = 1.0 if difference == 0 else 0.0  # models that differ by the same number in every pair
+    exact = 1.0 if difference == 0 else 0.0  # the difference is the same in every pair
     p = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error > 0 else exact
     smallest = detectable(error, freedom, level)
-    return Effect(difference, difference - half, difference + half, sd, p, seeds, each, paired, left_out, smallest)
+    return Effect(difference, difference - half, difference + half, sd, p, detectable=smallest, **facts)
 
 
 def detectable(error: float, freedom: float, level: float = 0.05, power: float = POWER) -> float:
-    """The true difference for which the interval lies above 0 in a share ``power`` of cases: noncentral t.
+    """Compute the true difference for which the interval lies above 0 with probability ``power``, by noncentral t.
 
     Args:
         error: standard error of the difference, at least 0.
         freedom: degrees of freedom, at least 1.
-        level: 1 − the interval's confidence.
+        level: 1 − confidence of the interval.
         power: in (level / 2, 1).
 
     >>> round(detectable(1 / 3 ** 0.5, 2), 2)  # three pairs whose differences have a standard deviation of 1
@@ -134,11 +126,11 @@ def detectable(error: float, freedom: float, level: float = 0.05, power: float =
 
 
 def seeds_needed(sd: float, wanted: float, level: float = 0.05, power: float = POWER) -> int | None:
-    """The fewest pairs (at least three) with which a difference of ``wanted`` is found; None beyond ``MOST_SEEDS``.
+    """Return the fewest pairs (at least three) that detect a difference of ``wanted``; None beyond ``MOST_SEEDS``.
 
     Args:
         sd: standard deviation of the differences over pairs.
-        wanted: above 0.
+        wanted: true difference, above 0.
 
     >>> seeds_needed(1.0, 2.0), seeds_needed(1.0, 0.001) is None
     (5, True)

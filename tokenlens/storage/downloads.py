@@ -1,4 +1,4 @@
-"""Files on a hub or a web server: the local copy if there is one, else a download that fails fast when offline."""
+"""Files of the Hugging Face Hub or a web server: taken from the local cache, or downloaded; fails fast when offline."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
 PROBE_SECONDS = 5.0
-"""How long a server may take to answer at all; the hub's own client gives up after 48 s (measured)."""
+"""Seconds that a server has to answer; the Hub's client gives up only after 48 s (measured)."""
 
 
 class UnreachableError(ValueError):
-    """A file is neither on this machine nor to be had over the network; the message says why."""
+    """A file that is not on this machine and cannot be downloaded; the message states why."""
 
 
-def unreachable(url: str) -> str | None:
-    """Why a server cannot be reached, within ``PROBE_SECONDS``; None if it answers, whatever it answers.
+def why_unreachable(url: str) -> str | None:
+    """Return why a server cannot be reached within ``PROBE_SECONDS``; None if it answers anything at all.
 
-    Asks over HTTP, so that proxies count, and in a thread of its own, because no timeout covers the name look-up.
+    The request goes over HTTP, so that proxies are used, and in a thread, because no timeout covers the DNS lookup.
     """
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -32,15 +32,15 @@ def unreachable(url: str) -> str | None:
     root = f"{parts.scheme}://{parts.netloc}"
     answers: list[str | None] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_session().head(root, timeout=PROBE_SECONDS)
-        except Exception as error:  # any reason at all is the answer
+        except Exception as error:  # whatever the reason, the server is unreachable
             answers.append(f"{type(error).__name__}: {error}")
         else:
             answers.append(None)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     if not answers:
@@ -48,8 +48,8 @@ def unreachable(url: str) -> str | None:
     return f"{root} cannot be reached ({answers[0]})" if answers[0] else None
 
 
-def cached_hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path | None:
-    """The first of these files that this machine already holds of a Hugging Face repository; asks nobody."""
+def find_cached_hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path | None:
+    """Return the first of these files of a Hub repository that is in the local cache; uses no network."""
     for name in names:
         found = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(found, str):
@@ -57,55 +57,59 @@ def cached_hub_file(repo: str, names: Sequence[str], revision: str | None = None
     return None
 
 
-def hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path:
-    """The first of these files that a Hugging Face repository has, from this machine if it is there.
+def download_hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path:
+    """Return the first of these files that a Hub repository has, from the local cache if possible.
 
     Raises:
-        UnreachableError: if the hub does not answer, refuses, or has none of the files.
+        UnreachableError: if the Hub does not answer, refuses, or has none of the files.
     """
-    found = cached_hub_file(repo, names, revision)
+    found = find_cached_hub_file(repo, names, revision)
     if found is not None:
         return found
-    reason = unreachable(constants.ENDPOINT)
+    reason = why_unreachable(constants.ENDPOINT)
     if reason is not None:
-        raise UnreachableError(f"{reason}, and the local cache {constants.HF_HUB_CACHE} does not hold {repo}")
+        raise UnreachableError(f"{reason}, and {repo} is not in the local cache {constants.HF_HUB_CACHE}")
     for name in names:
         try:
             return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
-        except Exception as error:  # not found, gated, cut off: of several libraries, with no common ancestor
+        except Exception as error:  # not found, gated, interrupted: errors of several libraries without a common base
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                continue  # the repository is there, this file is not
-            raise UnreachableError(_failed(repo, error)) from error
-    raise UnreachableError(f"the hub's {repo} has none of {', '.join(names)}")
+                continue  # the repository exists, the file does not
+            raise UnreachableError(_download_failed(repo, error)) from error
+    raise UnreachableError(f"the Hub repository {repo} has none of {', '.join(names)}")
 
 
-def cached_url_file(url: str) -> Path | None:
-    """The file that torch.hub keeps for this address, if it is there."""
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
-    return kept if kept.is_file() else None
+def find_cached_url(url: str) -> Path | None:
+    """Return the file that torch.hub has downloaded from this URL, if there is one."""
+    path = _torch_hub_path(url)
+    return path if path.is_file() else None
 
 
-def url_file(url: str) -> Path:
-    """A file by its address, kept where torch.hub keeps it.
+def download_url(url: str) -> Path:
+    """Return the file at a URL, from torch.hub's cache if possible.
 
     Raises:
         UnreachableError: if the server does not answer or the download fails.
     """
-    found = cached_url_file(url)
+    found = find_cached_url(url)
     if found is not None:
         return found
-    reason = unreachable(url)
+    reason = why_unreachable(url)
     if reason is not None:
         raise UnreachableError(reason)
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    path = _torch_hub_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(kept))
+        torch.hub.download_url_to_file(url, str(path))
     except (OSError, RuntimeError) as error:
-        raise UnreachableError(_failed(url, error)) from error
-    return kept
+        raise UnreachableError(_download_failed(url, error)) from error
+    return path
 
 
-def _failed(what: str, error: Exception) -> str:
+def _torch_hub_path(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+
+
+def _download_failed(source: str, error: Exception) -> str:
     first_line = str(error).strip().split("\n")[0]
-    return f"{what} could not be downloaded ({type(error).__name__}: {first_line})"
+    return f"{source} could not be downloaded ({type(error).__name__}: {first_line})"

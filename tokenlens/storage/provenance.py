@@ -25,12 +25,9 @@ def versions() -> dict[str, str]:
 def made_by(function: str) -> dict[str, Any]:
     """Return versions, command and commit, for the provenance of what a public function returns."""
     in_python = f"tokenlens.{function}(…) in Python"
-    command = shlex.join(["tokenlens", *sys.argv[1:]]) if _is_command_line() else in_python
+    on_command_line = Path(sys.argv[0]).name in ("tokenlens", "__main__.py")
+    command = shlex.join(["tokenlens", *sys.argv[1:]]) if on_command_line else in_python
     return {"versions": versions(), "command": command, "commit": _commit()}
-
-
-def _is_command_line() -> bool:
-    return Path(sys.argv[0]).name in ("tokenlens", "__main__.py")
 
 
 def _commit() -> str:

@@ -33,7 +33,7 @@ _CLASSES = {
     "verification": "tokenlens.verification:Verification",
 }
 _GROW = ("training", "verification")
-"""Kinds whose folders are readable before they are finished."""
+"""Kinds whose folders can be read while still in progress."""
 
 
 class Result(ABC):
@@ -63,7 +63,7 @@ class Result(ABC):
             report: draw the figures and write the page, too.
 
         Raises:
-            FileExistsError: if the folder exists and ``overwrite`` is False, or if it is no run folder.
+            FileExistsError: if the folder exists and ``overwrite`` is False, or if it is not a run folder.
             OSError: if the disk is full or not writable; nothing is left behind then.
         """
         with writing(Path(path), overwrite) as folder:
@@ -119,7 +119,7 @@ def kind_of(path: Path) -> str:
     files = check_manifest(path, ())["files"]
     found = next((kind for kind, name in SETTINGS.items() if name in files), None)
     if found is None:
-        raise ValueError(f"{path / MANIFEST} lists none of {', '.join(SETTINGS.values())}: it is no run of tokenlens")
+        raise ValueError(f"{path / MANIFEST} lists none of {', '.join(SETTINGS.values())}: not a run of tokenlens")
     return found
 
 
@@ -145,6 +145,6 @@ def read_settings(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _look_up(name: str) -> Any:
-    """Import what lies further down the road, when it is called: ``module:attribute``."""
+    """Import ``module:attribute`` from a later package at call time."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

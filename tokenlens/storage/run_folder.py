@@ -118,8 +118,8 @@ def check_manifest(path: Path, names: Collection[str] | None = None) -> dict[str
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the sizes and hashes of all files of a folder into its manifest."""
-    written = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    """Write the sizes and hashes of all other files of a folder into its manifest."""
+    written = [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / MANIFEST]
     for file in written:
         file.chmod(0o666 & ~umask())  # safetensors makes files that only their owner can read
     files = {

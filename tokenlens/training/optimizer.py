@@ -1,4 +1,4 @@
-"""How the weights are moved: the optimizer, its groups of parameters, and the schedules of its numbers."""
+"""The optimizer, its parameter groups, and the schedules of learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -14,50 +14,46 @@ from timm.optim import (
 )
 from torch.optim import Optimizer
 
-from tokenlens.catalog import nearest
+from tokenlens.catalog import check_known
 from tokenlens.training.objectives.base import Objective
 from tokenlens.training.recipe import Recipe
 
 
-def optimizer_of(objective: Objective, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer for all parameters of an objective that are trained.
+def make_optimizer(objective: Objective, recipe: Recipe) -> Optimizer:
+    """Return the recipe's optimizer for all trainable parameters of an objective.
 
     Raises:
-        LookupError: for an optimizer that timm does not have, with the nearest names.
-        ValueError: if nothing is trained.
+        LookupError: for an optimizer that timm does not have; names the nearest ones.
+        ValueError: if there is nothing to train.
     """
-    known = [str(name) for name in list_optimizers()]
-    if recipe.optimizer not in known:
-        close = nearest(recipe.optimizer, known)
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise LookupError(f"no optimizer is called {recipe.optimizer!r}.{hint} Available: {', '.join(known)}.")
+    check_known(recipe.optimizer, map(str, list_optimizers()), "optimizer")
     groups = parameter_groups(objective, recipe.layer_decay)
     if not groups:
-        raise ValueError(f"the objective {recipe.objective} has no parameters that are trained")
+        raise ValueError(f"the objective {recipe.objective} has no trainable parameters")
     options: dict[str, Any] = {"betas": recipe.betas} if get_optimizer_info(recipe.optimizer).has_betas else {}
     return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=0.0, **options)
 
 
 def parameter_groups(objective: Objective, layer_decay: float | None) -> list[dict[str, Any]]:
-    """Parameters that share their numbers: ``lr_scale`` and ``decay_scale`` (0 or 1) multiply the schedules' values.
+    """Return groups of parameters with ``lr_scale`` and ``decay_scale`` (0 or 1), factors of the schedules' values.
 
-    Weights with one dimension, biases and what the backbone itself excepts (timm's ``no_weight_decay``) do not decay.
-    With ``layer_decay`` a block's learning rate is that factor of the next one's; heads outside the backbone keep
-    theirs.
+    Weights with one dimension, biases and what the backbone exempts (timm's ``no_weight_decay``) do not decay. With
+    ``layer_decay`` the learning rate of a block is that factor times the next block's; heads outside the backbone are
+    not affected.
     """
     backbone = objective.backbone
-    excepted: Collection[str] = cast(Any, backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    # timm is told a decay of 1, so that what it writes into the groups is the scale.
+    exempt: Collection[str] = cast(Any, backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    # With a decay of 1, what timm writes into the groups is the scale.
     groups = param_groups_weight_decay(
-        objective, weight_decay=1.0, no_weight_decay_list={f"backbone.{name}" for name in excepted}
+        objective, weight_decay=1.0, no_weight_decay_list={f"backbone.{name}" for name in exempt}
     )
     if layer_decay is not None:
-        own = {id(parameter) for parameter in backbone.parameters()}
+        inside = {id(parameter) for parameter in backbone.parameters()}
         for group in groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in inside]
         groups = [group for group in groups if group["params"]]
         groups = (
-            param_groups_layer_decay(backbone, weight_decay=1.0, no_weight_decay_list=excepted, layer_decay=layer_decay)
+            param_groups_layer_decay(backbone, weight_decay=1.0, no_weight_decay_list=exempt, layer_decay=layer_decay)
             + groups
         )
     return [
@@ -72,7 +68,7 @@ def parameter_groups(objective: Objective, layer_decay: float | None) -> list[di
 
 
 def set_schedule(optimizer: Optimizer, recipe: Recipe, step: int, steps: int) -> tuple[float, float]:
-    """Give the optimizer's groups the numbers of a step (from 0); returns the learning rate and the weight decay."""
+    """Set learning rate and weight decay of all groups for a step (from 0), and return both."""
     lr, decay = learning_rate(recipe, step, steps), weight_decay(recipe, step, steps)
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = lr * group["lr_scale"], decay * group["decay_scale"]
@@ -80,7 +76,7 @@ def set_schedule(optimizer: Optimizer, recipe: Recipe, step: int, steps: int) ->
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Of a step: rises linearly over the warmup, to ``lr`` at its last step, then falls as half a cosine."""
+    """Return the learning rate of a step: linear up to ``lr`` over the warmup, then half a cosine down."""
     from lightly.utils.scheduler import cosine_warmup_schedule
 
     return cosine_warmup_schedule(
@@ -94,7 +90,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def weight_decay(recipe: Recipe, step: int, steps: int) -> float:
-    """Of a step: half a cosine from ``weight_decay`` to ``weight_decay_end``, or constant."""
+    """Return the weight decay of a step: half a cosine from ``weight_decay`` to ``weight_decay_end``, or constant."""
     from lightly.utils.scheduler import cosine_schedule
 
     if recipe.weight_decay_end is None:

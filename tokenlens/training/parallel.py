@@ -1,4 +1,4 @@
-"""How a training is spread over devices and processes: one process, DDP or FSDP2, all by Lightning Fabric."""
+"""Run a training in one process, with DDP or with FSDP2, on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ from tokenlens.families.base import find_family
 from tokenlens.training.recipe import Recipe
 
 
-def fabric_of(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
-    """The engine: where the recipe's training runs, and in which precision.
+def make_fabric(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+    """Return the engine: device, processes, strategy and precision of a training.
 
-    Under torchrun the processes are those that it has started; ``devices`` and ``nodes`` are then not asked. One
-    process needs no strategy, so a recipe for many runs in it as well.
+    Under torchrun its processes are used, and ``devices`` and ``nodes`` are ignored. One process needs no strategy, so
+    a recipe for many processes runs in one as well.
 
     Args:
+        recipe: the recipe.
         device: ``"auto"`` (cuda, then mps, then cpu), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        devices: processes on each machine, each with its own device.
-        nodes: machines.
+        devices: processes on each machine, one device each.
+        nodes: number of machines.
 
     Raises:
-        ValueError: for a device that is not there, a precision that it cannot, or processes that cannot be started.
+        ValueError: for a device that is not available, a precision that it does not support, or processes that cannot
+            be started.
     """
-    kind, index = _kind_of(device)
+    kind, index = _choose_device(device)
     if torch.distributed.is_torchelastic_launched():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
@@ -47,13 +49,13 @@ def fabric_of(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: int
     sharded = recipe.strategy == "fsdp2" and devices * nodes > 1
     if recipe.precision == "16-mixed" and (kind == "cpu" or sharded):
         where = "FSDP2" if sharded else "the CPU"
-        raise ValueError(f"precision='16-mixed' does not go with {where}; expected 32-true or bf16-mixed")
+        raise ValueError(f"precision='16-mixed' does not work with {where}; expected 32-true or bf16-mixed")
     options: dict[str, Any] = {"precision": "32-true"}
     if recipe.precision != "32-true":
         options = {"plugins": _Autocast(recipe.precision, kind)}
     if sharded:
         options["strategy"] = ModelParallelStrategy(
-            parallelize_fn=_sharded,
+            parallelize_fn=_shard,
             data_parallel_size=devices * nodes,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
@@ -69,48 +71,44 @@ def fabric_of(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: int
 
 
 def _check_script(devices: int) -> None:
-    """Fabric starts further processes by running this one's script again; without one it would wait for them in vain.
-
-    Raises:
-        ValueError: if there is none, as after ``python -c``.
-    """
+    """Raise ValueError without a script, as after ``python -c``: Fabric starts processes by running it again."""
     if getattr(sys.modules["__main__"], "__spec__", None) is None and not Path(sys.argv[0]).is_file():
         raise ValueError(
-            f"devices={devices} runs the same script again for each further process, and there is no script here; put "
-            "the call into a file, or use `tokenlens train` or torchrun"
+            f"devices={devices} runs the same script again in each additional process, and there is no script; put the "
+            "call into a file, or use `tokenlens train` or torchrun"
         )
 
 
 GRACE = 2.0
-"""Seconds that the processes which this one has started have to end by themselves, when it ends."""
+"""Seconds that the processes started by this one have to end by themselves when it ends."""
 
 
 @contextmanager
-def launched(fabric: Fabric) -> Iterator[None]:
-    """Start the further processes, or join those that are there; what was started does not outlive this process.
+def launch(fabric: Fabric) -> Iterator[None]:
+    """Start the other processes, or join those that exist; started processes do not outlive this one.
 
-    Fabric kills this process when one that it has started ends with an error. That is right as long as this one waits
-    for it, and wrong when it has an error of its own, and is about to say so.
+    Fabric kills this process when one that it started fails. That is right while this one waits for it, and wrong when
+    this one has an error of its own to report.
     """
     log = logging.getLogger("lightning_fabric")
     level = log.level
-    log.setLevel(logging.WARNING)  # each process would tell that it is there
+    log.setLevel(logging.WARNING)  # each process would announce itself
     try:
         fabric.launch()
     finally:
         log.setLevel(level)
     started: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
     if started:
-        atexit.register(_end, list(started))
+        atexit.register(_terminate, list(started))
     try:
         yield
     except BaseException:
-        started.clear()  # the list that Fabric looks at
+        started.clear()  # the list that Fabric watches
         raise
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes that do not do so by themselves: on a GPU they would wait half an hour for one that has failed."""
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill processes that do not end by themselves: on a GPU they would wait half an hour for one that failed."""
     until = time.monotonic() + GRACE
     for one in processes:
         try:
@@ -120,18 +118,19 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 class _Autocast(MixedPrecision):
-    """Autocast under every strategy, so that a recipe computes the same under DDP and FSDP2.
+    """Autocast under every strategy, so that a recipe computes the same with DDP and FSDP2.
 
-    Fabric would round images to 16 bits before they reach the objective, which may mix them or show them to a teacher
+    Unlike Fabric's own it does not round the images to 16 bits: the objective may mix them, or show them to a teacher
     in full precision.
     """
 
     def convert_input(self, data: Any) -> Any:
-        """As they are."""
+        """Return the inputs unchanged."""
         return data
 
 
-def _kind_of(device: str) -> tuple[str, int | None]:
+def _choose_device(device: str) -> tuple[str, int | None]:
+    """Return the type of a device, and its index if one is given."""
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -148,8 +147,8 @@ def _kind_of(device: str) -> tuple[str, int | None]:
     return wanted.type, wanted.index
 
 
-def _sharded(objective: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2: each block of the backbone and of its copies (teachers) on its own, then the rest as a whole."""
+def _shard(objective: nn.Module, mesh: Any) -> nn.Module:
+    """Shard with FSDP2: each block of the backbone and of its copies (teachers) separately, then the rest."""
     data_parallel = mesh["data_parallel"]
     kind = type(objective.backbone)
     for module in objective.modules():
@@ -161,17 +160,17 @@ def _sharded(objective: nn.Module, mesh: Any) -> nn.Module:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the module's weights are spread over processes (FSDP2)."""
+    """Return whether the module's weights are sharded over processes (FSDP2)."""
     return isinstance(module, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over processes, as a plain one; all processes must ask."""
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Return a possibly sharded tensor as a plain one; all processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gathered(fabric: Fabric, items: list[Any]) -> list[Any]:
-    """The items of all processes, in their order; all processes must ask."""
+def gather_items(fabric: Fabric, items: list[Any]) -> list[Any]:
+    """Return the items of all processes, in the order of the processes; all of them must call it."""
     if fabric.world_size == 1:
         return items
     received: list[list[Any]] = [[] for _ in range(fabric.world_size)]

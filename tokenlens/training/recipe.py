@@ -1,55 +1,54 @@
-"""A complete training configuration, and how single values of it are changed by name."""
+"""A complete training configuration."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokenlens.catalog import Catalog, nearest
+from tokenlens.catalog import Catalog
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training computes, but the data.
+    """Everything that determines a training, except the data.
 
     Args:
         objective: one of ``tokenlens list objectives``.
         model: timm name of the backbone.
-        model_options: handed to ``timm.create_model`` (``depth``, ``drop_path_rate``, ``dynamic_img_size`` …);
-            ``img_size`` is ``image_size`` where it is not named.
-        specialization: ``"paper"`` or another preset, what ``Specialization.to_dict`` gave, or None: the standard
-            model.
-        objective_options: fields of the objective's own options, those not named keep their defaults.
+        model_options: options of ``timm.create_model`` (``depth``, ``drop_path_rate``, ``dynamic_img_size`` …);
+            ``img_size`` defaults to ``image_size``.
+        specialization: ``"paper"`` or another preset, what ``Specialization.to_dict`` returned, or None for the
+            standard model.
+        objective_options: options of the objective; the others keep their defaults.
         image_size: pixels of a (global) view.
         batch_size: images of one optimizer step, over all processes and accumulated parts.
-        accumulate: in how many parts a process goes through its share of a batch.
-        epochs: passes over the training images; fractions are allowed. Exactly one of epochs and steps is given.
+        accumulate: number of parts in which a process goes through its share of a batch.
+        epochs: passes over the training images, fractions allowed. Exactly one of epochs and steps is given.
         steps: optimizer steps.
-        optimizer: by its name in timm (``"adamw"``, ``"lamb"``).
-        lr: at its highest, for this batch size: nothing scales it silently.
-        lr_end: at the end of the cosine.
+        optimizer: timm name of the optimizer (``"adamw"``, ``"lamb"``).
+        lr: highest learning rate, for this batch size: it is not scaled.
+        lr_end: learning rate at the end of the cosine.
         warmup: share of the steps, in [0, 1), in which the learning rate rises linearly from 0.
-        weight_decay: at the start; weights with one dimension, biases and what the model itself excepts (position
-            embedding, CLS) have none.
-        weight_decay_end: at the end of a cosine; None keeps it.
-        betas: of the optimizer.
+        weight_decay: weight decay at the start. Weights with one dimension, biases and what the model itself exempts
+            (position embedding, CLS) have none.
+        weight_decay_end: weight decay at the end of a cosine; None keeps it constant.
+        betas: betas of the optimizer.
         layer_decay: factor of the learning rate from a block to the one before it; None is 1.
-        clip_grad: largest norm of the gradient; None clips nothing.
-        precision: of Lightning Fabric; ``"16-mixed"`` needs a GPU.
+        clip_grad: largest norm of the gradient; None for no clipping.
+        precision: precision of Lightning Fabric; ``"16-mixed"`` needs a GPU.
         strategy: ``"auto"`` (DDP with several processes), ``"ddp"`` or ``"fsdp2"``.
-        seed: of the initial weights, the order of the images and every draw.
+        seed: seed of the initial weights, the order of the images and every random draw.
         workers: processes that read images, for each training process.
         log_every: steps between two rows of metrics.csv.
-        checkpoint_minutes: between two checkpoints; there is always one at the end and at a clean stop.
-        diagnose_every: steps between two looks at a fixed batch with the cheap diagnostics; 0 for never.
-        diagnose_images: how many images that batch has.
+        checkpoint_minutes: minutes between two checkpoints; there is always one at the end and at a clean stop.
+        diagnose_every: steps between two diagnostics of a fixed batch; 0 for none.
+        diagnose_images: images of that batch.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: for a value out of range.
     """
 
     objective: str
@@ -104,105 +103,25 @@ class Recipe:
         if not holds:
             raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
+    def count_steps(self, images: int) -> int:
+        """Return the number of optimizer steps of a training on this many images."""
+        return self.steps or max(1, round((self.epochs or 0) * images / self.batch_size))
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; ``Recipe(**that)`` is the same recipe."""
+        """Return all values, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """What ``to_dict`` gave, after JSON made lists of tuples."""
+        """Create a recipe from what ``to_dict`` returned; JSON turns tuples into lists."""
         given: dict[str, Any] = {name: tuple(value) if name == "betas" else value for name, value in values.items()}
         return cls(**given)
-
-    def with_settings(self, settings: Iterable[str], options: type | None = None) -> Recipe:
-        """The recipe with some values changed, each written as ``name=value``.
-
-        ``model_options.depth=6`` and ``objective_options.koleo=0`` reach inside; the value is a Python literal or a
-        bare word, ``none`` for None. Giving epochs takes back steps, and the other way round.
-
-        Args:
-            options: the dataclass of the objective's options, which then are checked by name and type, too.
-
-        Raises:
-            LookupError: for a name that there is not, with the nearest ones.
-            ValueError: for a value of another type.
-        """
-        changes: dict[str, Any] = {}
-        inside: dict[str, dict[str, Any]] = {}
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ValueError(f"a setting is name=value, got {setting!r}")
-            outer, dot, inner = name.strip().partition(".")
-            types = {one.name: one.type for one in dataclasses.fields(self)}
-            _known(outer, types, "setting")
-            value = _literal(text.strip())
-            if dot:
-                if outer not in ("model_options", "objective_options"):
-                    raise LookupError(
-                        f"{outer!r} has nothing inside; the settings with a dot are model_options.… and "
-                        "objective_options.…"
-                    )
-                if outer == "objective_options" and options is not None:
-                    of_options = {one.name: one.type for one in dataclasses.fields(options)}
-                    _known(inner, of_options, f"option of the objective {self.objective}")
-                    value = _typed(name, value, of_options[inner])
-                inside.setdefault(outer, {})[inner] = value
-            else:
-                changes[outer] = _typed(name, value, types[outer])
-        for outer, values in inside.items():
-            changes[outer] = {**changes.get(outer, getattr(self, outer)), **values}
-        for given, other in (("epochs", "steps"), ("steps", "epochs")):
-            if changes.get(given) is not None and other not in changes:
-                changes[other] = None
-        return dataclasses.replace(self, **changes)
-
-
-def _known(name: str, names: Iterable[str], kind: str) -> None:
-    names = list(names)
-    if name not in names:
-        close = nearest(name, names)
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise LookupError(f"no {kind} is called {name!r}.{hint} Available: {', '.join(sorted(names))}.")
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _typed(name: str, value: Any, annotation: Any) -> Any:
-    """The value as the type that is declared for it, e.g. ``"float | None"``; ValueError if it is of another."""
-    declared = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-    kinds = {
-        "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-        "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-        "bool": lambda v: isinstance(v, bool),
-        "str": lambda v: isinstance(v, str),
-        "None": lambda v: v is None,
-    }
-    for one in (part.strip() for part in declared.split("|")):
-        if one in kinds:
-            if kinds[one](value):
-                return float(value) if one == "float" else value
-        elif one.startswith("Literal"):
-            if value in ast.literal_eval(one.removeprefix("Literal")):
-                return value
-        elif one.startswith("Mapping") and isinstance(value, Mapping):
-            return value
-        elif one.startswith("tuple") and isinstance(value, tuple | list):
-            return tuple(value)
-    raise ValueError(f"{name}={value!r} is of type {type(value).__name__}; expected {declared}")
 
 
 recipes = Catalog("tokenlens.training.recipes", "recipe")
 
 
-def recipe_of(name: str) -> Recipe:
+def get_recipe(name: str) -> Recipe:
     """Return the recipe of a name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""When a training is asked to stop: by Ctrl-C, by the end of its time, by the queue it runs in."""
+"""Stop a training cleanly: after Ctrl-C, after SIGTERM from a queue, or when its time is up."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import FrameType
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a training, after it has written its checkpoint; says where it goes on."""
+    """Ctrl-C or SIGTERM during a training; raised once the checkpoint is written."""
 
 
 class StopRequest:
-    """Whether the training should stop at the end of its step, and why.
+    """Whether the training should stop at the end of the current step.
 
     Args:
-        max_minutes: after which it should; None for never.
+        max_minutes: time after which it should; None for never.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -29,12 +29,12 @@ class StopRequest:
 
     @property
     def wanted(self) -> bool:
-        """Whether it was interrupted, or its time is over."""
+        """Whether the training was interrupted, or its time is up."""
         return self.interrupted or (self._until is not None and time.monotonic() >= self._until)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as requests; a second one ends the training at once. In the main thread alone."""
+        """Treat Ctrl-C and SIGTERM as requests, a second one as the end; only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -44,12 +44,12 @@ class StopRequest:
                 signal.signal(number, self._interrupt)
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, previous in before.items():
+                signal.signal(number, previous)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            os._exit(1)  # a worker that reads images, forked with this in place, is to end
+            os._exit(1)  # a worker that reads images inherited this function when it was forked
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True

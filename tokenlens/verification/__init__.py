@@ -1,16 +1,16 @@
 """Check the findings of the paper over seeds: train, analyze, probe and judge."""
 
+from tokenlens.verification.prepare import plan
 from tokenlens.verification.result import Verification
-from tokenlens.verification.scales.base import Pace, Regime, RegimeProbe, regime_of, regimes
-from tokenlens.verification.verify import plan, verify
+from tokenlens.verification.scales.base import Pace, Scale, ScaleProbe, scale_of
+from tokenlens.verification.verify import verify
 
 __all__ = [
     "Pace",
-    "Regime",
-    "RegimeProbe",
+    "Scale",
+    "ScaleProbe",
     "Verification",
     "plan",
-    "regime_of",
-    "regimes",
+    "scale_of",
     "verify",
 ]

@@ -1,15 +1,15 @@
-"""Where the data of a verification are, and the images that it trains on."""
+"""Locate the data of a verification and choose its training images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tokenlens.images.labelled.classes import LabelledImages, content_sha256, open_labelled
+from tokenlens.images.labelled.classes import LabelledImages, open_labelled
 
 SUBSET_SEED = 0
 
@@ -21,13 +21,13 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class VerificationData:
-    """Sources, as the trainings, probes and analyses take them.
+    """Sources of images for the trainings, probes and analyses.
 
     Args:
         labelled: see ``tokenlens.images.labelled.classes.open_labelled``.
-        masks: see ``tokenlens.images.labelled.masks.open_masks``; None where nothing is segmented.
+        masks: see ``tokenlens.images.labelled.masks.open_masks``; None to skip segmentation.
         images: see ``tokenlens.analyze``.
-        teacher: file of the teacher's weights; None for the published ones.
+        teacher: file with the teacher's weights; None for the published ones.
     """
 
     labelled: str
@@ -45,23 +45,23 @@ def find_data(
     teacher: str | os.PathLike[str] | None = None,
     teacher_file: str | None = None,
 ) -> VerificationData:
-    """Look for the parts of a folder of data; what is named singly goes before.
+    """Find the parts of a data folder; parts that are given individually take precedence.
 
     Args:
-        folder: with ``classification``, ``segmentation``, ``photos`` and ``weights``; each may be missing.
-        labelled, masks, images, teacher: of ``VerificationData``.
-        teacher_file: name of the teacher's weights in ``weights``.
+        folder: holds ``classification``, ``segmentation``, ``photos`` and ``weights``; each is optional.
+        labelled, masks, images, teacher: see ``VerificationData``.
+        teacher_file: name of the file of the teacher's weights in ``weights``.
 
     Raises:
-        ValueError: if there are no labelled images, or a part holds something else; says what was expected and found.
+        ValueError: if there are no labelled images, or a part does not hold what is expected.
     """
     root = None if folder is None else Path(folder).expanduser()
     if root is not None and not root.is_dir():
-        raise ValueError(f"there is no folder {root}; the data are {LAYOUT}")
+        raise ValueError(f"there is no folder {root}; expected {LAYOUT}")
     if labelled is None and root is not None and (root / "classification").is_dir():
         labelled = _only(root / "classification", _holds_images, "labelled images, or one .tar of them")
     if labelled is None:
-        where = f"no folder classification in {root}" if root is not None else "no data are given"
+        where = f"no folder classification in {root}" if root is not None else "no data were given"
         raise ValueError(f"{where}; expected {LAYOUT}, or labelled images (--labelled)")
     if masks is None and root is not None and (root / "segmentation").is_dir():
         masks = _only(root / "segmentation", lambda path: (path / "classes.txt").is_file(), "a folder with classes.txt")
@@ -82,7 +82,7 @@ def _holds_images(path: Path) -> bool:
 
 
 def _only(folder: Path, fits: Callable[[Path], bool], expected: str) -> Path:
-    """The folder itself, or the one thing in it that fits."""
+    """Return the folder itself if it fits, else the only entry in it that does."""
     if fits(folder):
         return folder
     found = sorted(one for one in folder.iterdir() if fits(one))
@@ -90,15 +90,15 @@ def _only(folder: Path, fits: Callable[[Path], bool], expected: str) -> Path:
         return found[0]
     inside = ", ".join(sorted(one.name for one in folder.iterdir())[:8]) or "nothing"
     raise ValueError(
-        f"expected {expected} in {folder}, found {len(found)} of it ({inside}); name the one that is meant"
+        f"expected {expected} in {folder}, found {len(found)} ({inside}); give the one to use by its own option"
     )
 
 
 def training_images(source: str, limit: int | None) -> LabelledImages:
-    """The images to train on: at most ``limit``, the same number of each class, always the same ones.
+    """Return the images to train on: at most ``limit``, the same number per class, always the same ones.
 
     Raises:
-        ValueError: as ``open_labelled``, and for a limit below the number of classes.
+        ValueError: see ``open_labelled``; also for a limit below the number of classes.
     """
     images = open_labelled(source, "train")
     if limit is None or limit >= len(images):
@@ -106,21 +106,17 @@ def training_images(source: str, limit: int | None) -> LabelledImages:
     draw = np.random.RandomState(SUBSET_SEED)
     if images.labels is None:
         chosen = np.sort(draw.permutation(len(images))[:limit])
-        words = f"a random {limit:,}"
+        choice = f"a random {limit:,}"
     else:
         classes = np.unique(images.labels)
         each = limit // len(classes)
         if not each:
-            raise ValueError(f"{limit} images cannot be of {len(classes)} classes; expected at least one of each")
+            raise ValueError(
+                f"expected at least one training image per class, got {limit} images of {len(classes)} classes"
+            )
         chosen = np.sort(
             np.concatenate([draw.permutation(np.flatnonzero(images.labels == label))[:each] for label in classes])
         )
-        words = f"a random {each} of each class, {len(chosen):,}"
-    names = images.names.take(chosen)
-    labels = None if images.labels is None else images.labels[chosen]
-    description = images.description | {
-        "split": f"{images.description['split']}: {words} of {len(images):,} (seed {SUBSET_SEED})",
-        "count": len(chosen),
-        "sha256": content_sha256(names, labels, images.classes),
-    }
-    return replace(images, names=names, labels=labels, description=description, taken=images.taken[chosen])
+        choice = f"a random {each} of each class, {len(chosen):,}"
+    split = f"{images.description['split']}: {choice} of {len(images):,} (seed {SUBSET_SEED})"
+    return images.select(chosen, split)

@@ -1,158 +1,82 @@
-"""F3 to F6, which need models trained standard and specialized: differences over seeds, and the verdicts on them.
+"""Judge the findings F3 to F6 of the paper on trained models, over seeds.
 
-F3. Specializing the norms, LayerScale and early QKV projections improves dense prediction, with classification kept.
+F3. Specializing the norms, LayerScale and early QKV projections improves dense prediction and keeps classification.
 F4. It costs about 8 % more parameters and no FLOPs.
-F5. The norms bring most of it; QKV helps in the first third of the blocks; MLP and attention's output do not help.
+F5. The norms bring most of the gain; QKV helps in the first third of the blocks; MLP and attention's output do not.
 F6. It holds for other sizes and objectives.
 
-Of arXiv 2602.08626. Everything here is computed from tables of numbers: no model, no image. The unit is the trained
-model, never the image: a model's interval over test images says nothing about another seed. A standard and a
-specialized model of one seed share weights at the start, the order of images and every draw, so differences are taken
-seed by seed; what only one of them has is left out and said. Fewer than ``MIN_SEEDS`` pairs give no verdict.
+From arXiv 2602.08626. Everything here is computed from tables of numbers. The unit is the trained model, not the image:
+the interval of one model over test images says nothing about another seed. A standard and a specialized model of one
+seed share initial weights, the order of images and every random draw, so differences are taken seed by seed, and seeds
+that only one variant has are left out and named. Fewer than ``MIN_SEEDS`` seeds give no verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from tokenlens.analysis.findings import Finding, Verdict
-from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, effect_of, seeds_needed
+from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, estimate_effect, seeds_needed
 from tokenlens.verification.numbers import (
-    CELL,
     CLASSES,
     DENSE,
     LOSS,
-    PAPER,
-    STANDARD,
-    TWIN,
-    cells_of,
-    effects,
-    interval_text,
-    listed,
-    points,
-    score_effect,
-    seeds_text,
-    signed,
+    MEASUREMENT,
+    compare_scores,
+    select_measure,
+    tabulate_effects,
     variants_of,
 )
-
-COSTS = ("model", "preset", "parameters", "added_parameters", "flops", "added_flops")
-
-CLAIM = 2.0
-"""Points of mIoU: the smallest gain that the paper claims."""
-
-MARGIN = CLAIM / 2
-"""A gain whose whole interval is below this is not the paper's."""
-
-LOST = 1.0
-"""Points of accuracy that may be lost where classification counts as kept."""
-
-PARAMETERS, PARAMETERS_WITHIN = 8.0, 0.5
-"""F4: per cent more parameters in ViT-B/16, and how far from it."""
-
-LITTLE = 0.1
-"""F4: per cent; the norms' share of the parameters, and the change of the FLOPs, are below."""
-
-TITLES = {
-    "F3": "Specialization improves dense prediction and keeps classification",
-    "F4": "It costs few parameters and no FLOPs",
-    "F5": "The norms bring most of the gain, QKV helps early, MLP and output projection do not",
-    "F6": "It holds for other sizes and objectives",
-}
-
-_MEANS = (
-    "The number of a model is its mean IoU averaged over the resolutions that were asked for; differences are "
-    "taken seed by seed, their 95 % interval is Student's t over seeds"
+from tokenlens.verification.rules import (
+    CLAIMED_GAIN,
+    CLAIMS,
+    MAX_LOSS,
+    MIN_GAIN,
+    NEGLIGIBLE,
+    PARAMETERS,
+    PARAMETERS_TOLERANCE,
+    RULES,
+    TITLES,
+    Claim,
 )
-RULES = {
-    "F3": (
-        f"{_MEANS}. Supported: that interval lies above 0 and is not wholly below {MARGIN:g} point, and that of the "
-        f"difference of accuracy (of CLS where it was probed) does not reach below −{LOST:g} point. Not supported: "
-        f"the interval lies wholly below {MARGIN:g} point, which is half of the smallest gain of {CLAIM:g} that the "
-        f"paper claims, or that of the accuracy wholly below −{LOST:g}. Inconclusive otherwise, and with fewer than "
-        f"{MIN_SEEDS} seeds. Two standard models in place of the pair come out supported in at most 2.5 % of cases. "
-        "The smallest detectable effect is the true gain at which 80 % of experiments of so many seeds, with the "
-        "spread that was seen, have their interval above 0 (noncentral t). Losses of training are reported and do "
-        "not decide."
-    ),
-    "F4": (
-        "Counted on the architecture, nothing is trained. Supported: the paper's specialization of ViT-B/16 adds "
-        f"{PARAMETERS:g} ± {PARAMETERS_WITHIN:g} % parameters, its norms alone less than {LITTLE:g} %, and neither "
-        f"changes the FLOPs by more than {LITTLE:g} %. Not supported: otherwise."
-    ),
-    "F5": (
-        f"{_MEANS}; p-values of every variant against standard and against paper are corrected for each other (q, "
-        "Benjamini and Hochberg). Asked only where paper gains against standard (q < 0.05). Five claims: norms "
-        "alone gain more than half of what paper gains; paper gains against norms alone; QKV in all blocks instead "
-        "of the first third, MLP and attention's output projection gain nothing. The first is a contrast of its own "
-        "and stands with its plain p in place of q. A gain holds with q < 0.05 and a "
-        "difference above 0, and is refuted by an interval below 0. No gain holds with an interval below "
-        f"{MARGIN:g} point, and is refuted by a gain with q < 0.05 that is not. Supported: all claims hold; not "
-        "supported: one is refuted; else inconclusive."
-    ),
-    "F6": (
-        "F3 in each setting (objective, model, size). Supported: in at least two settings, and in all of them; "
-        "that each must hold makes a correction for their number superfluous. Not supported: F3 is not supported "
-        "in some setting with intervals of 1 − 0.05 / number of settings. Else inconclusive."
-    ),
-}
-
-CLAIMS = (
-    ("norms alone gain more than half of what paper gains", ("norms",), "gain"),
-    ("paper gains against norms alone", ("paper", "norms"), "gain"),
-    ("QKV in all blocks gains nothing against the first third", ("qkv_all", "paper"), "no gain"),
-    ("MLP alone gains nothing", ("mlp", "standard"), "no gain"),
-    ("the output projection alone gains nothing", ("proj", "standard"), "no gain"),
-)
-"""F5: what is said, of which variant against which other, and whether it is a gain. Without another one it is against
-the mean of standard and paper."""
+from tokenlens.verification.variants import PAPER, STANDARD, TWIN
+from tokenlens.verification.wording import describe_interval, describe_seeds, format_points, format_signed, join_words
 
 
-def judge_pairs(numbers: pd.DataFrame, costs: pd.DataFrame | None = None) -> list[Finding]:
-    """F3 to F6 on a table of numbers with the columns of ``NUMBERS``.
+def judge_trained_models(numbers: pd.DataFrame, costs: pd.DataFrame | None = None) -> list[Finding]:
+    """Judge F3 to F6 on a table of numbers.
 
-    F3 comes once for each setting, with a control where there are twins, F5 for each setting with ablations.
+    F3 is judged in each setting, and once more as a control where there are twins; F5 in each setting with ablations.
 
     Args:
-        numbers: of trained models.
-        costs: with the columns of ``COSTS``; F4 is left out without.
+        numbers: a table with the columns of ``tokenlens.verification.numbers.NUMBERS``.
+        costs: a table with the columns of ``tokenlens.verification.rules.COSTS``; None to leave out F4.
     """
     settings = list(dict.fromkeys(numbers["setting"]))
-    found = [third(numbers, setting) for setting in settings]
-    found += [third(numbers, setting, TWIN) for setting in settings if TWIN in variants_of(numbers, setting)]
+    findings = [judge_f3(numbers, setting) for setting in settings]
+    findings += [judge_f3(numbers, setting, TWIN) for setting in settings if TWIN in variants_of(numbers, setting)]
     if costs is not None:
-        found.append(fourth(costs))
+        findings.append(judge_f4(costs))
     ablated = [setting for setting in settings if variants_of(numbers, setting) - {STANDARD, PAPER, TWIN}]
-    found += [fifth(numbers, setting) for setting in ablated or settings[:1]]
-    return [*found, sixth(numbers)]
+    findings += [judge_f5(numbers, setting) for setting in ablated or settings[:1]]
+    return [*findings, judge_f6(numbers)]
 
 
-# -- F3
-
-
-def third(numbers: pd.DataFrame, setting: str, variant: str = PAPER) -> Finding:
-    """F3 in one setting: a variant against the standard models.
-
-    Args:
-        numbers: of trained models.
-        setting: one of those in ``numbers``.
-        variant: another than paper, e.g. ``"twin"`` for a control.
-    """
-    dense = score_effect(numbers, setting, variant, STANDARD, DENSE)
-    kept = score_effect(numbers, setting, variant, STANDARD, CLASSES)
-    verdict = third_verdict(dense, kept)
-    title = TITLES["F3"] if variant != TWIN else "Control: two standard models of different seeds"
-    n = cells_of(numbers, setting, DENSE)["n"]
+def judge_f3(numbers: pd.DataFrame, setting: str, variant: str = PAPER) -> Finding:
+    """Judge F3 in one setting: a variant against the standard models; ``"twin"`` gives the control."""
+    dense = compare_scores(numbers, setting, variant, STANDARD, DENSE)
+    accuracy = compare_scores(numbers, setting, variant, STANDARD, CLASSES)
+    verdict = f3_verdict(dense, accuracy)
     return Finding(
         "F3",
-        title,
+        TITLES["F3"] if variant != TWIN else "Control: two standard models of different seeds",
         verdict,
-        _third_sentence(numbers, setting, variant, dense, kept, verdict),
-        int(n.max()) if len(n) else 0,
+        _f3_sentence(numbers, setting, variant, dense, accuracy, verdict),
+        _test_images(numbers, setting),
         _known(dense.difference),
         _bounds(dense),
         RULES["F3"],
@@ -163,99 +87,89 @@ def third(numbers: pd.DataFrame, setting: str, variant: str = PAPER) -> Finding:
     )
 
 
-def third_verdict(dense: Effect, kept: Effect) -> Verdict:
-    """The rule of F3; see ``RULES``.
-
-    Args:
-        dense: difference of mean IoU in points.
-        kept: of the accuracy.
-    """
+def f3_verdict(dense: Effect, accuracy: Effect) -> Verdict:
+    """Apply the rule of F3 (see ``RULES``) to the differences of mean IoU and of accuracy, in points."""
     if not dense.enough:
         return "inconclusive"
-    if dense.high < MARGIN or (kept.enough and kept.high < -LOST):
+    if dense.high < MIN_GAIN or (accuracy.enough and accuracy.high < -MAX_LOSS):
         return "not supported"
-    return "supported" if dense.low > 0 and kept.enough and kept.low >= -LOST else "inconclusive"
+    return "supported" if dense.low > 0 and accuracy.enough and accuracy.low >= -MAX_LOSS else "inconclusive"
 
 
-def _third_sentence(
-    numbers: pd.DataFrame, setting: str, variant: str, dense: Effect, kept: Effect, verdict: Verdict
+def _f3_sentence(
+    numbers: pd.DataFrame, setting: str, variant: str, dense: Effect, accuracy: Effect, verdict: Verdict
 ) -> str:
     if not dense.seeds:
-        return f"There is no pair of a {STANDARD} and a {variant} model with mean IoU to judge."
-    sizes = sorted({int(size) for size in cells_of(numbers, setting, DENSE)["resolution"]})
-    over = f", mean over {listed([f'{size}' for size in sizes])} px" if len(sizes) > 1 else f" at {sizes[0]} px"
-    parts = [f"Mean IoU{over}: {points(dense.difference)} points ({interval_text(dense)}; {seeds_text(dense)})."]
+        return f"There are no {STANDARD} and {variant} models of the same seed whose mean IoU can be compared."
+    rows = select_measure(numbers, setting, DENSE)
+    sizes = sorted({int(size) for size in rows["resolution"]})
+    at = f", mean over {join_words([f'{size}' for size in sizes])} px" if len(sizes) > 1 else f" at {sizes[0]} px"
+    parts = [f"Mean IoU{at}: {format_points(dense.difference)} points ({_evidence(dense)})."]
     if len(sizes) > 1:
-        single = [f"{points(_at(numbers, setting, variant, size).difference)} at {size} px" for size in sizes]
-        parts.append(f"{listed(single)}.")
-    if kept.seeds:
-        lost = kept.high < -LOST
-        how = "lost" if kept.enough and lost else "kept" if kept.enough and kept.low >= -LOST else "open whether kept"
-        parts.append(f"Accuracy: {points(kept.difference)} points ({interval_text(kept)}): {how}.")
+        single = [compare_scores(rows[rows["resolution"] == size], setting, variant, STANDARD, DENSE) for size in sizes]
+        texts = [f"{format_points(one.difference)} at {size} px" for one, size in zip(single, sizes, strict=True)]
+        parts.append(f"{join_words(texts)}.")
+    if accuracy.seeds:
+        state = "whether it is kept is open"
+        if accuracy.enough and accuracy.high < -MAX_LOSS:
+            state = "lost"
+        elif accuracy.enough and accuracy.low >= -MAX_LOSS:
+            state = "kept"
+        change = f"{format_points(accuracy.difference)} points ({describe_interval(accuracy)})"
+        parts.append(f"Accuracy: {change}: {state}.")
     else:
-        parts.append("No accuracy was measured, so that nothing says whether classification is kept.")
-    loss = score_effect(numbers, setting, variant, STANDARD, LOSS)
+        parts.append("Accuracy was not measured, so whether classification is kept is unknown.")
+    loss = compare_scores(numbers, setting, variant, STANDARD, LOSS)
     if loss.seeds:
         lower = sum(value < 0 for value in loss.each.values())
         count = f"; lower in {lower} of {len(loss.each)} seeds" if loss.each else ""
-        parts.append(f"Loss at the end of training: {signed(loss.difference, 4)} ({interval_text(loss, 4)}{count}).")
+        change = f"{format_signed(loss.difference, 4)} ({describe_interval(loss, 4)}{count})"
+        parts.append(f"Loss at the end of training: {change}.")
     if not dense.enough:
         parts.append(f"A verdict needs {MIN_SEEDS} seeds.")
     if verdict == "not supported" and dense.low > 0:
-        parts.append(f"There is a gain, and it is smaller than {MARGIN:g} point.")
+        parts.append(f"There is a gain, but it is smaller than {MIN_GAIN:g} point.")
     if not math.isnan(dense.detectable):
         parts.append(_power(dense))
     return " ".join(parts)
 
 
-def _at(numbers: pd.DataFrame, setting: str, variant: str, size: int) -> Effect:
-    rows = numbers[(numbers["measure"] != DENSE) | (numbers["resolution"] == size)]
-    return score_effect(rows, setting, variant, STANDARD, DENSE)
-
-
 def _power(effect: Effect) -> str:
     smallest = f"{effect.detectable:.1f}".replace("-", "−")
-    text = f"{effect.seeds} seeds with this spread show a gain of {smallest} points or more with 80 % power"
-    if effect.detectable <= CLAIM:
-        return f"{text}; the paper claims {CLAIM:g}."
-    needed = seeds_needed(effect.sd, CLAIM) if effect.paired else None
-    more = f", for which {needed} seeds would be needed" if needed else ""
-    return f"{text}; the paper claims {CLAIM:g}{more}."
+    text = (
+        f"With this spread, {effect.seeds} seeds detect a gain of {smallest} points or more with 80 % power; the paper "
+        f"claims {CLAIMED_GAIN:g}"
+    )
+    needed = seeds_needed(effect.sd, CLAIMED_GAIN) if effect.paired and effect.detectable > CLAIMED_GAIN else None
+    return f"{text}, which would need {needed} seeds." if needed else f"{text}."
 
 
-# -- F4
-
-
-def fourth(costs: pd.DataFrame) -> Finding:
-    """F4 on what specializations of ViT-B/16 cost.
+def judge_f4(costs: pd.DataFrame) -> Finding:
+    """Judge F4 on the costs of specializations of ViT-B/16.
 
     Args:
-        costs: with the columns of ``COSTS``; a row each for ``paper`` and ``norms`` of one model.
+        costs: a table with the columns of ``COSTS``, with a row each for ``paper`` and ``norms`` of one model.
     """
     rows = costs.set_index("preset")
-    share = {
-        name: 100 * rows.loc[name, f"added_{what}"] / rows.loc[name, what]
-        for name, what in ((PAPER, "parameters"), ("norms", "parameters"))
-    }
-    flops = {name: float(100 * rows.loc[name, "added_flops"] / rows.loc[name, "flops"]) for name in (PAPER, "norms")}
+    parameters, flops = (
+        {name: float(100 * rows.loc[name, f"added_{what}"] / rows.loc[name, what]) for name in (PAPER, "norms")}
+        for what in ("parameters", "flops")
+    )
     holds = (
-        abs(share[PAPER] - PARAMETERS) <= PARAMETERS_WITHIN
-        and share["norms"] < LITTLE
-        and max(map(abs, flops.values())) <= LITTLE
+        abs(parameters[PAPER] - PARAMETERS) <= PARAMETERS_TOLERANCE
+        and parameters["norms"] < NEGLIGIBLE
+        and max(map(abs, flops.values())) <= NEGLIGIBLE
     )
-    added, of = (rows.loc[PAPER, name] / 1e6 for name in ("added_parameters", "parameters"))
-    sentence = (
-        f"The paper's specialization adds {added:.2f} M parameters to {of:.1f} M ({share[PAPER]:.2f} %), norms "
-        f"alone {share['norms']:.3f} %; FLOPs change by {signed(flops[PAPER], 3)} % (the prefix tokens' rows are "
-        "computed with both sets)."
-    )
+    added, standard = (rows.loc[PAPER, name] / 1e6 for name in ("added_parameters", "parameters"))
     return Finding(
         "F4",
         TITLES["F4"],
         "supported" if holds else "not supported",
-        sentence,
+        f"The paper's specialization adds {added:.2f} M parameters to {standard:.1f} M ({parameters[PAPER]:.2f} %), "
+        f"norms alone {parameters['norms']:.3f} %; FLOPs change by {format_signed(flops[PAPER], 3)} % (the rows of the "
+        "special tokens are computed with both sets of weights).",
         0,
-        float(share[PAPER]),
+        parameters[PAPER],
         None,
         RULES["F4"],
         subject=f"{PAPER} against {STANDARD}",
@@ -263,159 +177,160 @@ def fourth(costs: pd.DataFrame) -> Finding:
     )
 
 
-# -- F5
-
-
-def fifth(numbers: pd.DataFrame, setting: str) -> Finding:
-    """F5 in one setting: the ablations."""
-    table = effects(numbers[numbers["setting"] == setting])
-    whole = table[(table["measure"] == DENSE) & (table["cell"] == "mean")].set_index(["variant", "against"])
-    gain = score_effect(numbers, setting, PAPER, STANDARD, DENSE)
-    there = variants_of(numbers, setting)
-    missing = sorted({name for _, pair, _ in CLAIMS for name in pair} - there)
-    verdict: Verdict = "inconclusive"
-    told = []
-    outcomes = []
-    for claim, pair, wanted in CLAIMS:
-        if not {STANDARD, PAPER, *pair} <= there:
+def judge_f5(numbers: pd.DataFrame, setting: str) -> Finding:
+    """Judge F5 in one setting: the ablations."""
+    table = tabulate_effects(numbers[numbers["setting"] == setting])
+    means = table[(table["measure"] == DENSE) & (table["cell"] == "mean")].set_index(["variant", "against"])
+    gain = compare_scores(numbers, setting, PAPER, STANDARD, DENSE)
+    present = variants_of(numbers, setting)
+    needed = {name for claim in CLAIMS for name in (claim.variant, claim.baseline) if name}
+    missing = sorted(needed - present)
+    parts, outcomes = [], []
+    for claim in CLAIMS:
+        if not {STANDARD, PAPER, claim.variant, claim.baseline or PAPER} <= present:
             continue
-        effect, q = _claimed(numbers, setting, pair, whole)
-        outcome = _holds(effect, q, wanted)
+        effect, p = _test_claim(numbers, setting, claim, means)
+        outcome = _claim_outcome(effect, p, claim)
         outcomes.append(outcome)
-        how = {1: "holds", 0: "refuted", None: "open"}[outcome]
-        tested = "p" if len(pair) == 1 else "q"
-        told.append(f"{claim}: {points(effect.difference)} points ({interval_text(effect)}, {tested} = {q:.2g}): {how}")
-    gains = (
-        gain.enough
-        and gain.difference > 0
-        and (PAPER, STANDARD) in whole.index
-        and (float(whole.loc[(PAPER, STANDARD), "q"]) < 0.05)
-    )
+        state = {True: "holds", False: "refuted", None: "open"}[outcome]
+        tested = "p" if claim.baseline is None else "q"
+        evidence = f"{describe_interval(effect)}, {tested} = {p:.2g}"
+        parts.append(f"{claim.text}: {format_points(effect.difference)} points ({evidence}): {state}")
     if missing:
-        told.append(f"not trained: {', '.join(missing)}")
+        parts.append(f"not trained: {', '.join(missing)}")
+    significant = (PAPER, STANDARD) in means.index and float(means.loc[(PAPER, STANDARD), "q"]) < 0.05
+    verdict: Verdict = "inconclusive"
     if not gain.enough:
-        told.insert(0, f"{seeds_text(gain)} of {PAPER} against {STANDARD}; a verdict needs {MIN_SEEDS}")
-    elif not gains:
-        told.insert(0, f"there is no gain here to take apart ({points(gain.difference)} points, {interval_text(gain)})")
-    elif 0 in outcomes:
+        parts.insert(0, f"{PAPER} against {STANDARD}: {describe_seeds(gain)}; a verdict needs {MIN_SEEDS}")
+    elif gain.difference <= 0 or not significant:
+        change = f"{format_points(gain.difference)} points, {describe_interval(gain)}"
+        parts.insert(0, f"there is no gain to attribute ({change})")
+    elif False in outcomes:
         verdict = "not supported"
-    elif not missing and all(outcome == 1 for outcome in outcomes):
+    elif not missing and all(outcomes):
         verdict = "supported"
-    sentence = "; ".join(told)
-    n = cells_of(numbers, setting, DENSE)["n"]
-    alone = score_effect(numbers, setting, "norms", STANDARD, DENSE)
+    sentence = "; ".join(parts)
+    norms = compare_scores(numbers, setting, "norms", STANDARD, DENSE)
     return Finding(
         "F5",
         TITLES["F5"],
         verdict,
         f"{sentence[:1].upper()}{sentence[1:]}.",
-        int(n.max()) if len(n) else 0,
-        _known(alone.difference),
-        _bounds(alone),
+        _test_images(numbers, setting),
+        _known(norms.difference),
+        _bounds(norms),
         RULES["F5"],
         subject=f"norms against {STANDARD}",
         scale=setting,
-        seeds=alone.seeds,
-        detectable=_known(alone.detectable),
+        seeds=norms.seeds,
+        detectable=_known(norms.detectable),
     )
 
 
-def _claimed(numbers: pd.DataFrame, setting: str, pair: Sequence[str], whole: pd.DataFrame) -> tuple[Effect, float]:
-    if len(pair) == 2:
-        effect = score_effect(numbers, setting, pair[0], pair[1], DENSE)
-        q = whole["q"]  # two-sided, so the same for a pair and for its reverse
-        return effect, float(q.get((pair[0], pair[1]), q.get((pair[1], pair[0]), math.nan)))
-    half = numbers[numbers["variant"].isin([STANDARD, PAPER])].copy()
-    counts = half.groupby(["setting", "seed", *CELL])["variant"].transform("nunique")
-    half = half[counts == 2].groupby(["setting", "seed", *CELL], as_index=False)["value"].mean()
-    both = pd.concat([numbers[numbers["variant"] == pair[0]], half.assign(variant="half")])
-    effect = score_effect(both, setting, pair[0], "half", DENSE)
+def _test_claim(numbers: pd.DataFrame, setting: str, claim: Claim, means: pd.DataFrame) -> tuple[Effect, float]:
+    """Return the effect that a claim is about, with its q; p for a claim against the mean of standard and paper."""
+    if claim.baseline is not None:
+        effect = compare_scores(numbers, setting, claim.variant, claim.baseline, DENSE)
+        q = means["q"]  # two-sided, so it is the same in both directions
+        key = (claim.variant, claim.baseline)
+        return effect, float(q.get(key, q.get(key[::-1], math.nan)))
+    keys = ["setting", "seed", *MEASUREMENT]
+    both = numbers[numbers["variant"].isin([STANDARD, PAPER])]
+    both = both[both.groupby(keys)["variant"].transform("nunique") == 2]
+    halfway = both.groupby(keys, as_index=False)["value"].mean().assign(variant="halfway")
+    rows = pd.concat([numbers[numbers["variant"] == claim.variant], halfway])
+    effect = compare_scores(rows, setting, claim.variant, "halfway", DENSE)
     return effect, effect.p
 
 
-def _holds(effect: Effect, q: float, wanted: str) -> int | None:
-    """1 where a claim of F5 holds, 0 where it is refuted, None where it is open."""
+def _claim_outcome(effect: Effect, p: float, claim: Claim) -> bool | None:
+    """Return True if a claim holds, False if it is refuted, None if it is open."""
     if not effect.enough:
         return None
-    gains = q < 0.05 and effect.difference > 0
-    if wanted == "gain":
-        return 1 if gains else 0 if effect.high < 0 else None
-    return 1 if effect.high < MARGIN else 0 if gains else None
+    gains = p < 0.05 and effect.difference > 0
+    if claim.expected == "gain":
+        return True if gains else False if effect.high < 0 else None
+    return True if effect.high < MIN_GAIN else False if gains else None
 
 
-# -- F6
-
-
-def sixth(numbers: pd.DataFrame) -> Finding:
-    """F6: F3 in every setting."""
+def judge_f6(numbers: pd.DataFrame) -> Finding:
+    """Judge F6: F3 in every setting."""
     settings = list(dict.fromkeys(numbers["setting"]))
-    level = 0.05 / max(len(settings), 1)
-    verdicts, refuted, told = [], 0, []
-    effects_of = []
+    confidence = 1 - 0.05 / max(len(settings), 1)
+    verdicts, strict_verdicts, gains, parts = [], [], [], []
     for setting in settings:
-        dense, kept = (score_effect(numbers, setting, PAPER, STANDARD, what) for what in (DENSE, CLASSES))
-        strict = [score_effect(numbers, setting, PAPER, STANDARD, what, 1 - level) for what in (DENSE, CLASSES)]
-        verdicts.append(third_verdict(dense, kept))
-        refuted += third_verdict(*strict) == "not supported"
-        effects_of.append(dense)
-        told.append(f"{setting}: {points(dense.difference)} points ({interval_text(dense)}), F3 {verdicts[-1]}")
+        dense, accuracy = (compare_scores(numbers, setting, PAPER, STANDARD, what) for what in (DENSE, CLASSES))
+        strict = [compare_scores(numbers, setting, PAPER, STANDARD, what, confidence) for what in (DENSE, CLASSES)]
+        verdicts.append(f3_verdict(dense, accuracy))
+        strict_verdicts.append(f3_verdict(*strict))
+        gains.append(dense)
+        change = f"{format_points(dense.difference)} points ({describe_interval(dense)})"
+        parts.append(f"{setting}: {change}, F3 {verdicts[-1]}")
     verdict: Verdict = "inconclusive"
-    if len(settings) > 1 and all(one == "supported" for one in verdicts):
-        verdict = "supported"
-    elif len(settings) > 1 and refuted:
-        verdict = "not supported"
     if len(settings) < 2:
-        told.append("one setting only; another size or objective is needed")
-    known = [effect.difference for effect in effects_of if effect.seeds]
+        parts.append("there is only one setting; another size or objective is needed")
+    elif all(one == "supported" for one in verdicts):
+        verdict = "supported"
+    elif "not supported" in strict_verdicts:
+        verdict = "not supported"
+    known = [effect.difference for effect in gains if effect.seeds]
     return Finding(
         "F6",
         TITLES["F6"],
         verdict,
-        f"{'; '.join(told)}.",
+        f"{'; '.join(parts)}.",
         0,
         float(np.mean(known)) if known else None,
         None,
         RULES["F6"],
         subject=f"{PAPER} against {STANDARD}",
         scale=f"{len(settings)} setting{'s' if len(settings) != 1 else ''}",
-        seeds=min((effect.seeds for effect in effects_of), default=0),
+        seeds=min((effect.seeds for effect in gains), default=0),
     )
 
 
-# -- F1 and F2 on several models
-
-
-def over_seeds(name: str, judged: Mapping[int, Finding], variant: str, setting: str) -> Finding:
-    """F1 or F2 of one variant over its trained models.
+def judge_over_seeds(name: str, judged: Mapping[int, Finding], variant: str, setting: str) -> Finding:
+    """Combine the verdicts on F1 or F2 of one variant's trained models.
 
     Args:
         name: ``"F1"`` or ``"F2"``.
-        judged: the finding of each model's analysis, by seed; at least one.
+        judged: the finding on each model's analysis, by seed; at least one.
+        variant: the variant.
+        setting: the setting.
     """
+    seed = min(judged)
     first = next(iter(judged.values()))
     verdicts = [finding.verdict for finding in judged.values()]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    seeds = f"{len(judged)} seed{'s' if len(judged) != 1 else ''}"
-    same = len(counts) == 1 and (len(judged) >= MIN_SEEDS or first.verdict == "not applicable")
+    agree = len(counts) == 1 and (len(judged) >= MIN_SEEDS or first.verdict == "not applicable")
     known = {seed: finding.effect for seed, finding in judged.items() if finding.effect is not None}
-    effect = effect_of(known, dict.fromkeys(known, 0.0))
-    told = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
+    effect = estimate_effect(known, dict.fromkeys(known, 0.0))
+    seeds = f"{len(judged)} {'seed' if len(judged) == 1 else 'seeds'}"
+    summary = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
     few = "" if len(judged) >= MIN_SEEDS else f"; a verdict needs {MIN_SEEDS} seeds"
-    seed = min(judged)
     return Finding(
         name,
         first.title,
-        first.verdict if same else "inconclusive",
-        f"{seeds}: {told}{few}. Seed {seed}: {judged[seed].sentence}",
-        max(f.n for f in judged.values()),
+        first.verdict if agree else "inconclusive",
+        f"{seeds}: {summary}{few}. Seed {seed}: {judged[seed].sentence}",
+        max(finding.n for finding in judged.values()),
         _known(effect.difference),
         _bounds(effect),
-        f"{first.rule} Over trained models: their common verdict, from {MIN_SEEDS} seeds on; inconclusive where they "
-        "disagree. The effect's interval is Student's t over seeds.",
+        f"{first.rule} Over trained models: their common verdict, with at least {MIN_SEEDS} seeds; inconclusive if "
+        "they disagree. The interval of the effect is Student's t over seeds.",
         subject=variant,
         scale=setting,
         seeds=len(judged),
     )
+
+
+def _test_images(numbers: pd.DataFrame, setting: str) -> int:
+    n = select_measure(numbers, setting, DENSE)["n"]
+    return int(n.max()) if len(n) else 0
+
+
+def _evidence(effect: Effect) -> str:
+    return f"{describe_interval(effect)}; {describe_seeds(effect)}"
 
 
 def _known(value: float) -> float | None:

@@ -1,10 +1,11 @@
-"""What a verification found, and its folder."""
+"""The result of a verification, and its folder."""
 
 from __future__ import annotations
 
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,72 +14,63 @@ import pandas as pd
 from tokenlens.analysis.findings import Finding
 from tokenlens.storage.files import write_json, write_text
 from tokenlens.storage.hashing import file_sha256
-from tokenlens.storage.result import Result, read_settings
+from tokenlens.storage.result import SETTINGS, Result, read_settings
 from tokenlens.storage.run_folder import MANIFEST, SCHEMA_VERSION
 from tokenlens.storage.tables import read_table
-from tokenlens.verification.numbers import CONTINUED
-from tokenlens.verification.runs import PARTS, VERIFICATION
-from tokenlens.verification.stage_effects import BY_SEED, EFFECTS, sentences
+from tokenlens.verification.numbers import CONTINUED, DIFFERENCES, EFFECTS, MEASUREMENT, NUMBERS
+from tokenlens.verification.rules import COSTS
+from tokenlens.verification.runs import PARTS
+from tokenlens.verification.stage_effects import STAGE_EFFECTS, STAGES_BY_SEED, describe_stages
+from tokenlens.verification.tasks import PLAN
+from tokenlens.verification.trained_models import CURVES, EMERGENCE
 from tokenlens.verification.variants import START
 
-TABLES = (
-    "numbers",
-    "effects",
-    "differences",
-    "curves",
-    "emergence",
-    "costs",
-    "plan",
-    "continued",
-    "stages",
-    "stages_by_seed",
-)
-"""Written as CSV, each with that name."""
+SETTINGS_FILE = SETTINGS["verification"]
 
-_TEXTS = {
-    "setting",
-    "variant",
-    "preset",
-    "objective",
-    "model",
-    "task",
-    "source",
-    "data",
-    "measure",
-    "against",
-    "cell",
-    "left_out",
-    "what",
-    "folder",
-    "state",
-    "basis",
-    "command",
-    "norm",
-    "blocks",
-    "part",
+TABLES = {
+    "numbers": NUMBERS,
+    "effects": EFFECTS,
+    "differences": DIFFERENCES,
+    "curves": CURVES,
+    "emergence": EMERGENCE,
+    "costs": COSTS,
+    "plan": PLAN,
+    "continued": CONTINUED,
+    "stages": STAGE_EFFECTS,
+    "stages_by_seed": STAGES_BY_SEED,
 }
+"""Tables of a verification with their columns; each is a CSV file of that name."""
+
+_TEXT_COLUMNS = {
+    *("setting", "variant", "preset", "objective", "model", "against", "cell", "left_out", "norm", "blocks", "part"),
+    *("what", "folder", "state", "basis", "command"),
+    *(name for name in MEASUREMENT if name != "resolution"),
+}
+
+
+def _empty(table: str) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(TABLES[table]))
 
 
 @dataclass
 class Verification(Result):
-    """What a verification found.
+    """The verdicts of a verification and the numbers that they rest on.
 
     Attributes:
         path: its folder.
         findings: F1 to F6; F1 and F2 for each variant, F3 for each setting.
-        numbers: a row for each trained model and thing that was measured of it; see
-            ``tokenlens.verification.numbers.NUMBERS``.
-        effects: differences of variants over seeds, with intervals.
-        differences: of each pair of one seed.
-        curves: losses on the way.
-        emergence: how far norm1 pulls CLS and patches apart, on the way.
-        costs: parameters and FLOPs of specializations of ViT-B/16.
-        plan: the tasks and which of them are done; empty where runs were given.
-        left_out: folders that were not used, and why.
-        settings: what ``verify.json`` says.
-        continued: what training on from a start did to each number; see ``tokenlens.verification.numbers.continued``.
-        stages: which stage of the norms separates CLS from patches, over seeds; see ``tokenlens.verification.stage_effects``.
-        stages_by_seed: the same of each model.
+        numbers: a row per trained model and measurement; see ``tokenlens.verification.numbers``.
+        effects: differences between variants over seeds, with intervals.
+        differences: differences from the standard model of the same seed.
+        curves: losses by training step.
+        emergence: how far norm1 separates CLS from patches, by training step.
+        costs: parameters and FLOPs of the specializations of ViT-B/16.
+        plan: the tasks and their states; empty if existing runs were judged.
+        left_out: folders that were not used, with the reason.
+        settings: content of ``verify.json``.
+        continued: how training changed each number of the start.
+        stages: which stage of the norms separates CLS from patches, over seeds.
+        stages_by_seed: the same for each model.
     """
 
     kind: ClassVar[str] = "verification"
@@ -86,17 +78,17 @@ class Verification(Result):
     path: Path
     findings: list[Finding]
     numbers: pd.DataFrame
-    effects: pd.DataFrame
-    differences: pd.DataFrame
-    curves: pd.DataFrame
-    emergence: pd.DataFrame
-    costs: pd.DataFrame
-    plan: pd.DataFrame
+    effects: pd.DataFrame = field(default_factory=partial(_empty, "effects"))
+    differences: pd.DataFrame = field(default_factory=partial(_empty, "differences"))
+    curves: pd.DataFrame = field(default_factory=partial(_empty, "curves"))
+    emergence: pd.DataFrame = field(default_factory=partial(_empty, "emergence"))
+    costs: pd.DataFrame = field(default_factory=partial(_empty, "costs"))
+    plan: pd.DataFrame = field(default_factory=partial(_empty, "plan"))
     left_out: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    continued: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CONTINUED)))
-    stages: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EFFECTS)))
-    stages_by_seed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(BY_SEED)))
+    continued: pd.DataFrame = field(default_factory=partial(_empty, "continued"))
+    stages: pd.DataFrame = field(default_factory=partial(_empty, "stages"))
+    stages_by_seed: pd.DataFrame = field(default_factory=partial(_empty, "stages_by_seed"))
 
     @property
     def finished(self) -> bool:
@@ -105,11 +97,11 @@ class Verification(Result):
 
     @property
     def stage_sentences(self) -> list[str]:
-        """Which stage of the norms separates CLS from patches, in words; one for each setting."""
-        return sentences(self.stages_by_seed, self.stages)
+        """Which stage of the norms separates CLS from patches, in a sentence per setting."""
+        return describe_stages(self.stages_by_seed, self.stages)
 
     @property
-    def table(self) -> pd.DataFrame:  # type: ignore[override]
+    def table(self) -> pd.DataFrame:
         """The same as ``numbers``."""
         return self.numbers
 
@@ -119,13 +111,13 @@ class Verification(Result):
         return self.settings
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False, report: bool = True) -> Path:
-        """Write tables, findings, figures and page.
+        """Write tables, findings, figures and the page.
 
-        In the verification's own folder, ``path``, they join the runs that are there, and the manifest is written last,
-        when no task is left. Elsewhere they make a run folder of their own, without the runs.
+        In the folder of this verification they are written next to its runs, and the manifest only when no task is
+        left. Anywhere else they form a run folder without the runs.
 
         Raises:
-            FileExistsError, OSError: as ``Result.save``.
+            FileExistsError, OSError: see ``Result.save``.
         """
         if Path(path).resolve() != self.path.resolve():
             return super().save(path, overwrite, report)
@@ -142,19 +134,19 @@ class Verification(Result):
         for name in TABLES:
             write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False))
         write_json(folder / "findings.json", [asdict(finding) for finding in self.findings])
-        write_json(folder / VERIFICATION, self.settings | {"left_out": self.left_out})
+        write_json(folder / SETTINGS_FILE, self.settings | {"left_out": self.left_out})
 
     @classmethod
     def _read(cls, folder: Path) -> Verification:
-        settings = read_settings(folder, cls.kind)
+        settings = settings_of(folder)
         if not (folder / "findings.json").is_file():
             raise FileNotFoundError(f"{folder} holds no verdicts yet: run the same `tokenlens verify` again to resume")
         findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
         for finding in findings:
             finding["interval"] = finding["interval"] and tuple(finding["interval"])
-        # Folders of earlier versions lack some.
+        # Folders of earlier versions lack some tables.
         tables = {
-            name: read_table(file, texts=_TEXTS, counts=())
+            name: read_table(file, texts=_TEXT_COLUMNS, counts=())
             for name in TABLES
             if (file := folder / f"{name}.csv").is_file()
         }
@@ -162,27 +154,27 @@ class Verification(Result):
         return cls(folder, [Finding(**finding) for finding in findings], **tables, left_out=left_out, settings=settings)
 
     def __repr__(self) -> str:
-        told = "; ".join(f"{one.name} ({one.subject}) {one.verdict}" for one in self.findings)
-        return f"Verification({self.path}: {told})"
+        verdicts = "; ".join(f"{finding.name} ({finding.subject}) {finding.verdict}" for finding in self.findings)
+        return f"Verification({self.path}: {verdicts})"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """Return what a folder's verify.json says; empty without one.
+    """Return the content of a folder's verify.json; empty if there is none.
 
     Raises:
-        ValueError: for a damaged one, or one of a newer version.
+        ValueError: if it is damaged or of a newer version of tokenlens.
     """
-    return read_settings(folder, Verification.kind) if (folder / VERIFICATION).is_file() else {}
+    settings = read_settings(folder, Verification.kind) if (folder / SETTINGS_FILE).is_file() else {}
+    if "regime" in settings:  # the name of a scale in folders of earlier versions
+        settings["scale"] = settings.pop("regime")
+    return settings
 
 
 def _write_manifest(folder: Path) -> None:
-    """Sizes and hashes of its own files and of the manifests of its run folders, which have those of theirs."""
-    own = [
-        file
+    """Write hashes of the folder's own files and of the manifests of its run folders, which cover their files."""
+    files = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and (file.relative_to(folder).parts[0] not in (*PARTS, START) or file.name == MANIFEST)
-    ]
-    files = {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in own
     }
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})

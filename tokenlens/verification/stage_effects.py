@@ -1,9 +1,9 @@
 """Which stage of a norm separates CLS from patches, over trained models: centring, γ or β.
 
-The fall of the CLS–patch cosine across a norm is split exactly into its stages (``norm_differentiation``). Here that
-split is averaged over blocks, model by model, and then over seeds; specialized models are set against the standard ones
-of their seed. The paper leaves the question open, so there is no verdict, but what is said in words holds to the same
-standard: the seed is the unit, fewer than ``MIN_SEEDS`` say nothing, and where several things are asked p is corrected.
+``norm_differentiation`` splits the fall of the CLS–patch cosine across a norm exactly into its stages. Here these parts
+are averaged over blocks for each model and then over seeds, and specialized models are compared with the standard ones
+of the same seed. The paper makes no claim about stages, so there is no verdict. Their description in sentences follows
+fixed rules all the same: fewer than ``MIN_SEEDS`` seeds say nothing, and p is corrected where several are tested.
 """
 
 from __future__ import annotations
@@ -17,51 +17,40 @@ import pandas as pd
 from scipy import stats
 
 from tokenlens.analysis.analysis import Analysis
-from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, effect_of
-from tokenlens.verification.numbers import PAPER, STANDARD, listed, signed
-from tokenlens.verification.variants import START
+from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, estimate_effect
+from tokenlens.verification.numbers import effect_columns
+from tokenlens.verification.variants import PAPER, STANDARD, START
+from tokenlens.verification.wording import format_signed, join_words
 
 NORMS = ("norm1", "norm2")
 STAGES = ("centring", "gamma", "beta")
-OWN = ("gamma_shared", "gamma_own", "beta_shared", "beta_own", "total_own")
-"""Of specialized norms: γ's and β's part with the patches' weights for CLS, too, and what CLS's own weights add."""
+_SYMBOLS = {"centring": "centring", "gamma": "γ", "beta": "β"}
+SPECIALIZED_PARTS = ("gamma_shared", "gamma_own", "beta_shared", "beta_own", "total_own")
+"""Parts of specialized norms: those of γ and β if CLS had the patches' weights, and what CLS's separate weights add."""
 
 ALL, THIRDS = "all", ("first third", "middle third", "last third")
-"""What is averaged over blocks; besides, each block stands by its number."""
+"""Ranges of blocks that are averaged; single blocks are listed by their number."""
 
-BY_SEED = ("setting", "variant", "seed", "norm", "blocks", "part", "value", "n")
-"""Columns of ``stages_by_seed``: a part of the fall of the CLS–patch cosine across a norm, mean over images and these
-blocks of one model; ``n`` images."""
+STAGES_BY_SEED = ("setting", "variant", "seed", "norm", "blocks", "part", "value", "n")
+"""Columns of ``tabulate_stages``: a part of the fall of the CLS–patch cosine across a norm, averaged over ``n`` images
+and a range of blocks of one model."""
 
-EFFECTS = (
-    "setting",
-    "variant",
-    "against",
-    "norm",
-    "blocks",
-    "part",
-    "value",
-    "ci_low",
-    "ci_high",
-    "sd",
-    "p",
-    "q",
-    "seeds",
-    "detectable",
+STAGE_EFFECTS = (
+    *("setting", "variant", "against", "norm", "blocks", "part", "value", "ci_low", "ci_high"),
+    *("sd", "p", "q", "seeds", "detectable"),
 )
-"""Columns of ``stage_effects``: the mean of a part over a variant's models (``against`` is empty), or its mean paired
-difference from the standard models."""
+"""Columns of ``tabulate_stage_effects``: the mean of a part over a variant's models (``against`` is empty), or its mean
+difference from the standard models of the same seeds."""
 
 LEVEL = 0.05
+"""Level of significance."""
 
-_WORDS = {"centring": "centring", "gamma": "γ", "beta": "β"}
 
-
-def stages_by_seed(analyses: Mapping[tuple[str, str, int], Analysis]) -> pd.DataFrame:
-    """The split of every model, with the columns of ``BY_SEED``.
+def tabulate_stages(analyses: Mapping[tuple[str, str, int], Analysis]) -> pd.DataFrame:
+    """Return the parts of every model, with the columns of ``STAGES_BY_SEED``.
 
     Args:
-        analyses: by setting, variant and seed; those without CLS or without these numbers are passed over.
+        analyses: by setting, variant and seed; those without CLS or without these numbers are skipped.
     """
     frames = []
     for (setting, variant, seed), analysis in analyses.items():
@@ -70,40 +59,22 @@ def stages_by_seed(analyses: Mapping[tuple[str, str, int], Analysis]) -> pd.Data
             (table["metric"] == "norm_differentiation")
             & (table["group"] == "cls-patch")
             & table["site"].isin(NORMS)
-            & table["part"].isin([*STAGES, "total", *OWN])
+            & table["part"].isin([*STAGES, "total", *SPECIALIZED_PARTS])
         ]
-        for name, blocks in spans(analysis.blocks).items():
-            some = rows[rows["block"].isin(blocks)]
-            by_part = some.groupby(["site", "part"], as_index=False, sort=False)
+        for name, blocks in block_ranges(analysis.blocks).items():
+            by_part = rows[rows["block"].isin(blocks)].groupby(["site", "part"], as_index=False, sort=False)
             means = by_part.agg(value=("value", "mean"), n=("n", "max")).rename(columns={"site": "norm"})
-            frames.append(means.assign(setting=setting, variant=variant, seed=seed, blocks=name))
-    some = [frame for frame in frames if len(frame)]
-    return in_order(pd.concat(some)[list(BY_SEED)]) if some else pd.DataFrame(columns=list(BY_SEED))
+            if len(means):
+                frames.append(means.assign(setting=setting, variant=variant, seed=seed, blocks=name))
+    if not frames:
+        return pd.DataFrame(columns=list(STAGES_BY_SEED))
+    return _sort_rows(pd.concat(frames)[list(STAGES_BY_SEED)])
 
 
-def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows as they are read: the start, standard, paper, and the others; all blocks, thirds, and single ones."""
-    first: dict[str, list[str]] = {
-        "variant": [START, STANDARD, PAPER],
-        "against": ["", STANDARD],
-        "norm": [*NORMS],
-        "blocks": [ALL, *THIRDS],
-        "part": [*STAGES, "total", *OWN],
-    }
+def block_ranges(depth: int) -> dict[str, list[int]]:
+    """Return ranges of blocks by name; ``paper`` specializes QKV in the first third.
 
-    def place(column: pd.Series) -> pd.Series:
-        known = first.get(str(column.name), [])
-        found = [*known, *(value for value in dict.fromkeys(column) if value not in known)]
-        return column.map({value: number for number, value in enumerate(found)})
-
-    keys = [name for name in ("setting", "against", "variant", "seed", "norm", "blocks", "part") if name in table]
-    return table.sort_values(keys, key=place, kind="stable").reset_index(drop=True)
-
-
-def spans(depth: int) -> dict[str, list[int]]:
-    """The blocks of each span, by its name; the first third is the one in which ``paper`` specializes QKV.
-
-    >>> spans(6)["last third"], list(spans(2))
+    >>> block_ranges(6)["last third"], list(block_ranges(2))
     ([4, 5], ['all', 'first third', 'last third', '0', '1'])
     """
     third = max(1, int(depth / 3 + 0.5))  # as tokenlens.specialization counts it
@@ -112,158 +83,164 @@ def spans(depth: int) -> dict[str, list[int]]:
     return named | {str(block): [block] for block in range(depth)}
 
 
-def stage_effects(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds and paired differences, with the columns of ``EFFECTS``.
+def tabulate_stage_effects(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Return means over seeds and differences from standard models, with the columns of ``STAGE_EFFECTS``.
 
-    A standard norm has one set of weights: set against a specialized one, all of its γ and β are shared and CLS's own
-    add 0.
-    ``q`` is p of the differences of the three stages over all blocks, corrected for all norms and variants of a setting
-    (Benjamini and Hochberg); other p stand uncorrected and nothing is said on them.
+    A standard norm has one set of weights. Compared with a specialized one, all of its γ and β count as shared, and the
+    parts of separate weights are 0. ``q`` is the p of the differences of the three stages over all blocks, corrected
+    for all norms and variants of a setting (Benjamini and Hochberg); any other p is uncorrected.
 
     Args:
-        by_seed: with the columns of ``BY_SEED``.
+        by_seed: a table with the columns of ``STAGES_BY_SEED``.
     """
     rows: list[dict[str, Any]] = []
     for (setting, norm, blocks), inside in by_seed.groupby(["setting", "norm", "blocks"], sort=False):
-        place = {"setting": setting, "norm": norm, "blocks": blocks}
-        values = _values(inside)
+        common = {"setting": setting, "norm": norm, "blocks": blocks}
+        values = values_by_seed(inside)
         for variant, parts in values.items():
-            for part, of in parts.items():
-                rows.append({**place, "variant": variant, "against": "", "part": part, **_told(_level(of))})
+            for part, of_part in parts.items():
+                mean = mean_over_seeds(of_part)
+                values_of = effect_columns(mean) | {"value": mean.difference, "p": np.nan}
+                rows.append({**common, "variant": variant, "against": "", "part": part, **values_of})
         standard = values.get(STANDARD)
-        for variant, parts in values.items() if standard and setting else ():
-            if variant in (STANDARD, START):
-                continue
-            for part, of in parts.items():
-                effect = effect_of(of, _shared(standard or {}, part))
+        if not standard or not setting:
+            continue
+        for variant in (name for name in values if name not in (STANDARD, START)):
+            for part, of_part in values[variant].items():
+                effect = estimate_effect(of_part, _standard_part(standard, part))
                 if effect.seeds:
-                    told = _told(effect) | {"p": effect.p}
-                    rows.append({**place, "variant": variant, "against": STANDARD, "part": part, **told})
-    table = in_order(pd.DataFrame(rows, columns=list(EFFECTS)))
+                    values_of = effect_columns(effect) | {"value": effect.difference}
+                    rows.append({**common, "variant": variant, "against": STANDARD, "part": part, **values_of})
+    table = _sort_rows(pd.DataFrame(rows, columns=list(STAGE_EFFECTS)))
     table["q"] = np.nan
-    asked = (table["against"] != "") & (table["blocks"] == ALL) & table["part"].isin(STAGES)
-    for _, family in table[asked & table["p"].notna()].groupby("setting"):
+    tested = (table["against"] != "") & (table["blocks"] == ALL) & table["part"].isin(STAGES)
+    for _, family in table[tested & table["p"].notna()].groupby("setting"):
         table.loc[family.index, "q"] = stats.false_discovery_control(family["p"].astype(float))
     return table
 
 
-def _values(inside: pd.DataFrame) -> dict[str, dict[str, dict[int, float]]]:
-    """Numbers by variant, part and seed."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for row in inside.itertuples(index=False):
-        found.setdefault(str(row.variant), {}).setdefault(str(row.part), {})[int(row.seed)] = float(row.value)
-    return found
+def moved_stages(effects: pd.DataFrame) -> pd.DataFrame:
+    """Return the stages that a specialization changes: rows with q below ``LEVEL`` and at least ``MIN_SEEDS`` seeds.
+
+    Args:
+        effects: rows of ``tabulate_stage_effects`` of one setting.
+    """
+    return effects[(effects["q"] < LEVEL) & (effects["seeds"] >= MIN_SEEDS)]
 
 
-def _level(of: Mapping[int, float]) -> Effect:
-    return effect_of(of, dict.fromkeys(of, 0.0))
+def dominant_stage(stages: Mapping[str, Mapping[int, float]]) -> str | None:
+    """Return the stage whose part is larger than both others' over seeds; None if no stage stands out.
 
-
-def _shared(standard: Mapping[str, Mapping[int, float]], part: str) -> Mapping[int, float]:
-    """A part of a standard norm, where the specialized one has it."""
-    if part.endswith("_own"):
-        return dict.fromkeys(standard.get("total", {}), 0.0)
-    return standard.get(part.removesuffix("_shared"), {})
-
-
-def _told(effect: Effect) -> dict[str, Any]:
-    return {
-        "value": effect.difference,
-        "ci_low": effect.low,
-        "ci_high": effect.high,
-        "sd": effect.sd,
-        "seeds": effect.seeds,
-        "detectable": effect.detectable,
-    }
-
-
-# -- words
-
-
-def leading_stage(stages: Mapping[str, Mapping[int, float]]) -> str | None:
-    """The stage whose part is larger than both others' over seeds; None where none stands out.
-
-    The larger p of the two paired differences, times the number of stages that could have been the largest, is below
+    The larger p of the two differences, times the number of stages that could have been the largest, must be below
     ``LEVEL``.
 
     Args:
-        stages: numbers of one norm and variant by stage and seed.
+        stages: parts of one norm and variant, by stage and seed.
     """
-    means = {stage: float(np.mean([*of.values()])) for stage, of in stages.items()}
+    means = {stage: float(np.mean([*values.values()])) for stage, values in stages.items()}
     largest = max(means, key=lambda stage: means[stage])
-    effects = [effect_of(stages[largest], of) for stage, of in stages.items() if stage != largest]
+    effects = [estimate_effect(stages[largest], values) for stage, values in stages.items() if stage != largest]
     if not effects or not all(effect.enough and effect.difference > 0 for effect in effects):
         return None
     return largest if max(effect.p for effect in effects) * len(stages) < LEVEL else None
 
 
-def sentences(by_seed: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
-    """What the split says, in words: for each setting which stage separates, and what specialization moves.
+def values_by_seed(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the values of a table with the columns of ``STAGES_BY_SEED``, by variant, part and seed."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows.itertuples(index=False):
+        found.setdefault(str(row.variant), {}).setdefault(str(row.part), {})[int(row.seed)] = float(row.value)
+    return found
+
+
+def mean_over_seeds(values: Mapping[int, float]) -> Effect:
+    """Return the mean of values over seeds, as their difference from 0."""
+    return estimate_effect(values, dict.fromkeys(values, 0.0))
+
+
+def _standard_part(standard: Mapping[str, Mapping[int, float]], part: str) -> Mapping[int, float]:
+    """Return the part of a standard norm that corresponds to one of a specialized norm."""
+    if part.endswith("_own"):
+        return dict.fromkeys(standard.get("total", {}), 0.0)
+    return standard.get(part.removesuffix("_shared"), {})
+
+
+def _sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort by variant (start, standard, paper, others), norm, blocks (all, thirds, single ones) and part."""
+    first: dict[str, list[str]] = {
+        "variant": [START, STANDARD, PAPER],
+        "against": ["", STANDARD],
+        "norm": [*NORMS],
+        "blocks": [ALL, *THIRDS],
+        "part": [*STAGES, "total", *SPECIALIZED_PARTS],
+    }
+
+    def rank(column: pd.Series) -> pd.Series:
+        known = first.get(str(column.name), [])
+        order = [*known, *(value for value in dict.fromkeys(column) if value not in known)]
+        return column.map({value: number for number, value in enumerate(order)})
+
+    keys = [name for name in ("setting", "against", "variant", "seed", "norm", "blocks", "part") if name in table]
+    return table.sort_values(keys, key=rank, kind="stable").reset_index(drop=True)
+
+
+def describe_stages(by_seed: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
+    """Say for each setting which stage separates CLS from patches, and which stages specialization changes.
 
     Args:
-        by_seed: of ``stages_by_seed``.
-        effects: of ``stage_effects``.
+        by_seed: from ``tabulate_stages``.
+        effects: from ``tabulate_stage_effects``.
     """
-    told = []
-    whole = by_seed[by_seed["blocks"] == ALL]
-    for setting, inside in whole.groupby("setting", sort=False):
-        parts = []
+    texts = []
+    all_blocks = by_seed[by_seed["blocks"] == ALL]
+    for setting, inside in all_blocks.groupby("setting", sort=False):
+        variants = []
         for variant in dict.fromkeys(inside["variant"]):
-            norms = [
-                _of_norm(inside[(inside["variant"] == variant) & (inside["norm"] == norm)], norm)
-                for norm in dict.fromkeys(inside["norm"])
-            ]
-            parts.append(f"{variant}: {'; '.join(norms)}.")
-        moved = _moved(effects[effects["setting"] == setting])
-        head = f"{setting}. " if setting and whole["setting"].nunique() > 1 else ""
-        told.append(" ".join([f"{head}Fall of the CLS–patch cosine, mean over blocks:", *parts, *moved]))
-    return told
+            rows = inside[inside["variant"] == variant]
+            norms = [_describe_norm(rows[rows["norm"] == norm], norm) for norm in dict.fromkeys(inside["norm"])]
+            variants.append(f"{variant}: {'; '.join(norms)}.")
+        changes = _describe_changes(effects[effects["setting"] == setting])
+        head = f"{setting}. " if setting and all_blocks["setting"].nunique() > 1 else ""
+        texts.append(" ".join([f"{head}Fall of the CLS–patch cosine, mean over blocks:", *variants, *changes]))
+    return texts
 
 
-def _of_norm(rows: pd.DataFrame, norm: str) -> str:
-    parts = next(iter(_values(rows).values()))
-    total = _level(parts["total"])
+def _describe_norm(rows: pd.DataFrame, norm: str) -> str:
+    parts = next(iter(values_by_seed(rows).values()))
+    total = mean_over_seeds(parts["total"])
     stages = {stage: parts[stage] for stage in STAGES if stage in parts}
-    shares = ", ".join(f"{_WORDS[stage]} {signed(_level(of).difference, 3)}" for stage, of in stages.items())
-    text = f"{norm} {signed(total.difference, 3)}{_bounds(total)} = {shares}"
+    sizes = [f"{_SYMBOLS[stage]} {format_signed(mean_over_seeds(of).difference, 3)}" for stage, of in stages.items()]
+    text = f"{norm} {format_signed(total.difference, 3)}{_bounds(total)} = {', '.join(sizes)}"
     if not total.enough:
-        return f"{text} ({total.seeds} model{'s' if total.seeds != 1 else ''}, {MIN_SEEDS} needed to say more)"
+        return f"{text} ({total.seeds} model{'s' if total.seeds != 1 else ''}; at least {MIN_SEEDS} are needed)"
     if total.low <= 0:
-        return f"{text}, " + ("which brings them together" if total.high < 0 else "no separation that is certain")
-    leads = leading_stage(stages)
-    return f"{text}, mostly {_WORDS[leads]}" if leads else f"{text}, and no stage stands out"
+        return f"{text}, " + ("which brings them together" if total.high < 0 else "no certain separation")
+    dominant = dominant_stage(stages)
+    return f"{text}, mostly {_SYMBOLS[dominant]}" if dominant else f"{text}; no stage stands out"
 
 
 def _bounds(effect: Effect) -> str:
-    return "" if math.isnan(effect.low) else f" ({signed(effect.low, 3)} to {signed(effect.high, 3)})"
+    return "" if math.isnan(effect.low) else f" ({format_signed(effect.low, 3)} to {format_signed(effect.high, 3)})"
 
 
-def moves(effects: pd.DataFrame) -> pd.DataFrame:
-    """The stages that a specialization moves: rows of ``stage_effects`` with q below ``LEVEL`` and seeds enough.
-
-    Args:
-        effects: of one setting.
-    """
-    return effects[(effects["q"] < LEVEL) & (effects["seeds"] >= MIN_SEEDS)]
-
-
-def _moved(effects: pd.DataFrame) -> list[str]:
-    told = []
-    for variant, asked in effects[effects["q"].notna()].groupby("variant", sort=False):
-        found = [
-            f"{_WORDS[row.part]} at {row.norm} by {signed(row.value, 3)} ({signed(row.ci_low, 3)} to "
-            f"{signed(row.ci_high, 3)}, q = {row.q:.2g})"
-            for row in moves(asked).itertuples(index=False)
+def _describe_changes(effects: pd.DataFrame) -> list[str]:
+    texts = []
+    for variant, tested in effects[effects["q"].notna()].groupby("variant", sort=False):
+        changes = [
+            f"{_SYMBOLS[row.part]} at {row.norm} by {format_signed(row.value, 3)} ({format_signed(row.ci_low, 3)} to "
+            f"{format_signed(row.ci_high, 3)}, q = {row.q:.2g})"
+            for row in moved_stages(tested).itertuples(index=False)
         ]
-        seeds = int(asked["seeds"].min())
+        seeds = int(tested["seeds"].min())
         if seeds < MIN_SEEDS:
-            told.append(f"{variant} against {STANDARD}: {seeds} pairs, {MIN_SEEDS} needed to say anything.")
-        elif found:
-            told.append(f"{variant} against {STANDARD} moves {listed(found)}.")
+            text = f"{seeds} matched seeds; at least {MIN_SEEDS} are needed."
+            texts.append(f"{variant} against {STANDARD}: {text}")
+        elif changes:
+            texts.append(f"{variant} against {STANDARD} changes {join_words(changes)}.")
         else:
-            most = float(asked["detectable"].max())
-            told.append(
-                f"{variant} against {STANDARD}: {seeds} pairs show no stage that is moved; each by itself would have "
-                f"been seen from {most:.3f} on, or less, with 80 % power."
+            detectable = float(tested["detectable"].max())
+            texts.append(
+                f"{variant} against {STANDARD}: {seeds} matched seeds show no stage that changes; each stage by itself "
+                f"would have been detected from {detectable:.3f} on, or less, with 80 % power."
             )
-    return told
+    return texts

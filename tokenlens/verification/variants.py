@@ -1,33 +1,32 @@
-"""What the models of a verification are called: ``standard``, a preset, or a component and its blocks."""
+"""Names of the variants in a verification: ``standard``, a preset, or a component and its blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tokenlens.catalog import nearest
+from tokenlens.catalog import check_known
 from tokenlens.specialization import PRESETS, Specialization, as_specialization
 
-STANDARD, TWIN = "standard", "twin"
+STANDARD, PAPER, TWIN = "standard", "paper", "twin"
+"""``twin`` is a control: a second standard model, with another seed, in place of the specialized one."""
 
 START = "start"
-"""Under this name stand the weights that trainings started from: no variant, but beside them."""
+"""Label of the weights that trainings start from; it is shown next to the variants and is not one of them."""
 
 TWIN_SEEDS = 1000
-"""A twin is a standard model whose seed is higher by this."""
-
-_SPANS = ("first_third", "first_half", "last_third")
+"""A twin's seed is its matched standard model's plus this."""
 
 
 def specialization_of(variant: str) -> str | dict[str, Any] | None:
-    """The specialization of a variant, as a recipe has it; None for a standard model.
+    """Return the specialization of a variant in the form that a recipe holds; None for a standard model.
 
     Args:
-        variant: ``"standard"``, ``"twin"`` (a second standard model, as a control), a preset, a component (``"mlp"``:
-            in all blocks), or a component and a span (``"qkv_first_third"``).
+        variant: ``"standard"``, ``"twin"``, a preset, a component (``"mlp"``: in all blocks), or a component and a
+            range of blocks (``"qkv_first_third"``).
 
     Raises:
-        LookupError: for another name, with the known ones.
+        LookupError: for any other name, with the known ones.
 
     >>> specialization_of("qkv_first_third")
     {'qkv': 'first_third', 'registers': 'cls'}
@@ -36,19 +35,17 @@ def specialization_of(variant: str) -> str | dict[str, Any] | None:
         return None
     if variant in PRESETS:
         return variant
-    for component in Specialization.components():
-        for span in ("all", *_SPANS):
-            if variant == (component if span == "all" else f"{component}_{span}"):
-                chosen: dict[str, Any] = {component: span}
-                return Specialization(**chosen).to_dict()
-    known = [STANDARD, TWIN, *PRESETS, *Specialization.components(), *(f"qkv_{span}" for span in _SPANS)]
-    close = nearest(variant, known)
-    hint = f" Did you mean {', '.join(close)}?" if close else ""
-    raise LookupError(f"no variant is called {variant!r}.{hint} Available: {', '.join(known)}.")
+    single: dict[str, dict[str, Any]] = {
+        component if blocks == "all" else f"{component}_{blocks}": {component: blocks}
+        for component in Specialization.components()
+        for blocks in ("all", "first_third", "first_half", "last_third")
+    }
+    check_known(variant, [STANDARD, TWIN, *PRESETS, *single], "variant")
+    return Specialization(**single[variant]).to_dict()
 
 
 def variant_of(specialization: str | Mapping[str, Any] | None) -> str:
-    """The name of a recipe's specialization; the other way round than ``specialization_of``.
+    """Return the name of a recipe's specialization, the inverse of ``specialization_of``.
 
     >>> variant_of({"mlp": "all", "proj": [0, 1], "registers": "cls"}), variant_of(None)
     ('proj_0,1+mlp', 'standard')

@@ -1,6 +1,4 @@
-"""Images with masks: what is read is what was written, and a wrong folder or mask says what is wrong with it."""
-
-from __future__ import annotations
+"""Images with masks: what is read is what was written, and errors say what is wrong with a folder or a mask."""
 
 import os
 from pathlib import Path
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.image_files import encoded, picture
+from tests.support.image_files import encoded, picture, png
 from tokenlens.images.decoding import UnreadableImageError
 from tokenlens.images.labelled.masks import open_masks, read_mask
 
@@ -30,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_images_and_masks_in_pairs(folder: Path) -> None:
+def test_images_and_their_masks(folder: Path) -> None:
     train, test = open_masks(folder), open_masks(folder, "test")
     assert (len(train), len(test)) == (3, 2)
     assert train.names == ["0.jpg", "1.jpg", "2.jpg"]
@@ -40,72 +38,37 @@ def test_images_and_masks_in_pairs(folder: Path) -> None:
     assert image.size == (4, 3)
     assert mask_HW.dtype == np.uint8
     assert np.array_equal(mask_HW, MASK_HW)
-    assert test.description == {
-        "source": f"folder {folder}",
-        "split": "val",
-        "count": 2,
-        "classes": 3,
-        "sha256": test.description["sha256"],
-    }
+    described = {"source": f"folder {folder}", "split": "val", "count": 2, "classes": 3}
+    assert test.description == described | {"sha256": test.description["sha256"]}
     assert train.description["sha256"] != test.description["sha256"]
-
-
-@pytest.mark.parametrize("text", ["0 sky\n1 grass\n2 body of water\n", "0: sky\n1: grass\n2: body of water\n\n"])
-def test_numbered_classes(folder: Path, text: str) -> None:
-    (folder / "classes.txt").write_text(text)
-    assert open_masks(folder).classes == ("sky", "grass", "body of water")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "is empty"), ("1 sky\n2 grass\n", "numbered 1, 2; expected 0, 1, 2")]
-)
-def test_wrong_classes(folder: Path, text: str, message: str) -> None:
-    (folder / "classes.txt").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        open_masks(folder)
 
 
 def palette() -> Image.Image:
     image = Image.fromarray(MASK_HW).convert("P")
     image.putdata(MASK_HW.ravel().tolist())
-    image.putpalette(np.random.RandomState(0).randint(0, 256, 768).tolist())  # as VOC's colours
+    image.putpalette(np.random.RandomState(0).randint(0, 256, 768).tolist())  # colours, as in VOC
     return image
 
 
-def test_a_mask_is_grey_levels_or_places_in_a_palette(tmp_path: Path) -> None:
+def test_a_mask_is_grey_levels_or_palette_indices(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     for image in (Image.fromarray(MASK_HW), palette(), Image.fromarray(MASK_HW.astype(np.uint16))):
         image.save(path)
         assert np.array_equal(read_mask(path), MASK_HW)
     Image.fromarray(MASK_HW == 1).save(path)  # 1 bit
     assert np.array_equal(read_mask(path), MASK_HW == 1)
-    for bits in (2, 4):
-        path.write_bytes(grey_png(bits))
+    for bits, row in ((2, b"\x1b"), (4, b"\x01\x23")):  # PIL cannot write these
+        path.write_bytes(png(4, 1, bits, 0, b"\0" + row))
         assert np.array_equal(read_mask(path), [[0, 1, 2, 3]])
-
-
-def grey_png(bits: int) -> bytes:
-    """Grey levels 0 to 3 in a row, of 2 or 4 bits each, which PIL cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    row = {2: b"\x1b", 4: b"\x01\x23"}[bits]
-    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.fromarray(MASK_HW[:2]), r"the mask 0\.png has 4×2 pixels, its image 4×3; expected the same"),
-        (Image.fromarray(MASK_HW + np.uint8(3)), r"holds 3, 4, 5, but there are 3 classes; expected 0 to 2, or 255"),
-        (Image.fromarray(MASK_HW).convert("RGB"), r"the mask 0\.png is of PIL's mode RGB; expected one channel"),
-        (Image.fromarray(MASK_HW.astype(np.uint16) * 2), r"the mask 0\.png holds 510; expected values from 0 to 255"),
+        (Image.fromarray(MASK_HW[:2]), r"the mask 0\.png has 4×2 pixels, but its image has 4×3; expected the same"),
+        (Image.fromarray(MASK_HW + np.uint8(3)), r"contains 3, 4, 5, but there are 3 classes; expected 0 to 2, or 255"),
+        (Image.fromarray(MASK_HW).convert("RGB"), r"mask 0\.png has colours \(PIL mode RGB\); expected one channel"),
+        (Image.fromarray(MASK_HW.astype(np.uint16) * 2), r"mask 0\.png contains 510; expected values from 0 to 255"),
     ],
 )
 def test_a_wrong_mask_is_an_error(folder: Path, mask: Image.Image, message: str) -> None:
@@ -133,13 +96,13 @@ def moved(path: str, to: str):
     ("change", "split", "message"),
     [
         (moved("train", "training"), "train", r"no split train in folder .*, only val; expected train and one of val"),
-        (moved("val", "other"), "test", r"no folder for the test in .*, only train; expected FOLDER/classes\.txt"),
+        (moved("val", "other"), "test", r"no test folder in .*, only train; expected FOLDER/classes\.txt"),
         (moved("train/masks", "train/annotations"), "train", r"no folder masks in .*train, only annotations, images"),
         (moved("train/images", "train/pictures"), "train", r"no folder images in .*train, only masks, pictures"),
-        (moved("classes.txt", "names.txt"), "train", r"no classes\.txt in .*, which names a class on each line"),
+        (moved("classes.txt", "names.txt"), "train", r"no classes\.txt in .*, with one class name per line"),
         (moved("train/images/0.jpg", "0.jpg"), "train", r"1 masks in .*train have no image: 0\.png; expected images"),
         (moved("train/masks/0.png", "0.png"), "train", r"1 images in .*train have no mask: 0\.jpg; expected images"),
-        (moved("train/masks/0.png", "train/masks/0.jpg"), "train", r"masks in .*train are no PNG files: 0\.jpg"),
+        (moved("train/masks/0.png", "train/masks/0.jpg"), "train", r"masks in .*train are not PNG files: 0\.jpg"),
         (moved("train/images/0.jpg", "train/images/1.png"), "train", r"images has 1\.jpg and 1\.png; expected one"),
     ],
 )
@@ -149,11 +112,11 @@ def test_wrong_folders(folder: Path, change, split: str, message: str) -> None:
         open_masks(folder, split)
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no folder .*none; images with masks are laid out as FOLDER"):
+def test_folders_without_splits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder .*none; expected images with masks as FOLDER"):
         open_masks(tmp_path / "none")
     (tmp_path / "images").mkdir()
-    with pytest.raises(ValueError, match=r"no folder train in .*, only images; images with masks are laid out as"):
+    with pytest.raises(ValueError, match=r"no folder train in .*, only images; expected FOLDER/classes"):
         open_masks(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""An objective as a training would make it, on a tiny model and a few parts of photographs."""
+"""An objective as a training makes it, on a tiny model and a few crops of photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,8 +25,8 @@ from tokenlens.training.objectives.base import (
     Setting,
     TrainingBatch,
     Views,
+    make_options,
     objectives,
-    options_of,
 )
 
 IMAGES, SIZE, STEPS = 8, 32, 30
@@ -36,19 +35,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BACKBONES: dict[str, dict[str, Any]] = {
     "plain": {"model_name": "vit_tiny_patch16_224", "init_values": 0.1},
     "registers": {"model_name": "vit_small_patch14_reg4_dinov2", "init_values": 0.1},
+    "distilled": {"model_name": "deit_tiny_distilled_patch16_224"},
     "no_cls": {"model_name": "vit_medium_patch16_gap_256"},
 }
 
 
 def case(objective: str) -> ModuleType:
-    """What tests/objectives says of an objective."""
-    if not (Path(__file__).parent / f"{objective}.py").exists():
+    """Import the test case of an objective, see docs/add-an-objective.md."""
+    try:
+        return importlib.import_module(f"tests.training.objectives.{objective}")
+    except ModuleNotFoundError:
         pytest.fail(
-            f"the objective {objective!r} has no case: add tests/objectives/{objective}.py with options(folder), the "
-            "options for a model of 48 channels and images of 32 pixels; SPLITS, whether the loss of a batch is the "
-            "mean of its parts'; and MOVES, beginnings of the names that after_step may change"
+            f"the objective {objective!r} has no test case: add tests/training/objectives/{objective}.py with "
+            "options(folder), the options for a model of 48 channels and images of 32 pixels; SPLITS, whether the loss "
+            "of a batch is the mean of the losses of its parts; and MOVES, prefixes of names that after_step may change"
         )
-    return importlib.import_module(f"tests.objectives.{objective}")
 
 
 def backbone(
@@ -86,7 +87,7 @@ def built(
     **setting: Any,
 ) -> Objective:
     """The objective around a tiny backbone."""
-    chosen = options_of(name, options)
+    chosen = make_options(name, options)
     cls: type[Objective] = objectives.get(name)
 
     def make(classes: int) -> nn.Module:
@@ -107,19 +108,19 @@ def built(
 
 def views(name: str, options: Mapping[str, Any]) -> Views:
     """The objective's augmentation."""
-    return objectives.get(name).views(options_of(name, options), SIZE, MEAN, STD)
+    return objectives.get(name).views(make_options(name, options), SIZE, MEAN, STD)
 
 
 @cache
 def photographs() -> list[Image.Image]:
-    """Parts of two photographs, wider than high, by turns."""
+    """Return crops of two photographs in turn, wider than high."""
     pictures = [Image.fromarray(np.asarray(pixels)) for pixels in load_sample_images().images]
     corners = np.random.default_rng(0).integers(0, 200, (IMAGES, 2))
     return [pictures[i % 2].crop((left, top, left + 160, top + 120)) for i, (left, top) in enumerate(corners.tolist())]
 
 
 def seeded(seed: int) -> None:
-    """Everything that an augmentation may draw from."""
+    """Seed everything that an augmentation may draw from."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -132,19 +133,19 @@ def batch(augment: Views, seed: int = 0) -> TrainingBatch:
         seeded(1000 * seed + index)
         samples.append(augment(image))
     stacked: list[Tensor] = [torch.stack(same) for same in zip(*samples, strict=True)]
-    places = torch.arange(IMAGES)
-    return TrainingBatch(stacked, places % len(CLASSES), places, places, IMAGES)
+    positions = torch.arange(IMAGES)
+    return TrainingBatch(stacked, positions % len(CLASSES), positions, positions, IMAGES)
 
 
-def part(whole: TrainingBatch, places: Sequence[int]) -> TrainingBatch:
-    """Some places of a batch."""
-    rows = torch.tensor(places)
+def part(whole: TrainingBatch, positions: Sequence[int]) -> TrainingBatch:
+    """Return the images at some positions of a batch."""
+    rows = torch.tensor(positions)
     labels = None if whole.labels is None else whole.labels[rows]
     return TrainingBatch([view[rows] for view in whole.views], labels, whole.indices[rows], rows, whole.size)
 
 
 def at(step: int) -> Progress:
-    """A step of a training of 30, an epoch of which has two."""
+    """Return the position of a step in a training of 30 steps, two an epoch."""
     return Progress(step=step, steps=STEPS, steps_per_epoch=2.0, seed=0)
 
 
@@ -153,7 +154,7 @@ def optimizer_of(objective: nn.Module) -> torch.optim.Optimizer:
 
 
 def step(objective: Objective, whole: TrainingBatch, progress: Progress, optimizer: torch.optim.Optimizer) -> float:
-    """One step as the training does it; the loss."""
+    """Do one step as the training does, and return the loss."""
     optimizer.zero_grad()
     loss = objective(whole, progress)["loss"]
     loss.backward()

@@ -1,4 +1,4 @@
-"""One local crop beside the two global ones, and small heads."""
+"""One local crop in addition to the two global ones, and small heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = False
-"""Its centre moves at every part."""
+"""The centre moves at every part."""
 
 MOVES = ("teacher.", "teacher_heads.")
 

@@ -1,23 +1,8 @@
-"""One local crop beside the two global ones, small heads, half of the crops masked."""
+"""The options of ``dino``: one local crop in addition to the two global ones, small heads; half of the crops masked.
 
-from __future__ import annotations
+Sinkhorn–Knopp and KoLeo compare the images of a part with each other, so its loss does not split either.
+"""
 
-from pathlib import Path
-from typing import Any
+from tests.training.objectives.dino import MOVES, SPLITS, options
 
-SPLITS = False
-"""Sinkhorn–Knopp and KoLeo compare the images of a part with each other."""
-
-MOVES = ("teacher.", "teacher_heads.")
-
-
-def options(folder: Path) -> dict[str, Any]:
-    return {
-        "local_crops": 1,
-        "local_size": 16,
-        "prototypes": 16,
-        "hidden": 24,
-        "bottleneck": 8,
-        "last_layer_held": 0.5,
-        "momentum": 0.9,
-    }
+__all__ = ["MOVES", "SPLITS", "options"]

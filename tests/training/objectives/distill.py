@@ -1,4 +1,4 @@
-"""A teacher with a grid of its own, and a cache that is empty at first."""
+"""A teacher with another patch grid, and a cache that is empty at first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEACHER, TEACHER_SIZE = "test_vit", 48
 
 
 def trained_teacher(folder: Path, name: str = TEACHER, size: int = TEACHER_SIZE) -> dict[str, Any]:
-    """Options for a teacher, its weights in a file (they are random, but come from one)."""
+    """Return options for a teacher with random weights in a file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = timm.create_model(name, img_size=size, num_classes=0)

@@ -1,4 +1,4 @@
-"""Both kinds of mixing, and the average of the weights."""
+"""Mixup, CutMix and a moving average of the weights."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.self_distillation import backbone, batch, objective, progress
+from tests.training.objectives._tiny import seeded
 from tests.training.objectives.test_dino import cross_entropy, softmax
 from tokenlens.training.objectives._centring import Centring, sinkhorn
 from tokenlens.training.objectives._masking import block_masks, masked_patches
@@ -55,6 +56,7 @@ def test_no_rows_have_no_assignments(method):
 
 def test_a_centre_is_the_moving_mean_of_what_came_before():
     centring = Centring(5, "centre", momentum=0.8).double()
+    assert "centre" in centring.state_dict(), "a resumed training continues with it"
     generator, centre = np.random.default_rng(0), np.zeros(5)
     for rows in (3, 7, 4):
         outputs = generator.normal(size=(rows, 5))
@@ -81,13 +83,13 @@ def test_masks_keep_to_their_shares(of, rows, columns, share, seed, step):
     assert (shares[:masked] <= np.linspace(0.1, 0.5, masked + 1)[1:][::-1] + 1e-9).all()
 
 
-def test_masks_have_the_shares_that_dinov2_asks_for():
+def test_masks_have_the_shares_of_dinov2():
     """14×14 patches; the numbers are those of ``collate_data_and_cast`` with 0.5 and (0.1, 0.5)."""
     masks = block_masks(range(200), 200, (14, 14), 0.5, (0.1, 0.5), (0, 0)).float()
     shares = masks.mean((1, 2)).sort().values
     assert (shares[:100] == 0).all()
     torch.testing.assert_close(shares[100:], torch.linspace(0.1, 0.5, 100), atol=0.03, rtol=0)
-    assert 0.35 < float((masks.mean((1, 2))[:100] > 0).float().mean()) < 0.65  # at random places of the batch
+    assert 0.35 < float((masks.mean((1, 2))[:100] > 0).float().mean()) < 0.65  # at random positions of the batch
 
 
 def runs(line: np.ndarray) -> Iterator[int]:
@@ -113,7 +115,7 @@ def test_one_block_is_a_rectangle_of_moderate_shape():
             assert max(len(rows), len(columns)) <= 4
 
 
-def test_a_rows_mask_does_not_depend_on_which_others_are_asked_for():
+def test_a_rows_mask_does_not_depend_on_the_requested_rows():
     whole = block_masks(range(16), 16, (8, 8), 0.5, (0.1, 0.5), (3, 4))
     rows = [5, 0, 11]
     assert torch.equal(block_masks(rows, 16, (8, 8), 0.5, (0.1, 0.5), (3, 4)), whole[rows])
@@ -121,9 +123,9 @@ def test_a_rows_mask_does_not_depend_on_which_others_are_asked_for():
 
 
 def test_drawing_masks_touches_no_other_draw():
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    seeded(0)
     expected = random.random(), np.random.random(), float(torch.rand(()))
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    seeded(0)
     block_masks(range(8), 8, (8, 8), 0.5, (0.1, 0.5), (3, 4))
     assert (random.random(), np.random.random(), float(torch.rand(()))) == expected
 
@@ -228,7 +230,7 @@ def test_koleo_is_the_distance_to_the_nearest_neighbour():
     assert float(made._koleo(points)) == pytest.approx(float(-(2 * (nearest / 2).sin()).log().mean()), rel=1e-6)
 
 
-def test_what_the_teacher_sees_of_unmasked_patches_does_not_count():
+def test_unmasked_patches_of_the_teacher_do_not_count():
     """Only masked positions enter the loss of patches: other outputs of the teacher's patches may be anything."""
     made, images = objective("dinov2"), batch()
     masks = made.masks(images, progress())
@@ -252,7 +254,7 @@ def test_tied_heads_are_one():
     assert list(objective("dinov2").heads) == ["cls", "patch"]
 
 
-def test_masks_are_those_of_the_step_and_of_the_image():
+def test_masks_depend_on_step_and_position():
     made = objective("dinov2")
     whole = made.masks(batch(), progress()).view(2, 8, 16)
     part = made.masks(batch([6, 1]), progress()).view(2, 2, 16)

@@ -1,11 +1,11 @@
-"""Distillation: what is compared with what, and a cache that changes nothing."""
+"""The objective ``distill``, and its cache of features."""
 
 from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch.nn.functional import cosine_similarity, interpolate, layer_norm
 
-from tests.support.command_line import finished, process
 from tests.training.objectives._tiny import (
     IMAGES,
     SIZE,
@@ -29,13 +28,14 @@ from tests.training.objectives._tiny import (
     photographs,
     seeded,
     step,
+    tensors,
     views,
 )
 from tests.training.objectives.distill import TEACHER_SIZE, trained_teacher
 from tokenlens import specialize
-from tokenlens.training.objectives._feature_file import FeatureFile
+from tokenlens.training.objectives._feature_cache import FeatureFile
 from tokenlens.training.objectives._frozen_teacher import FrozenTeacher
-from tokenlens.training.objectives.base import Setting, options_of
+from tokenlens.training.objectives.base import Setting, make_options
 from tokenlens.training.objectives.distill import Distill
 
 KEY = {"who": "a teacher"}
@@ -58,8 +58,7 @@ def test_a_student_that_is_the_teacher_has_no_loss(tmp_path):
     torch.nn.init.ones_(teacher.norm.weight)
     torch.nn.init.zeros_(teacher.norm.bias)
     objective.backbone, objective.layout = copy.deepcopy(teacher), objective.teacher.layout
-    for name in ("cls_head", "patch_head"):
-        setattr(objective, name, torch.nn.Identity())
+    objective.cls_head = objective.patch_head = torch.nn.Identity()
     views_of_both = batch(views("distill", options))
     assert len(views_of_both.views) == 2, "the two normalise differently"
     views_of_both.views = views_of_both.views[1:]
@@ -69,7 +68,7 @@ def test_a_student_that_is_the_teacher_has_no_loss(tmp_path):
 
 @pytest.mark.parametrize("preset", [None, "paper"])
 @pytest.mark.parametrize("kind", ["plain", "registers"])
-def test_losses_are_one_minus_the_mean_cosine_of_tokens_at_the_same_place(teacher, kind, preset):
+def test_losses_are_one_minus_the_mean_cosine_of_tokens_at_the_same_position(teacher, kind, preset):
     options = {**teacher, "cls_weight": 0.3, "patch_weight": 2.0}
     objective = built("distill", options, kind=kind, specialization=preset)
     whole = batch(views("distill", options))
@@ -88,11 +87,11 @@ def test_losses_are_one_minus_the_mean_cosine_of_tokens_at_the_same_place(teache
     torch.testing.assert_close(found["loss"], 0.3 * cls + 2 * patch)
 
 
-def test_a_larger_grid_of_the_teacher_is_averaged_not_picked_from(tmp_path):
+def test_a_larger_grid_of_the_teacher_is_averaged(tmp_path):
     teacher = FrozenTeacher(*trained_teacher(tmp_path, size=128).values())
     features = torch.zeros(1, 65, 64)
     features[0, 1:] = torch.arange(64.0)[:, None]
-    cls, patch = teacher.parts(features, (2, 2))
+    cls, patch = teacher.split(features, (2, 2))
     assert cls.shape == (1, 64)
     assert patch.shape == (1, 4, 64)
     assert patch[0, 0, 0] < 63 - patch[0, 3, 0] + 1e-3
@@ -112,7 +111,7 @@ def test_a_teacher_may_be_specialized(tmp_path, teacher):
     assert numbers(objective(batch(views("distill", options)), at(0)))["loss"] > 0
 
 
-def test_one_weight_of_zero_leaves_the_part_and_its_head_out(teacher):
+def test_a_weight_of_zero_omits_the_loss_and_its_head(teacher):
     for part_left, without in (("patch", "cls"), ("cls", "patch")):
         objective = built("distill", {**teacher, f"{without}_weight": 0.0})
         found = objective(batch(views("distill", teacher)), at(0))
@@ -120,13 +119,11 @@ def test_one_weight_of_zero_leaves_the_part_and_its_head_out(teacher):
         assert not [name for name, _ in objective.named_parameters() if name.startswith(f"{without}_head")]
 
 
-def test_the_teacher_stays_as_it_is(teacher):
+def test_the_teacher_stays_in_eval_mode_and_does_not_change(teacher):
     objective = built("distill", {**teacher, "head": "mlp"}).train()
     assert not any(module.training for module in objective.teacher.modules())
-    before = {key: value.clone() for key, value in objective.teacher.state_dict().items()}
-    optimizer, whole = optimizer_of(objective), batch(views("distill", teacher))
-    for number in range(3):
-        step(objective, whole, at(number), optimizer)
+    before = tensors(objective.teacher)
+    trained(objective, batch(views("distill", teacher)), 3)
     assert all(torch.equal(value, before[key]) for key, value in objective.teacher.state_dict().items())
 
 
@@ -154,7 +151,7 @@ def test_random_crops_and_mirror_images_differ(teacher):
     assert torch.equal(still(image)[1], still(image)[1])
 
 
-def test_half_of_the_places_are_mirrored_by_seed_and_step(teacher):
+def test_half_of_the_images_are_mirrored_by_seed_and_step(teacher):
     options = {**teacher, "views": "flip"}
     objective, whole = built("distill", options), batch(views("distill", options))
     mirrored = []
@@ -215,7 +212,7 @@ def test_a_cached_teacher_is_in_no_checkpoint(teacher, tmp_path):
     assert {name.partition(".")[0] for name in built("distill", teacher).state_dict()} > {"teacher"}
 
 
-def test_whatever_the_features_depend_on_has_a_cache_of_its_own(teacher, tmp_path):
+def test_everything_that_features_depend_on_gives_another_cache(teacher, tmp_path):
     whole = batch(views("distill", {**teacher, "views": "flip"}))
     other_weights = trained_teacher(tmp_path / "other")
     file = Path(other_weights["teacher_checkpoint"])
@@ -245,15 +242,15 @@ def test_a_damaged_row_is_computed_again(teacher, tmp_path):
     expected = numbers(cached(teacher, tmp_path)(whole, at(0)))
     [rows] = tmp_path.glob("*/rows.float16")
     content = bytearray(rows.read_bytes())
-    place = next(index for index, byte in enumerate(content) if byte)
-    content[place] ^= 1
+    first = next(index for index, byte in enumerate(content) if byte)
+    content[first] ^= 1
     rows.write_bytes(content)
     again = cached(teacher, tmp_path)
     assert numbers(again(whole, at(0))) == expected
     assert again.cached.computed == 1
 
 
-def test_a_file_keeps_rows_and_takes_no_room_for_others(tmp_path):
+def test_empty_rows_take_no_disk_space(tmp_path):
     shape = (100_000, 65, 384)
     file = FeatureFile(tmp_path, KEY, shape)
     assert file.get(99_999) is None
@@ -273,48 +270,46 @@ def test_a_row_of_zeros_is_a_row(tmp_path):
     assert np.array_equal(file.get(1), np.zeros(4))
 
 
-FILLING = """
-import sys
-from pathlib import Path
-import numpy as np
-from tokenlens.training.objectives._feature_file import FeatureFile
-
-file = FeatureFile(Path(sys.argv[1]), {"who": "a teacher"}, (4000, 5000))
-print("ready", flush=True)
-for row in range(4000):
-    file.put(row, np.full(5000, row % 100 + 1, np.float16))
-"""
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
+def fill(folder: Path, rows: int) -> multiprocessing.Process:
+    """Start a process that fills the rows of a file."""
+
+    def run() -> None:
+        file = FeatureFile(folder, KEY, (rows, 5000))
+        for row in range(rows):
+            file.put(row, np.full(5000, row % 100 + 1, np.float16))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+@forks
 def test_a_killed_process_leaves_whole_rows_only(tmp_path):
-    code = tmp_path / "fill.py"
-    code.write_text(FILLING, encoding="utf-8")
-    folder = tmp_path / "cache"
-    for _ in range(2):
-        running = process(code, folder, cwd=tmp_path)
-        assert running.stdout.readline() == "ready\n"
-        file = FeatureFile(folder, KEY, (4000, 5000))
-        while file.get(60) is None:
-            assert running.poll() is None
-        os.kill(running.pid, signal.SIGKILL)
-        running.communicate()
+    file = FeatureFile(tmp_path, KEY, (4000, 5000))
+    for least in (60, 120):
+        running = fill(tmp_path, 4000)
+        while file.get(least) is None:
+            assert running.is_alive()
+        running.kill()
+        running.join()
     found = [file.get(row) for row in range(4000)]
     assert 60 < sum(values is not None for values in found) < 4000
     assert all((values == row % 100 + 1).all() for row, values in enumerate(found) if values is not None)
 
 
+@forks
 def test_two_processes_fill_one_file(tmp_path):
-    code = tmp_path / "fill.py"
-    code.write_text(FILLING, encoding="utf-8")
-    running = [process(code, tmp_path / "cache", cwd=tmp_path) for _ in range(2)]
-    for one in running:
-        exit_code, _, stderr = finished(one)
-        assert exit_code == 0, stderr
-    file = FeatureFile(tmp_path / "cache", KEY, (4000, 5000))
-    assert all((file.get(row) == row % 100 + 1).all() for row in range(4000))
+    for one in [fill(tmp_path, 1000) for _ in range(2)]:
+        one.join()
+        assert one.exitcode == 0
+    file = FeatureFile(tmp_path, KEY, (1000, 5000))
+    assert all((file.get(row) == row % 100 + 1).all() for row in range(1000))
 
 
-def test_what_cannot_be_distilled_is_said(teacher, tmp_path):
+def test_invalid_teachers_and_students_are_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match=r"the teacher has no CLS token.*cls_weight=0"):
         built("distill", trained_teacher(tmp_path, "test_vit2"))
     built("distill", {**trained_teacher(tmp_path, "test_vit2"), "cls_weight": 0.0})
@@ -341,18 +336,18 @@ def test_what_cannot_be_distilled_is_said(teacher, tmp_path):
         {"cache": "somewhere"},
     ],
 )
-def test_values_that_cannot_be_are_named(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=.*expected"):
-        options_of("distill", wrong)
+        make_options("distill", wrong)
 
 
 @pytest.mark.pretrained
-def test_the_pilots_student_learns_from_the_real_teacher_place_by_place(tmp_path):
+def test_a_student_learns_from_real_dinov2(tmp_path):
     data = os.environ.get("TOKENLENS_TEST_DATA")
     if not data:
         pytest.skip("TOKENLENS_TEST_DATA does not say where the real weights are")
     weights = Path(data) / "weights" / "dinov2_vits14.safetensors"
-    options = options_of(
+    options = make_options(
         "distill",
         {
             "teacher": "vit_small_patch14_dinov2",
@@ -367,7 +362,7 @@ def test_the_pilots_student_learns_from_the_real_teacher_place_by_place(tmp_path
     student = backbone(0, img_size=64, depth=2)
     objective = Distill(student, options, Setting(64, (), IMAGES, 10, 0, lambda classes: student, IMAGES, "0" * 64))
     losses = trained(objective, whole, 10)
-    assert objective.layout.grid == objective.parts_of.__self__.layout.grid == (8, 8)
+    assert objective.layout.grid == objective.split_features.__self__.layout.grid == (8, 8)
     assert losses[-1] < losses[0] - 0.1
     model = timm.create_model("vit_small_patch14_dinov2", img_size=112, num_classes=0).eval()
     model.load_state_dict(checkpoint_filter_fn({k: v.float() for k, v in load_file(weights).items()}, model))

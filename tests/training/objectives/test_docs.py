@@ -2,75 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import re
-import shutil
 
 import pytest
 
-from tests.support.command_line import REPOSITORY, finished, process
-from tests.support.markdown import blocks
+from tests.support.command_line import REPOSITORY, tokenlens
+from tests.support.markdown import add_files, blocks
+from tests.training.objectives import test_laws
+from tests.training.objectives._tiny import batch, built, case, views
 
 PAGE = REPOSITORY / "docs" / "add-an-objective.md"
+SMALL = ("steps=2", "batch_size=4", "log_every=1", "diagnose_every=0", "model_options.depth=2")
 
 
-@pytest.mark.slow
-def test_an_objective_is_one_file_and_its_case(tmp_path, photographs):
-    for folder in ("tokenlens", "cli", "tests"):
-        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    added = blocks(PAGE, "python")
-    assert [block.path.rpartition("/")[0] for block in added] == [
-        "tokenlens/objectives",
-        "tests/objectives",
-        "tokenlens/recipes",
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Add the files of the page."""
+    files = blocks(PAGE, "python")
+    assert [block.path.rpartition("/")[0] for block in files] == [
+        "tokenlens/training/objectives",
+        "tests/training/objectives",
+        "tokenlens/training/recipes",
     ]
-    for block in added:
-        assert not (tmp_path / block.path).exists()
-        (tmp_path / block.path).write_text(block.text, encoding="utf-8")
-    running = process(
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "tests/training/objectives/test_laws.py",
-        "-k",
-        "rotation",
-        "-rA",
-        cwd=tmp_path,
-        tree=tmp_path,
-    )
-    exit_code, stdout, stderr = finished(running, 300)
-    assert exit_code == 0, stdout + stderr
-    assert len(re.findall(r"^PASSED .*rotation", stdout, re.MULTILINE)) > 12
-    listed = finished(process("-m", "tokenlens_cli", "list", "objectives", "rotation", cwd=tmp_path, tree=tmp_path))
-    assert listed[1].startswith("rotation  RotNet: CLS says")
-    trained = process(
-        "-m",
-        "tokenlens_cli",
-        "train",
-        "tiny_rotation",
-        "--data",
-        photographs,
-        "--specialize",
-        "paper",
-        "--set",
-        "steps=2",
-        "--set",
-        "batch_size=4",
-        "--set",
-        "model_options.depth=2",
-        "--set",
-        "log_every=1",
-        "--out",
-        tmp_path / "run",
-        "--json",
-        cwd=tmp_path,
-        tree=tmp_path,
-    )
-    exit_code, stdout, stderr = finished(trained)
-    assert exit_code == 0, stderr
-    assert json.loads(stdout)
+    add_files(files, tmp_path / "added", monkeypatch)
+
+
+def test_an_objective_is_one_file_and_its_case(added, tmp_path, photographs):
+    options = case("rotation").options(tmp_path)
+
+    def make(name, **how):
+        return built(name, options, **how), batch(views(name, options))
+
+    given = {"name": "rotation", "made": make, "chosen": lambda name: options}
+    done = 0
+    for law in (function for name, function in vars(test_laws).items() if name.startswith("test_")):
+        # Beside the name of the objective a law has at most one other parametrization.
+        names, cases = next((mark.args for mark in law.pytestmark if mark.args[0] != "name"), ((), [()]))
+        for values in cases:
+            more = {names: values} if isinstance(names, str) else dict(zip(names, values, strict=True))
+            law(**{name: value for name, value in (given | more).items() if name in inspect.signature(law).parameters})
+            done += 1
+    assert done > 12
+    assert tokenlens("list", "objectives", "rotation").stdout.startswith("rotation  RotNet: CLS predicts")
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    words = ("--data", photographs, "--specialize", "paper", *settings, "--out", tmp_path / "run", "--json")
+    trained = tokenlens("train", "tiny_rotation", *words, "--no-report")
+    assert trained.exit_code == 0, trained.stderr
+    assert json.loads(trained.stdout)["state"] == "finished"
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert "accuracy" in header
     assert len(rows) == 2

@@ -1,4 +1,4 @@
-"""Two processes with half of the images each compute what one process does: losses, gradients, teachers, centres."""
+"""Two processes with half of the images each compute the losses, gradients, teachers and centres of one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = {
     "dinov2, specialized": {"name": "dinov2", "preset": "paper"},
     "dinov2, tied heads": {"name": "dinov2", "tie_heads": True},
     "dinov2, centre": {"name": "dinov2", "centring": "centre"},
-    # Then one of the processes has no masked patch, or none has.
+    # One of the processes has no masked patch, or neither has.
     "dinov2, one masked crop": {"name": "dinov2", "masked_crops": 1 / 16},
     "dinov2, one masked crop, centre": {"name": "dinov2", "masked_crops": 1 / 16, "centring": "centre"},
     "dinov2, no masked crop": {"name": "dinov2", "masked_crops": 0.0},

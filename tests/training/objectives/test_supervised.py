@@ -21,7 +21,7 @@ from tests.training.objectives._tiny import (
     step,
     views,
 )
-from tokenlens.training.objectives.base import options_of
+from tokenlens.training.objectives.base import make_options
 
 PLAIN = {"mixup": 0.0, "cutmix": 0.0}
 
@@ -50,8 +50,8 @@ def test_binary_cross_entropy_without_mixing_is_pytorchs(whole):
     torch.testing.assert_close(found["loss"], binary_cross_entropy_with_logits(logits, wanted))
 
 
-class Kept(torch.nn.Module):
-    """In the place of a backbone or a criterion: keeps the last thing that it is given."""
+class Recorder(torch.nn.Module):
+    """Stand-in for a backbone or a criterion that keeps its last argument."""
 
     def forward(self, *given):
         self.given = given[-1]
@@ -61,7 +61,7 @@ class Kept(torch.nn.Module):
 def mixed(options, whole, number):
     """The images that the model sees, and the target that the criterion gets."""
     objective = built("supervised", options)
-    objective.backbone, objective.criterion = Kept(), Kept()
+    objective.backbone, objective.criterion = Recorder(), Recorder()
     assert set(objective(whole, at(number))) == {"loss"}
     return objective.backbone.given, objective.criterion.given
 
@@ -73,7 +73,7 @@ def test_mixup_is_a_share_of_an_image_and_its_mirror_in_the_batch(whole):
         share = ((images - other) * (x - other)).sum() / (x - other).square().sum()
         assert 0 < share < 1
         torch.testing.assert_close(images, share * x + (1 - share) * other, rtol=1e-4, atol=1e-4)
-        # Places i and 7 − i are of the two classes.
+        # Images i and 7 − i are of different classes.
         torch.testing.assert_close(target.gather(1, whole.labels[:, None])[:, 0], share.expand(IMAGES))
 
 
@@ -89,8 +89,8 @@ def test_cutmix_pastes_a_part_and_counts_it_by_its_area(whole):
 def test_steps_mix_differently_and_parts_alike(whole):
     first, second = (mixed({}, whole, number)[0] for number in (0, 1))
     assert not torch.equal(first, second)
-    places = [0, 1, IMAGES - 2, IMAGES - 1]
-    torch.testing.assert_close(mixed({}, part(whole, places), 0)[0], first[places], rtol=0, atol=0)
+    positions = [0, 1, IMAGES - 2, IMAGES - 1]
+    torch.testing.assert_close(mixed({}, part(whole, positions), 0)[0], first[positions], rtol=0, atol=0)
 
 
 def test_a_threshold_makes_both_classes_count_in_full(whole):
@@ -184,7 +184,7 @@ def test_without_an_average_the_result_is_the_backbone(whole):
     assert objective.result() is objective.backbone
 
 
-def test_what_cannot_be_trained_is_said():
+def test_invalid_batches_and_classes_are_refused():
     with pytest.raises(ValueError, match=r"batch_size must be even, got 7; objective_options\.mixup=0"):
         built("supervised", {}, batch_size=7)
     built("supervised", PLAIN, batch_size=7)
@@ -207,7 +207,7 @@ def test_what_cannot_be_trained_is_said():
         {"cutmix": -1},
     ],
 )
-def test_values_that_cannot_be_are_named(wrong):
+def test_invalid_options_are_refused(wrong):
     [(name, _)] = wrong.items()
     with pytest.raises(ValueError, match=f"^{name}=.*expected"):
-        options_of("supervised", wrong)
+        make_options("supervised", wrong)

@@ -1,4 +1,4 @@
-"""What every recipe must be: complete, described, makeable, and able to run end to end, standard and specialized."""
+"""Every recipe is complete and described, and runs end to end, standard and specialized."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from PIL import Image
 from tokenlens_cli.app import app
 from typer.main import get_command
 
-from tests.support.command_line import REPOSITORY, finished, process
-from tests.support.markdown import blocks, commands
+from tests.support.command_line import REPOSITORY, tokenlens
+from tests.support.markdown import add_files, blocks, commands
+from tests.support.tiny_training import train
 from tokenlens.training.backbone import make_backbone
-from tokenlens.training.objectives.base import objectives, options_of
-from tokenlens.training.recipe import recipe_of, recipes
-from tokenlens.training.train import train
+from tokenlens.training.objectives.base import make_options, objectives
+from tokenlens.training.overrides import override
+from tokenlens.training.recipe import get_recipe, recipes
 
 NAMES = recipes.names()
 FULL = [
@@ -30,22 +31,8 @@ FULL = [
 FIELDS = ("Command", "Specialized", "Data", "Hardware", "Time", "Result")
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two classes of two images, 64 × 48 pixels."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(2):
-                pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    return folder
-
-
-def about(name):
-    """The fields of a recipe's docstring: what it says of command, hardware, time …"""
+def read_fields(name):
+    """Return the fields of a recipe's docstring: command, hardware, time …"""
     text = recipes.module(name).__doc__
     found = re.findall(r"^(\w+): +(.+(?:\n {13}.+)*)", text, re.MULTILINE)
     return {field: re.sub(r"\s*\\?\n\s+", " ", value) for field, value in found}
@@ -55,48 +42,48 @@ def test_there_are_recipes_of_all_three_sizes():
     assert {name.partition("_")[0] for name in NAMES} >= {"tiny", "small", "deit3", "dinov2"}
     assert set(FULL) <= set(NAMES)
     for objective in objectives.names():
-        assert recipe_of(f"tiny_{objective}").objective == objective
-        assert recipe_of(f"small_{objective}").objective == objective
+        assert get_recipe(f"tiny_{objective}").objective == objective
+        assert get_recipe(f"small_{objective}").objective == objective
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_a_reader_needs(name):
-    told = about(name)
-    assert set(FIELDS) <= set(told)
+    fields = read_fields(name)
+    assert set(FIELDS) <= set(fields)
     assert recipes.describe(name).endswith(".")
-    assert "--specialize paper" in told["Specialized"]
-    result = told["Result"]
+    assert "--specialize paper" in fields["Specialized"]
+    result = fields["Result"]
     measured = "n = " in result and "interval" in result
     assert measured or "not measured" in result, "an n and a spread, or that there is none"
     if name in FULL:
-        assert "torchrun" in told["Command"]
-        assert "strategy=fsdp2" in told["FSDP2"]
-        assert told["SLURM"].startswith("srun ")
+        assert "torchrun" in fields["Command"]
+        assert "strategy=fsdp2" in fields["FSDP2"]
+        assert fields["SLURM"].startswith("srun ")
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("field", ["Command", "SLURM"])
 def test_its_commands_are_commands(name, field):
-    told = about(name)
-    if field not in told:
+    fields = read_fields(name)
+    if field not in fields:
         pytest.skip("it needs no cluster")
-    words = shlex.split(told[field])
+    words = shlex.split(fields[field])
     words = words[next(i for i, word in enumerate(words) if word in ("tokenlens", "tokenlens_cli")) + 1 :]
     assert words[:2] == ["train", name]
     command = get_command(app).commands["train"]
     context = command.make_context("train", words[1:], resilient_parsing=False)
     settings = [text.replace("VALUE", "1") for text in context.params["set"] or ()]
-    recipe_of(name).with_settings(settings, objectives.get(recipe_of(name).objective).Options)
+    override(get_recipe(name), settings)
     if field == "SLURM":
-        asked = dict(re.findall(r"--(nodes|ntasks-per-node) (\d+)", told[field]))
-        assert int(asked["nodes"]) == context.params["nodes"]
-        assert int(asked["ntasks-per-node"]) == context.params["devices"]
+        requested = dict(re.findall(r"--(nodes|ntasks-per-node) (\d+)", fields[field]))
+        assert int(requested["nodes"]) == context.params["nodes"]
+        assert int(requested["ntasks-per-node"]) == context.params["devices"]
 
 
 @pytest.mark.parametrize("preset", [None, "paper"])
 @pytest.mark.parametrize("name", NAMES)
 def test_its_model_can_be_made(name, preset):
-    recipe = replace(recipe_of(name), specialization=preset)
+    recipe = replace(get_recipe(name), specialization=preset)
     with torch.device("meta"):
         model = make_backbone(recipe, classes=10)
     assert model.patch_embed.grid_size[0] * model.patch_embed.patch_size[0] == recipe.image_size
@@ -106,9 +93,9 @@ def test_its_model_can_be_made(name, preset):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_options_are_the_objective_s(name):
-    recipe = recipe_of(name)
-    options = options_of(recipe.objective, recipe.objective_options)
+def test_its_options_are_the_objectives(name):
+    recipe = get_recipe(name)
+    options = make_options(recipe.objective, recipe.objective_options)
     image = Image.fromarray(np.zeros((300, 400, 3), dtype=np.uint8))
     views = objectives.get(recipe.objective).views(options, recipe.image_size, (0.5,) * 3, (0.2,) * 3)(image)
     sizes = [view.shape[-1] for view in views]
@@ -123,34 +110,33 @@ def test_its_options_are_the_objective_s(name):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_a_batch_can_be_shared_out(name):
-    told, recipe = about(name), recipe_of(name)
-    gpus = int(re.search(r"^(\d+) GPUs", told["Hardware"])[1])
-    asked = {key: int(value) for key, value in re.findall(r"--(nodes|ntasks-per-node) (\d+)", told["SLURM"])}
-    assert asked["nodes"] * asked["ntasks-per-node"] == gpus
+def test_a_batch_divides_among_the_gpus(name):
+    fields, recipe = read_fields(name), get_recipe(name)
+    gpus = int(re.search(r"^(\d+) GPUs", fields["Hardware"])[1])
+    requested = {key: int(value) for key, value in re.findall(r"--(nodes|ntasks-per-node) (\d+)", fields["SLURM"])}
+    assert requested["nodes"] * requested["ntasks-per-node"] == gpus
     assert recipe.batch_size % (2 * gpus) == 0
-    at_a_time = re.search(r"(\d+) images each", told["Hardware"])
+    at_a_time = re.search(r"(\d+) images each", fields["Hardware"])
     if at_a_time:
         assert recipe.batch_size == gpus * int(at_a_time[1])
 
 
-def test_sizes_of_a_kind_differ_in_what_their_pages_say_only():
-    small, base, large = (recipe_of(f"deit3_{size}_imagenet1k") for size in ("small", "base", "large"))
+def test_sizes_of_a_family_differ_only_as_documented():
+    small, base, large = (get_recipe(f"deit3_{size}_imagenet1k") for size in ("small", "base", "large"))
     assert replace(base, model=small.model, model_options=small.model_options, image_size=224, lr=4e-3) == small
     assert replace(large, model=base.model, model_options=base.model_options) == base
-    small, base, large = (recipe_of(f"dinov2_{size}_imagenet22k") for size in ("small", "base", "large"))
+    small, base, large = (get_recipe(f"dinov2_{size}_imagenet22k") for size in ("small", "base", "large"))
     assert replace(base, model=large.model, model_options=large.model_options) == large
     assert replace(small, model=base.model) == base
 
 
 def tiny(name, weights):
-    """Settings under which two steps of a recipe fit a CPU, and nothing else about it changes."""
-    recipe = recipe_of(name)
+    """Return settings with which two steps of a recipe take a second on a CPU."""
+    recipe = get_recipe(name)
     settings = ["steps=2", "batch_size=2", "log_every=1", "workers=0", "precision=32-true", "diagnose_images=2"]
-    if name not in ("deit3_small_imagenet1k", "dinov2_small_imagenet22k"):
-        settings.append("model_options.depth=2")
+    settings += ["model_options.depth=2", "model_options.embed_dim=48", "model_options.num_heads=3"]
     if recipe.objective in ("dino", "dinov2"):
-        settings += ["objective_options.prototypes=64", "objective_options.hidden=64"]
+        settings += [f"objective_options.{name}" for name in ("prototypes=64", "hidden=64", "local_crops=2")]
     if recipe.objective == "distill":
         settings += [
             "objective_options.teacher=test_vit",
@@ -161,17 +147,11 @@ def tiny(name, weights):
     return settings
 
 
-SLOW = ("large", "dinov2_small", "dinov2_base", "deit3_small", "deit3_base")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in SLOW) else []) for name in NAMES],
-)
-def test_two_tiny_batches_standard_and_specialized(name, pictures, weights, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_two_tiny_batches_standard_and_specialized(name, data, weights, tmp_path):
     losses = {}
     for preset in (None, "paper"):
-        run = train(name, pictures, tmp_path / str(preset), specialize=preset, settings=tiny(name, weights))
+        run = train(name, data, tmp_path / str(preset), specialize=preset, settings=tiny(name, weights))
         assert run.finished
         assert run.step == 2
         assert run.settings["name"] == name
@@ -185,36 +165,22 @@ def test_two_tiny_batches_standard_and_specialized(name, pictures, weights, tmp_
     assert first[0] == pytest.approx(first[1], rel=1e-5), "they start as the same function"
 
 
-@pytest.mark.slow
-def test_a_recipe_is_one_file(photographs, tmp_path):
-    """The worked example of docs/add-a-recipe.md, in a copy of the source tree: its commands and its laws."""
+def test_a_recipe_is_one_file(photographs, data, weights, tmp_path, monkeypatch):
+    """The example of docs/add-a-recipe.md: its commands run, and it keeps the laws of all recipes."""
     page = REPOSITORY / "docs" / "add-a-recipe.md"
-    for folder in ("tokenlens", "cli", "tests"):
-        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    add_files(blocks(page, "python"), tmp_path / "added", monkeypatch)
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(photographs, tmp_path / "photographs")
-    [added] = blocks(page, "python")
-    assert not (tmp_path / added.path).exists()
-    (tmp_path / added.path).write_text(added.text, encoding="utf-8")
     for line in commands(page):
         words = shlex.split(line)
         assert words[0] == "tokenlens"
-        exit_code, stdout, stderr = finished(process("-m", "tokenlens_cli", *words[1:], cwd=tmp_path, tree=tmp_path))
-        assert exit_code == 0, line + stderr
-        assert "minute_dino" in stdout or "emergence.svg" in stdout
+        result = tokenlens(*words[1:])
+        assert result.exit_code == 0, line + result.stderr
+        assert "minute_dino" in result.stdout or "emergence.svg" in result.stdout
     assert (tmp_path / "runs" / "idea" / "MANIFEST.json").is_file()
-    running = process(
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "tests/training/recipes/test_recipes.py",
-        "-k",
-        "minute_dino",
-        "-rA",
-        cwd=tmp_path,
-        tree=tmp_path,
-    )
-    exit_code, stdout, stderr = finished(running)
-    assert exit_code == 0, stdout + stderr
-    assert len(re.findall(r"^PASSED .*minute_dino", stdout, re.MULTILINE)) == 6, stdout
+    test_it_says_what_a_reader_needs("minute_dino")
+    test_its_commands_are_commands("minute_dino", "Command")
+    for preset in (None, "paper"):
+        test_its_model_can_be_made("minute_dino", preset)
+    test_its_options_are_the_objectives("minute_dino")
+    test_two_tiny_batches_standard_and_specialized("minute_dino", data, weights, tmp_path)

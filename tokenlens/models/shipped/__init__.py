@@ -1,5 +1,5 @@
-"""The models that ship with tokenlens, one folder each: weights, configuration and model card."""
+"""The models that come with tokenlens, one folder each: weights, configuration and model card."""
 
-from tokenlens.models.shipped.folders import CARD, describe, folder_of, names, origin
+from tokenlens.models.shipped.folders import CARD, describe, describe_source, find_folder, list_names
 
-__all__ = ["CARD", "describe", "folder_of", "names", "origin"]
+__all__ = ["CARD", "describe", "describe_source", "find_folder", "list_names"]

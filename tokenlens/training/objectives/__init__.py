@@ -1,21 +1,23 @@
-"""Training objectives, one file each, and the contract that they share."""
+"""Training objectives, one file each, and the interface that they share."""
 
 from tokenlens.training.objectives.base import (
     Objective,
     Progress,
     Setting,
+    SingleView,
     TrainingBatch,
     Views,
+    make_options,
     objectives,
-    options_of,
 )
 
 __all__ = [
     "Objective",
     "Progress",
     "Setting",
+    "SingleView",
     "TrainingBatch",
     "Views",
+    "make_options",
     "objectives",
-    "options_of",
 ]

@@ -1,4 +1,4 @@
-"""From a teacher's outputs to its assignments: Sinkhorn–Knopp, or a centre that follows the outputs' mean."""
+"""Turn a teacher's outputs into assignments, by Sinkhorn–Knopp or with a moving centre."""
 
 # Shapes: R rows (CLS of crops, or masked patches) of this process, K prototypes.
 
@@ -12,19 +12,19 @@ from torch import Tensor, distributed, nn
 
 
 def sinkhorn(outputs_RK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Assignments (R, K) of rows to prototypes: each row sums to 1, and every prototype gets about as much as another.
+    """Return assignments (R, K) of rows to prototypes: each row sums to 1, and prototypes are used about equally.
 
-    The rows are those of all processes; a process may have none. As in DINOv2 the prototypes are made even first, then
-    the rows, ``iterations`` times. (lightly's ``sinkhorn`` divides by a count that must be the same in every process:
-    with different numbers of masked patches, two processes get other assignments than one.)
+    Rows of all processes count together; a process may have none. As in DINOv2, first the prototypes are normalized,
+    then the rows, ``iterations`` times. (lightly's ``sinkhorn`` divides by a count that must be the same in every
+    process: with different numbers of masked patches, two processes would get other assignments than one.)
     """
-    # No assignment depends on what is taken off all outputs, but exp could overflow.
+    # Subtracting a constant changes no assignment, and keeps exp from overflowing.
     largest = outputs_RK.amax() if outputs_RK.numel() else outputs_RK.new_tensor(-torch.inf)
     if world_size() > 1:
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
     assigned_RK = ((outputs_RK - largest) / temperature).exp()
     for _ in range(iterations):
-        assigned_RK /= _over_processes(assigned_RK.sum(0))
+        assigned_RK /= _sum_over_processes(assigned_RK.sum(0))
         assigned_RK /= assigned_RK.sum(1, keepdim=True)
     return assigned_RK
 
@@ -33,13 +33,13 @@ class Centring(nn.Module):
     """Assignments of a teacher's outputs to prototypes, without gradient.
 
     Args:
-        prototypes: K.
-        method: ``"sinkhorn"``, or ``"centre"``: softmax((outputs − centre) / temperature) with the centre of the steps
-            before.
-        momentum: of the centre.
+        prototypes: their number K.
+        method: ``"sinkhorn"``, or ``"centre"``: softmax((outputs − centre) / temperature) with the centre of previous
+            steps.
+        momentum: momentum of the centre.
 
-    lightly's ``Center`` takes the mean over processes of their means, which is not the mean of all rows where
-    processes have different numbers of masked patches; and a process may have none.
+    lightly's ``Center`` averages the means of the processes, which is not the mean of all rows if processes have
+    different numbers of masked patches, or none.
     """
 
     centre: Tensor
@@ -53,19 +53,19 @@ class Centring(nn.Module):
 
     @torch.no_grad()
     def forward(self, outputs_RK: Tensor, temperature: float) -> Tensor:
-        """(R, K) → (R, K); each row sums to 1."""
+        """Return assignments (R, K) of outputs (R, K); each row sums to 1."""
         if self.method == "sinkhorn":
             return sinkhorn(outputs_RK, temperature)
         assigned_RK = ((outputs_RK - self.centre) / temperature).softmax(-1)
-        total_K1 = _over_processes(torch.cat([outputs_RK.sum(0), outputs_RK.new_tensor([float(len(outputs_RK))])]))
+        total_K1 = _sum_over_processes(torch.cat([outputs_RK.sum(0), outputs_RK.new_tensor([float(len(outputs_RK))])]))
         if total_K1[-1]:
             mean_K = (total_K1[:-1] / total_K1[-1]).to(self.centre.dtype)
             self.centre.lerp_(mean_K, 1 - self.momentum)
         return assigned_RK
 
 
-def _over_processes(total: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+def _sum_over_processes(total: Tensor) -> Tensor:
+    """Add up a tensor over all processes, in place."""
     if world_size() > 1:
         distributed.all_reduce(total)
     return total

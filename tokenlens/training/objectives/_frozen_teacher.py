@@ -1,4 +1,4 @@
-"""A trained model whose features others learn."""
+"""A trained, frozen model whose features a student learns."""
 
 # Shapes: B images, F kept tokens (CLS where there is one, then the patches), P patches, D channels, H height, W width.
 
@@ -11,16 +11,16 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm
 
-from tokenlens.models.loading import LoadedModel, load_model, sketch_model
+from tokenlens.models import LoadedModel, create_meta_model, load_model
 
 
 def teacher_normalization(name: str, image_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel that a model's images are normalised with; loads no weights.
+    """Return mean and standard deviation per channel for normalizing a model's images; loads no weights.
 
     Raises:
         LookupError, ValueError: as ``tokenlens.models.loading.load_model``.
     """
-    config = resolve_data_config({}, model=sketch_model(name, img_size=image_size))
+    config = resolve_data_config({}, model=create_meta_model(name, img_size=image_size))
     return tuple(config["mean"]), tuple(config["std"])
 
 
@@ -28,8 +28,8 @@ class FrozenTeacher(nn.Module):
     """A model by name with its trained weights, always in eval mode and without gradients.
 
     Args:
-        name: as ``tokenlens analyze`` takes it.
-        checkpoint: file of weights instead of the published ones.
+        name: name of a model, as for ``tokenlens analyze``.
+        checkpoint: file of weights to use instead of the published ones.
         image_size: pixels of its images.
 
     Raises:
@@ -53,33 +53,33 @@ class FrozenTeacher(nn.Module):
             "mean": list(loaded.data_config["mean"]),
             "std": list(loaded.data_config["std"]),
         }
-        """What the features of an image depend on."""
+        """Everything that the features of an image depend on."""
         self.eval()
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """(F, D) of one image."""
+        """Shape (F, D) of the features of one image."""
         return (int(self.has_cls) + self.layout.patches, self.width)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stays in eval mode: a teacher drops nothing."""
+        """Stay in eval mode, whatever the mode of the training."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features after the last norm, each token with mean 0 and variance 1 over its channels, (B, F, D) float32."""
+        """Return tokens after the last norm, each with mean 0 and variance 1 over its channels, (B, F, D) float32."""
         model: Any = self.model
         tokens_BTD = model.forward_features(images).float()
         self.layout.check(tokens_BTD.shape[1])
         kept = [self.layout.patches_of(tokens_BTD)]
         if self.has_cls:
-            [place] = self.layout.positions("cls")
-            kept.insert(0, tokens_BTD[:, place : place + 1])
+            [position] = self.layout.positions("cls")
+            kept.insert(0, tokens_BTD[:, position : position + 1])
         features_BFD = torch.cat(kept, 1)
         return layer_norm(features_BFD, features_BFD.shape[-1:])
 
-    def parts(self, features_BFD: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
-        """CLS (B, D), None where there is none, and the patches (B, P, D) on another grid, bilinearly."""
+    def split(self, features_BFD: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """Return CLS (B, D), None without one, and the patches (B, P, D), resampled bilinearly to another grid."""
         cls_BD = features_BFD[:, 0] if self.has_cls else None
         patch_BPD = features_BFD[:, int(self.has_cls) :]
         if grid != self.layout.grid:

@@ -1,6 +1,6 @@
-"""Block masks as in DINOv2, and how they are put on a model from outside."""
+"""Block masks as in DINOv2, and masking of patches in an unmodified model."""
 
-# Shapes: R crops that are asked for, N crops, P patches, h and w rows and columns of the patch grid, D channels.
+# Shapes: R requested crops, N crops, P patches, h and w rows and columns of the patch grid, D channels.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightly.models.utils import random_block_mask_image
 from torch import Tensor, nn
 
 SMALLEST_BLOCK = 4
-"""Patches of a block that is tried; the last one of a mask may be smaller."""
+"""Smallest number of patches of a block; the last block of a mask may be smaller."""
 
 
 def block_masks(
@@ -26,14 +26,14 @@ def block_masks(
     ratio: tuple[float, float],
     seed: tuple[int, ...],
 ) -> Tensor:
-    """Which patches are masked, true where they are: (R, h, w) for some rows of a batch of ``of`` crops.
+    """Return masks (R, h, w), true for masked patches, for some rows of a batch of ``of`` crops.
 
-    A ``share`` of the crops, drawn at random, is masked; the k-th of n masked ones in a share of its patches between
-    the k-th and the next of n + 1 numbers that lie evenly over ``ratio``, so every batch has light and heavy masks. A
-    mask consists of rectangles with sides between 0.3 : 1 and 1 : 0.3, and stays below its share where no more fit.
+    A random ``share`` of the crops is masked. Divide ``ratio`` into n equal intervals for n masked crops: the share of
+    masked patches of the k-th one lies in the k-th interval, so every batch has light and heavy masks. A mask consists
+    of rectangles with aspect ratios between 0.3 and 1 / 0.3, and stays below its share if no more fit.
 
-    All rows come from ``seed`` and each has a stream of its own: the masks of a row do not depend on which others are
-    asked for, so each process draws those of its own images. (lightly's ``random_block_mask`` draws whole batches.)
+    Each row has its own random stream, derived from ``seed``. The mask of a row does not depend on which others are
+    requested, so each process draws those of its images only. (lightly's ``random_block_mask`` draws whole batches.)
     """
     height, width = grid
     generator = np.random.default_rng(seed)
@@ -44,10 +44,10 @@ def block_masks(
     generator.shuffle(patches)
     seeds = generator.integers(2**63, size=of)
     masks_Rhw = torch.zeros(len(rows), height, width, dtype=torch.bool)
-    with _python_random_restored():
-        for place, row in enumerate(rows):
+    with _preserve_python_random():
+        for i, row in enumerate(rows):
             random.seed(int(seeds[row]))
-            masks_Rhw[place] = random_block_mask_image(
+            masks_Rhw[i] = random_block_mask_image(
                 (height, width),
                 int(patches[row]),
                 min_num_masks_per_block=SMALLEST_BLOCK,
@@ -58,10 +58,10 @@ def block_masks(
 
 @contextmanager
 def masked_patches(patch_embed: nn.Module, masks_NP: Tensor, token_D: Tensor) -> Iterator[None]:
-    """While this lasts, the patch embedding gives the mask token for masked patches (before positions are added)."""
+    """Replace masked patches by the mask token after the patch embedding, before positions are added."""
 
     def replaced(module: nn.Module, inputs: Any, patches: Tensor) -> Tensor:
-        # timm gives (N, P, D) at one image size and (N, h, w, D) where the size is free.
+        # timm returns (N, P, D) for a fixed image size and (N, h, w, D) for a dynamic one.
         masks = masks_NP.view(*patches.shape[:-1], 1)
         return torch.where(masks, token_D.to(patches.dtype), patches)
 
@@ -73,8 +73,8 @@ def masked_patches(patch_embed: nn.Module, masks_NP: Tensor, token_D: Tensor) ->
 
 
 @contextmanager
-def _python_random_restored() -> Iterator[None]:
-    """lightly draws its blocks from Python's own generator."""
+def _preserve_python_random() -> Iterator[None]:
+    """Restore Python's random generator, from which lightly draws its blocks."""
     state = random.getstate()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What ``dino`` and ``dinov2`` share: crops of two sizes, tokens by layout, and a teacher that follows the student."""
+"""The base of ``dino`` and ``dinov2``: crops of two sizes, tokens by layout, and a moving-average teacher."""
 
 # Shapes: B images of a part, N crops of one size (crop v of image b is row v·B + b), C channels of an image, H height,
 # W width, T tokens, P patches, D channels of a token.
@@ -18,38 +18,38 @@ from lightly.transforms.dino_transform import DINOTransform
 from lightly.utils.scheduler import cosine_schedule, linear_warmup_schedule
 from torch import Tensor, nn
 
-from tokenlens.families.base import Family, as_pair, find_family
+from tokenlens.families.base import Family, as_height_width, find_family
 from tokenlens.training.objectives._masking import masked_patches
-from tokenlens.training.objectives.base import Objective, Progress, Setting, Views
+from tokenlens.training.objectives.base import Objective, Progress, Setting, Views, check_option
 from tokenlens.training.seeds import seed_from
 
 GLOBAL_CROPS = 2
-"""Both go through teacher and student; the local crops only through the student."""
+"""They pass through teacher and student, the local crops through the student only."""
 
 
 @dataclass(frozen=True)
 class SelfDistillationOptions:
-    """Options of ``dino`` and ``dinov2``; the defaults are those of 224 pixels and large data.
+    """Options of ``dino`` and ``dinov2``, with defaults for 224 pixels and large data.
 
     Args:
-        local_crops: of one image, beside the two global ones.
-        local_size: their pixels.
+        local_crops: number of local crops of an image, in addition to the two global ones.
+        local_size: pixels of a local crop.
         global_scale: smallest and largest share of the image's area that a global crop covers.
         local_scale: the same for a local crop.
-        blur: smallest and largest standard deviation of the Gaussian blur, in pixels; the first global crop is always
-            blurred, the second in 10 %, a local one in 50 % of the cases.
+        blur: smallest and largest standard deviation of the Gaussian blur, in pixels. The first global crop is always
+            blurred, the second with probability 0.1, a local one with probability 0.5.
         prototypes: outputs of a head.
-        hidden: width of the two hidden maps of a head.
+        hidden: width of the two hidden layers of a head.
         bottleneck: width before the prototypes.
-        student_temperature: divides the student's outputs.
-        teacher_temperature_start: divides the teacher's at the first step,
-        teacher_temperature: and after a linear rise over
-        teacher_temperature_warmup: this share of the steps.
-        momentum: of the teacher at the first step; a cosine takes it to 1.
-        last_layer_held: epochs at the start in which the prototypes do not move.
+        student_temperature: divisor of the student's outputs.
+        teacher_temperature_start: divisor of the teacher's outputs at the first step.
+        teacher_temperature: their divisor after a linear warmup.
+        teacher_temperature_warmup: length of that warmup, as a share of the steps.
+        momentum: momentum of the teacher at the first step; it rises to 1 as half a cosine.
+        last_layer_held: epochs at the start in which the prototypes are frozen.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: for a value out of range.
     """
 
     local_crops: int = 8
@@ -68,47 +68,46 @@ class SelfDistillationOptions:
     last_layer_held: float = 1.0
 
     def __post_init__(self) -> None:
-        self._must("local_crops", self.local_crops >= 0, "at least 0")
+        check_option(self, "local_crops", self.local_crops >= 0, "at least 0")
         for name in ("local_size", "hidden", "bottleneck"):
-            self._must(name, getattr(self, name) >= 1, "at least 1")
-        self._must("prototypes", self.prototypes >= 2, "at least 2")
+            check_option(self, name, getattr(self, name) >= 1, "at least 1")
+        check_option(self, "prototypes", self.prototypes >= 2, "at least 2")
         for name in ("global_scale", "local_scale"):
-            self._must_be_range(name, 1.0)
-        self._must_be_range("blur", float("inf"))
-        self._must("student_temperature", self.student_temperature > 0, "above 0")
-        self._must(
+            self._check_range(name, 1.0)
+        self._check_range("blur", float("inf"))
+        check_option(self, "student_temperature", self.student_temperature > 0, "above 0")
+        check_option(
+            self,
             "teacher_temperature_start",
             0 < self.teacher_temperature_start <= self.teacher_temperature,
             f"above 0 and at most teacher_temperature={self.teacher_temperature}",
         )
         for name in ("teacher_temperature_warmup", "momentum"):
-            self._must(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._must("last_layer_held", self.last_layer_held >= 0, "at least 0")
+            check_option(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        check_option(self, "last_layer_held", self.last_layer_held >= 0, "at least 0")
 
-    def _must(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
-
-    def _must_be_range(self, name: str, top: float) -> None:
+    def _check_range(self, name: str, top: float) -> None:
         values = getattr(self, name)
         holds = len(values) == 2 and 0 < values[0] <= values[1] <= top
-        self._must(name, holds, f"two numbers, the first above 0 and not above the second, the second at most {top:g}")
+        check_option(
+            self, name, holds, f"two numbers, the first above 0 and not above the second, the second at most {top:g}"
+        )
 
 
 class SelfDistillation(Objective):
-    """A student that learns to say of every crop of an image what its teacher says of another, global crop.
+    """A student that learns to predict, from every crop of an image, the teacher's output for another, global crop.
 
-    The student is the backbone with ``heads``. The teacher (``teacher`` with ``teacher_heads``) starts as its copy and
-    is its moving average from then on, always without stochastic depth and dropout. Where an objective compares the
-    images of a batch with each other (a centre, Sinkhorn–Knopp, KoLeo), it takes those of all processes, so that N
-    processes compute what one would; of accumulated parts each is taken for itself.
+    The student is the backbone with ``heads``. The teacher (``teacher`` with ``teacher_heads``) starts as a copy and
+    then follows as a moving average, always without stochastic depth and dropout. Where images of a batch are compared
+    (centre, Sinkhorn–Knopp, KoLeo), those of all processes are used, so that N processes compute what one would; with
+    accumulation each part is treated separately.
 
     Args:
-        backbone: a ViT of timm with a CLS token whose final norm covers all tokens. For crops that are not of its own
+        backbone: a ViT of timm with a CLS token and a final norm on all tokens. For crops of another size than its
             image size it must be made with ``dynamic_img_size=True``.
 
     Raises:
-        ValueError: for a backbone that does not take the crops, has no CLS token, or normalizes only after pooling.
+        ValueError: for a backbone that does not accept the crops, has no CLS token, or normalizes only after pooling.
         LookupError: for a backbone that belongs to no family.
     """
 
@@ -129,7 +128,7 @@ class SelfDistillation(Objective):
 
     @classmethod
     def views(cls, options: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
-        """Two global crops, then the local ones, with the augmentation of DINO (and DINOv2)."""
+        """Return two global crops, then the local ones, with the augmentation of DINO and DINOv2."""
         transform = DINOTransform(
             global_crop_size=image_size,
             global_crop_scale=tuple(options.global_scale),
@@ -142,10 +141,10 @@ class SelfDistillation(Objective):
         return cast(Views, transform)
 
     def add_heads(self, make: Callable[[], nn.Module], *names: str) -> None:
-        """Heads of the student and of the teacher, the same at the start, from the recipe's seed."""
+        """Create heads of student and teacher, equal at the start, from the recipe's seed."""
         self.heads, self.teacher_heads = nn.ModuleDict(), nn.ModuleDict()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # lightly's heads use PyTorch's older weight_norm.
+            # lightly's heads use PyTorch's deprecated weight_norm.
             warnings.filterwarnings("ignore", r".*weight_norm` is deprecated", FutureWarning)
             # Not the seed itself: the backbone's first weights were drawn from that.
             torch.manual_seed(seed_from(self.setting.seed, 1))
@@ -155,7 +154,7 @@ class SelfDistillation(Objective):
         deactivate_requires_grad(self.teacher_heads)
 
     def train(self, mode: bool = True) -> SelfDistillation:
-        """The student; the teacher always stays in eval mode."""
+        """Set the mode of the student; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -163,12 +162,12 @@ class SelfDistillation(Objective):
     def tokens(
         self, model: nn.Module, images_NCHW: Tensor, masks_NP: Tensor | None = None, mask_token_D: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """CLS (N, D) and patches (N, P, D) after the final norm, of the backbone or of the teacher.
+        """Return CLS (N, D) and patches (N, P, D) after the final norm, of the backbone or the teacher.
 
-        Where ``masks_NP`` is true, the mask token takes the place of the patch.
+        Patches are replaced by the mask token where ``masks_NP`` is true.
         """
         timm_model: Any = model
-        layout = self.family.layout(model, as_pair(images_NCHW.shape[-2:]))
+        layout = self.family.layout(model, as_height_width(images_NCHW.shape[-2:]))
         masking = (
             nullcontext()
             if masks_NP is None or mask_token_D is None
@@ -180,7 +179,7 @@ class SelfDistillation(Objective):
         return tokens_NTD[:, layout.positions("cls")[0]], layout.patches_of(tokens_NTD)
 
     def teacher_temperature(self, progress: Progress) -> float:
-        """Of this step."""
+        """Return the teacher's temperature at a step."""
         options = self.options
         return linear_warmup_schedule(
             progress.step,
@@ -190,30 +189,30 @@ class SelfDistillation(Objective):
         )
 
     def after_backward(self, progress: Progress) -> None:
-        """Hold the prototypes still in the first epochs: without a gradient the optimizer leaves them as they are."""
+        """Freeze the prototypes in the first epochs: the optimizer skips parameters without a gradient."""
         if progress.epoch < self.options.last_layer_held:
             for name, parameter in self.heads.named_parameters():
                 if ".last_layer." in name:
                     parameter.grad = None
 
     def after_step(self, progress: Progress) -> None:
-        """Move the teacher towards the student; element by element, so it works on sharded parameters, too."""
+        """Move the teacher towards the student, element by element, so that sharded parameters work too."""
         momentum = cosine_schedule(progress.step, progress.steps, self.options.momentum, 1.0)
         update_momentum(self.backbone, self.teacher, momentum)
         update_momentum(self.heads, self.teacher_heads, momentum)
 
     def result(self) -> nn.Module:
-        """The teacher's backbone, which DINO and DINOv2 evaluate, too."""
+        """Return the teacher's backbone, which is also the one that DINO and DINOv2 evaluate."""
         return self.teacher
 
 
 def in_float32(x: Tensor) -> Tensor:
-    """At least float32: losses over many prototypes are not computed in half precision."""
+    """Return a tensor in at least float32: losses over many prototypes need more than half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _family_for(backbone: Any, sizes: dict[str, int]) -> Family:
-    """The backbone's family, when its tokens can be had and crops of these sizes go through it."""
+    """Return the backbone's family, after checking that it has the tokens and accepts crops of these sizes."""
     family = find_family(backbone)
     kind = type(backbone).__qualname__
     if not hasattr(backbone, "forward_features") or not hasattr(backbone, "patch_embed"):
@@ -224,11 +223,11 @@ def _family_for(backbone: Any, sizes: dict[str, int]) -> Family:
             "create it with global_pool='token'"
         )
     for name, size in sizes.items():
-        own = as_pair(backbone.patch_embed.img_size)
-        if own != (size, size) and not getattr(backbone, "dynamic_img_size", False):
+        native = as_height_width(backbone.patch_embed.img_size)
+        if native != (size, size) and not getattr(backbone, "dynamic_img_size", False):
             raise ValueError(
-                f"{name} crops have {size}×{size} pixels, but this {kind} takes {own[0]}×{own[1]} only; create it with "
-                f"dynamic_img_size=True (model_options), or choose {name} crops of its size"
+                f"{name} crops have {size}×{size} pixels, but this {kind} takes {native[0]}×{native[1]} only; create "
+                f"it with dynamic_img_size=True (model_options), or choose {name} crops of its size"
             )
         try:
             layout = family.layout(backbone, (size, size))

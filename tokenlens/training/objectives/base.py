@@ -1,4 +1,4 @@
-"""What is minimised: one file per training objective, found in this folder."""
+"""The interface of training objectives, one file each in this folder."""
 
 # Shapes: B images of a process's part of a batch, V views of one image, C channels of an image, H height, W width.
 
@@ -12,33 +12,39 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 from torch import Tensor, nn
 
-from tokenlens.catalog import Catalog, nearest
+from tokenlens.catalog import Catalog, check_known
 
 Views = Callable[[Image.Image], list[Tensor]]
-"""The augmentation of one image: its views, each (C, H, W). It draws from random, numpy.random and torch's default
-generator only; the data set seeds all three for each sample."""
+"""The augmentation of one image: returns its views, each (C, H, W). It draws from random, numpy.random and torch's
+default generator only, which are seeded for each sample."""
+
+
+@dataclass(frozen=True)
+class SingleView:
+    """A transform of torchvision or timm as ``Views`` with one view; picklable if the transform is."""
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        """Return a list of one tensor."""
+        return [self.transform(image)]
 
 
 class Progress(NamedTuple):
-    """Where in the training a step is. A named tuple, because Fabric refuses frozen dataclasses as inputs of a module.
+    """The position of a step in the training. A named tuple, because Fabric refuses frozen dataclasses as inputs.
 
     Args:
-        step: of the optimizer, from 0.
-        steps: how many there will be.
+        step: optimizer step, from 0.
+        steps: number of steps in total.
         steps_per_epoch: images over batch size.
-        seed: of the recipe. What an objective draws in a step comes from (seed, step), never from the state that
-            earlier steps left behind: so a resumed run draws the same.
+        seed: seed of the recipe. What an objective draws in a step must depend on (seed, step) alone, so that a resumed
+            run draws the same.
     """
 
     step: int
     steps: int
     steps_per_epoch: float
     seed: int
-
-    @property
-    def share(self) -> float:
-        """Of the training that is done, 0 at the first step and 1 at the last."""
-        return self.step / max(1, self.steps - 1)
 
     @property
     def epoch(self) -> float:
@@ -52,12 +58,12 @@ class TrainingBatch:
 
     Args:
         views: V tensors (B, C, H, W); sizes differ between views.
-        labels: (B,) class numbers, or None.
-        indices: (B,) which images of the training set these are.
-        positions: (B,) places in the step's whole batch, over all processes and accumulated parts. Place i and place
-            size − 1 − i are always in the same part, mirrored: part[::-1] is the part's own pairing, so that mixing an
-            image with its mirror gives the same pairs however many processes there are.
-        size: of the step's whole batch.
+        labels: class numbers (B,), or None.
+        indices: numbers (B,) of the images in the training set.
+        positions: positions (B,) in the step's whole batch, over all processes and accumulated parts. Positions i and
+            size − 1 − i are always in the same part, mirrored: mixing ``x`` with ``x.flip(0)`` pairs the same images
+            whatever the number of processes.
+        size: size of the step's whole batch.
     """
 
     views: list[Tensor]
@@ -67,7 +73,7 @@ class TrainingBatch:
     size: int
 
     def to(self, device: Any) -> TrainingBatch:
-        """All tensors on a device."""
+        """Return the batch with all tensors on a device."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -79,18 +85,18 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may know about the training it is made for.
+    """What an objective may know about its training.
 
     Args:
         image_size: pixels of a global view.
-        classes: names of the classes; empty where the images have no labels.
+        classes: names of the classes; empty for images without labels.
         batch_size: images of one step.
         steps: optimizer steps.
-        seed: of heads and teachers that start at random.
-        make_backbone: another copy of the backbone, freshly made from the same seed (for a teacher); takes the number
-            of classes.
-        images: how many training images there are; 0 where nobody said.
-        images_sha256: which ones, as the data's description says; empty where nobody said.
+        seed: seed of heads and teachers that start at random.
+        make_backbone: returns another copy of the backbone, made from the same seed (for a teacher), for a number of
+            classes.
+        images: number of training images; 0 if unknown.
+        images_sha256: hash that identifies them; empty if unknown.
     """
 
     image_size: int
@@ -104,13 +110,13 @@ class Setting:
 
 
 class Objective(nn.Module, ABC):
-    """Backbone, heads, teachers and losses in one module, so that one wrapper (DDP, FSDP2) and one state dict hold all.
+    """Backbone, heads, teachers and losses in one module: one wrapper (DDP, FSDP2) and one state dict cover all.
 
-    A file of this folder holds one subclass; its file name is its public name. ``forward`` returns the losses by name;
-    ``"loss"`` is minimised, the others are logged. What is not trained has ``requires_grad=False``.
+    A file of this folder holds one subclass; the file name is its public name. What is not trained has
+    ``requires_grad=False``.
 
     Args:
-        backbone: the model that is trained, made by timm, specialized or not, with as many classes as ``classes`` says.
+        backbone: the model to train, made by timm, specialized or not, with as many outputs as ``classes`` returns.
         options: an instance of ``Options``.
         setting: see ``Setting``.
     """
@@ -129,44 +135,46 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def classes(cls, options: Any, classes: tuple[str, ...]) -> int:
-        """How many outputs the backbone's own classifier has; 0 for none."""
+        """Return the number of outputs of the backbone's classifier; 0 for none."""
         return 0
 
     @classmethod
     @abstractmethod
     def views(cls, options: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
-        """The augmentation; ``mean`` and ``std`` per channel normalise the views. Must be picklable (workers)."""
+        """Return the augmentation, picklable; ``mean`` and ``std`` per channel normalize the views."""
 
     @abstractmethod
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
-        """The losses of one part of a step, means over its images; ``"loss"`` is minimised."""
+        """Return the losses of one part of a step, means over its images; ``"loss"`` is minimized, the rest logged."""
 
     def after_backward(self, progress: Progress) -> None:
-        """Between the gradients and the optimizer's step, e.g. to hold a layer still at the start."""
+        """Change gradients before the optimizer's step, e.g. to freeze a layer at the start."""
 
     def after_step(self, progress: Progress) -> None:
-        """After the optimizer's step, e.g. to move a teacher."""
+        """Update what the optimizer does not, e.g. a teacher."""
 
     def result(self) -> nn.Module:
-        """The backbone that is worth keeping: what is diagnosed while training and saved at the end."""
+        """Return the backbone to keep, which is diagnosed during training and saved at the end."""
         return self.backbone
 
 
 objectives = Catalog("tokenlens.training.objectives", "objective", base="Objective")
 
 
-def options_of(name: str, values: Any) -> Any:
-    """An objective's options from a mapping.
+def make_options(name: str, values: Any) -> Any:
+    """Create an objective's options from a mapping.
 
     Raises:
-        LookupError: for an unknown objective or option, with the nearest names.
-        ValueError: for a value that cannot be.
+        LookupError: for an unknown objective or option; names the nearest ones.
+        ValueError: for a value out of range.
     """
     kind = objectives.get(name).Options
-    known = list(kind.__dataclass_fields__)
     for option in values:
-        if option not in known:
-            close = nearest(option, known)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
-            raise LookupError(f"the objective {name} has no option {option!r}.{hint} Available: {', '.join(known)}.")
+        check_known(option, kind.__dataclass_fields__, f"option of the objective {name}")
     return kind(**values)
+
+
+def check_option(options: Any, name: str, holds: bool, expected: str) -> None:
+    """Raise ValueError with the option's value and what is expected, unless ``holds``."""
+    if not holds:
+        raise ValueError(f"{name}={getattr(options, name)!r}: expected {expected}")

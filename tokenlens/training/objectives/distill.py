@@ -1,4 +1,4 @@
-"""CLS and patch features of a frozen teacher, by cosine: the cheapest way to a good small model."""
+"""Learn CLS and patch features of a frozen teacher by cosine: the cheapest way to a good small model."""
 
 # Shapes: B images of a part of a batch, T tokens, P patches; C channels of an image, D of the student, E of the
 # teacher; H height, W width.
@@ -21,29 +21,29 @@ from torchvision.transforms import functional
 from tokenlens.families.base import find_family
 from tokenlens.training.objectives._feature_cache import CachedTeacher
 from tokenlens.training.objectives._frozen_teacher import FrozenTeacher, teacher_normalization
-from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, Views
+from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, Views, check_option
 from tokenlens.training.seeds import seed_from
 
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """Whose features are learnt, and from what views.
+    """Options of ``distill``.
 
     Args:
-        teacher: name of a model, as ``tokenlens analyze`` takes it.
+        teacher: name of a model, as for ``tokenlens analyze``.
         teacher_checkpoint: file of its weights, instead of the published ones.
-        teacher_image_size: pixels of the teacher's views. Best is the one at which its grid of patches is the student's
-            (112 for patches of 14 pixels and a student of 64 with patches of 8); else it is resampled bilinearly.
-        cls_weight: of the loss of CLS; 0 leaves it out.
-        patch_weight: of the loss of the patches; 0 leaves it out.
+        teacher_image_size: pixels of the teacher's views. Best is a size at which its patch grid equals the student's
+            (112 for patches of 14 pixels and a student of 64 with patches of 8); other grids are resampled bilinearly.
+        cls_weight: weight of the loss of CLS; 0 for none.
+        patch_weight: weight of the loss of the patches; 0 for none.
         head: ``"linear"`` or ``"mlp"``, from the student's channels to the teacher's; one for CLS, one for the patches.
-        views: ``"crop"``, a random part of the image, mirrored with probability ½; ``"flip"``, the largest square in
-            its middle, mirrored with probability ½, so that the teacher's features can be cached.
-        crop_scale: smallest and largest share of the area that a crop takes.
-        cache: folder in which the teacher's features are kept, with ``views="flip"``. None computes them each time.
+        views: ``"crop"``, a random part of the image, or ``"flip"``, the largest square in its middle, for which the
+            teacher's features can be cached; both mirrored with probability ½.
+        crop_scale: smallest and largest share of the image's area that a crop covers.
+        cache: folder for the teacher's features, with ``views="flip"``. None computes them each time.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: for a value out of range.
     """
 
     teacher: str = "vit_small_patch14_dinov2"
@@ -68,30 +68,29 @@ class DistillOptions:
             ("crop_scale", 0 < low <= high <= 1, "two shares of the area, in (0, 1], the smaller one first"),
             ("cache", self.cache is None or self.views == "flip", "none, or views='flip': no crop comes twice"),
         ):
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+            check_option(self, name, holds, expected)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A square picture as one of the two models takes it."""
+class _Preprocess:
+    """Resize and normalize a square image for one of the two models."""
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return functional.normalize(functional.to_tensor(picture), self.mean, self.std)
+    def __call__(self, image: Image.Image) -> Tensor:
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return functional.normalize(functional.to_tensor(image), self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class _SameViews:
-    """The same part of an image for student and teacher, each at its own size; one view where they take the same."""
+    """The same part of an image for student and teacher, each at its size; one view if both take the same."""
 
     crop_scale: tuple[float, float] | None
-    student: _Prepared
-    teacher: _Prepared
+    student: _Preprocess
+    teacher: _Preprocess
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
         if self.crop_scale is None:
@@ -106,14 +105,14 @@ class _SameViews:
 
 
 class Distill(Objective):
-    """1 − cosine of the student's tokens, through a head, and the teacher's, in [0, 2]: CLS with CLS, place by place.
+    """1 − cosine between the student's tokens, after a head, and the teacher's at the same position, in [0, 2].
 
-    The teacher's tokens are those after its last norm, each brought to mean 0 and variance 1 over its channels: without
-    their common mean, which the cosine would reward. Registers and distillation tokens are left out.
+    The teacher's tokens are those after its last norm, each with mean 0 and variance 1 over its channels: without their
+    common mean, which the cosine would reward. Registers and distillation tokens are ignored.
 
     Raises:
-        LookupError, ValueError: for a teacher that cannot be loaded (as ``tokenlens.models.loading.load_model``), a model
-            without CLS where ``cls_weight`` is above 0, a cache of unknown images.
+        LookupError, ValueError: for a teacher that cannot be loaded (as ``tokenlens.models.loading.load_model``), a
+            model without CLS although ``cls_weight`` is above 0, or a cache without a hash of the images.
     """
 
     Options: ClassVar[type] = DistillOptions
@@ -125,7 +124,7 @@ class Distill(Objective):
         for whose, layout in (("student", self.layout), ("teacher", teacher.layout)):
             if options.cls_weight > 0 and not layout.has("cls"):
                 raise ValueError(f"the {whose} has no CLS token to distill; set objective_options.cls_weight=0")
-        self.parts_of = teacher.parts
+        self.split_features = teacher.split
         self.cached: CachedTeacher | None = None
         if options.cache is None:
             self.teacher = teacher
@@ -144,18 +143,18 @@ class Distill(Objective):
 
     @classmethod
     def views(cls, options: DistillOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
-        """The student's view and the teacher's, or one where size and normalisation are the same."""
-        student = _Prepared(image_size, tuple(mean), tuple(std))
+        """Return the student's view and the teacher's, or one if size and normalization are the same."""
+        student = _Preprocess(image_size, tuple(mean), tuple(std))
         teacher_size = options.teacher_image_size
-        teacher = _Prepared(teacher_size, *teacher_normalization(options.teacher, teacher_size))
+        teacher = _Preprocess(teacher_size, *teacher_normalization(options.teacher, teacher_size))
         return _SameViews(options.crop_scale if options.views == "crop" else None, student, teacher)
 
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
-        """``loss``, and its parts ``cls`` and ``patch`` before they are weighted."""
+        """Return ``loss``, and its parts ``cls`` and ``patch`` before weighting."""
         student_view, teacher_view = batch.views[0], batch.views[-1]
         flipped = torch.zeros(len(student_view), dtype=torch.bool)
         if self.options.views == "flip":
-            # By place in the whole batch, so that any number of processes mirrors the same images.
+            # By position in the whole batch, so that any number of processes mirrors the same images.
             draws = np.random.default_rng((progress.seed, progress.step)).random(batch.size) < 0.5
             flipped = torch.from_numpy(draws)[batch.positions.cpu()]
             student_view = _mirrored(student_view, flipped)
@@ -163,14 +162,14 @@ class Distill(Objective):
             features = self.cached.features(teacher_view, batch.indices, flipped)
         else:
             features = self.teacher(_mirrored(teacher_view, flipped))
-        cls_BE, patch_BPE = self.parts_of(features, self.layout.grid)
+        cls_BE, patch_BPE = self.split_features(features, self.layout.grid)
         backbone: Any = self.backbone
         tokens_BTD = backbone.forward_features(student_view)
         losses: dict[str, Tensor] = {}
         if self.cls_head is not None:
-            [place] = self.layout.positions("cls")
+            [position] = self.layout.positions("cls")
             assert cls_BE is not None
-            losses["cls"] = _distance(self.cls_head(tokens_BTD[:, place]), cls_BE)
+            losses["cls"] = _distance(self.cls_head(tokens_BTD[:, position]), cls_BE)
         if self.patch_head is not None:
             losses["patch"] = _distance(self.patch_head(self.layout.patches_of(tokens_BTD)), patch_BPE)
         weights = {"cls": self.options.cls_weight, "patch": self.options.patch_weight}

@@ -1,4 +1,4 @@
-"""DeiT-III: class labels, 3-Augment, Mixup and CutMix, binary or softmax cross-entropy."""
+"""DeiT-III: class labels with 3-Augment, Mixup, CutMix, and binary or softmax cross-entropy."""
 
 # Shapes: B images of a part of a batch, C classes.
 
@@ -18,33 +18,40 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision import transforms
 
-from tokenlens.training.objectives._augment import SingleView
-from tokenlens.training.objectives.base import Objective, Progress, Setting, TrainingBatch, Views
+from tokenlens.training.objectives.base import (
+    Objective,
+    Progress,
+    Setting,
+    SingleView,
+    TrainingBatch,
+    Views,
+    check_option,
+)
 from tokenlens.training.seeds import seed_from
 
 
 @dataclass(frozen=True)
 class SupervisedOptions:
-    """Of DeiT-III's recipe for ImageNet-1k, but for ``bce_threshold``.
+    """Options of ``supervised``, with the defaults of DeiT-III for ImageNet-1k except ``bce_threshold``.
 
     Args:
-        loss: ``"bce"``, a yes or no for each class, or ``"ce"``, one class out of all.
-        bce_threshold: targets above it become 1, the others 0, so that both classes of a mixed image count in full
-            (DeiT-III's own code: 0). None keeps the shares.
-        smoothing: of the labels, in [0, 1).
+        loss: ``"bce"``, binary cross-entropy for each class, or ``"ce"``, softmax cross-entropy.
+        bce_threshold: targets above it become 1, the others 0, so that both classes of a mixed image count fully
+            (DeiT-III's code: 0). None keeps the shares.
+        smoothing: label smoothing, in [0, 1).
         mixup: alpha of Mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none. Where both are wanted, each has half of the steps.
-        three_augment: one of grey, solarized and blurred, a third of the images each.
-        color_jitter: of brightness, contrast and saturation; 0 for none.
-        crop: ``"resized"``, a random part of the image, at a random aspect; ``"simple"``, the whole short side, moved
-            by up to 4 pixels beyond the border (DeiT-III on ImageNet-22k).
-        crop_scale: smallest and largest share of the area that a resized crop takes.
-        flip: probability of the mirror image.
-        ema_decay: of the moving average of the weights, in (0, 1), which is then the result; it is lower at the start,
-            1 − (1 + t)^(−2/3) at step t as long as that is less. None for no average.
+        cutmix: alpha of CutMix; 0 for none. With both, each is applied in half of the steps.
+        three_augment: grey, solarized or blurred images, a third of each.
+        color_jitter: strength for brightness, contrast and saturation; 0 for none.
+        crop: ``"resized"``, a random part of the image with a random aspect ratio; ``"simple"``, the whole short side,
+            shifted by up to 4 pixels beyond the border (DeiT-III on ImageNet-22k).
+        crop_scale: smallest and largest share of the image's area that a resized crop covers.
+        flip: probability of mirroring.
+        ema_decay: decay, in (0, 1), of a moving average of the weights, which is then the result. At step t it is at
+            most 1 − (1 + t)^(−2/3). None for no average.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: for a value out of range.
     """
 
     loss: Literal["bce", "ce"] = "bce"
@@ -73,23 +80,22 @@ class SupervisedOptions:
             ("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1), or none"),
             ("bce_threshold", self.bce_threshold is None or 0 <= self.bce_threshold < 1, "in [0, 1), or none"),
         ):
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+            check_option(self, name, holds, expected)
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
+        """Whether images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class Supervised(Objective):
-    """Cross-entropy between the classifier and the (mixed) labels; ``accuracy`` beside it where nothing is mixed.
+    """Cross-entropy between the classifier's outputs and the (mixed) labels; also ``accuracy`` if nothing is mixed.
 
-    Touvron, Cord and Jégou, DeiT III: Revenge of the ViT, ECCV 2022. An image is mixed with its mirror in the batch, by
-    draws from (seed, step) that all parts of a step share, so that several processes train as one does.
+    Touvron, Cord and Jégou, DeiT III: Revenge of the ViT, ECCV 2022. Image i of a batch is mixed with
+    image size − 1 − i, by draws from (seed, step) that all parts of a step share: several processes train as one does.
 
     Raises:
-        ValueError: for images without classes, and for an odd batch to be mixed.
+        ValueError: for images with fewer than two classes, or an odd batch size with mixing.
     """
 
     Options: ClassVar[type] = SupervisedOptions
@@ -101,11 +107,11 @@ class Supervised(Objective):
             raise ValueError(f"supervised training needs images of at least two classes, got {len(setting.classes)}")
         if options.mixes and setting.batch_size % 2:
             raise ValueError(
-                f"Mixup and CutMix mix images in pairs, so batch_size must be even, got {setting.batch_size}; "
-                "objective_options.mixup=0 and objective_options.cutmix=0 mix nothing"
+                f"Mixup and CutMix mix images two by two, so batch_size must be even, got {setting.batch_size}; "
+                "objective_options.mixup=0 and objective_options.cutmix=0 turn mixing off"
             )
-        yes_or_no = options.loss == "bce"
-        self.criterion = BinaryCrossEntropy(0, options.bce_threshold) if yes_or_no else SoftTargetCrossEntropy()
+        binary = options.loss == "bce"
+        self.criterion = BinaryCrossEntropy(0, options.bce_threshold) if binary else SoftTargetCrossEntropy()
         self.average: ModelEmaV3 | None = None
         if options.ema_decay is not None:
             self.average = ModelEmaV3(backbone, options.ema_decay, use_warmup=True)
@@ -113,14 +119,14 @@ class Supervised(Objective):
 
     @classmethod
     def classes(cls, options: SupervisedOptions, classes: tuple[str, ...]) -> int:
-        """As many as the images have."""
+        """Return the number of classes of the images."""
         return len(classes)
 
     @classmethod
     def views(
         cls, options: SupervisedOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Views:
-        """One view: cropped, flipped, grey or solarized or blurred, jittered."""
+        """Return one view: cropped, flipped, grey or solarized or blurred, jittered."""
         crop, colors, ready = transforms_imagenet_train(
             image_size,
             scale=options.crop_scale,
@@ -132,7 +138,7 @@ class Supervised(Objective):
             std=std,
             separate=True,
         )
-        if options.crop == "simple":  # timm has none with a margin of reflected pixels
+        if options.crop == "simple":  # timm has no crop with a margin of reflected pixels
             crop = transforms.Compose(
                 [
                     transforms.Resize(image_size, transforms.InterpolationMode.BICUBIC),
@@ -143,7 +149,7 @@ class Supervised(Objective):
         return SingleView(transforms.Compose([crop, colors, ready]))
 
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
-        """``loss``, and ``accuracy`` in [0, 1] where nothing is mixed."""
+        """Return ``loss``, and ``accuracy`` in [0, 1] if nothing is mixed."""
         [images] = batch.views
         assert batch.labels is not None
         classes, smoothing = len(self.setting.classes), self.options.smoothing
@@ -152,24 +158,24 @@ class Supervised(Objective):
             loss = self.criterion(logits_BC, mixup_target(batch.labels, classes, smoothing=smoothing))
             return {"loss": loss, "accuracy": (logits_BC.argmax(-1) == batch.labels).float().mean()}
         mix = Mixup(self.options.mixup, self.options.cutmix, label_smoothing=smoothing, num_classes=classes)
-        with _numpy_seeded(progress.seed, progress.step):
+        with _seed_numpy(progress.seed, progress.step):
             mixed, target_BC = mix(images.clone(), batch.labels)  # it mixes in place
         return {"loss": self.criterion(self.backbone(mixed), target_BC)}
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        """Move the average."""
+        """Update the moving average."""
         if self.average is not None:
             self.average.update(self.backbone, step=progress.step + 1)
 
     def result(self) -> nn.Module:
-        """The average of the weights where there is one."""
+        """Return the moving average of the weights if there is one, else the backbone."""
         return self.backbone if self.average is None else self.average.module
 
 
 @contextmanager
-def _numpy_seeded(*seed: int) -> Iterator[None]:
-    """timm's Mixup draws from numpy's global generator."""
+def _seed_numpy(*seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, from which timm's Mixup draws, and restore it on exit."""
     state = np.random.get_state()
     np.random.seed(seed_from(*seed))
     try:

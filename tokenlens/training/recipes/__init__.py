@@ -1,1 +1,1 @@
-"""Training configurations, one file each: ``RECIPE``, and a docstring with command, hardware, time and result."""
+"""Training recipes, one file each: ``RECIPE``, and a docstring with command, hardware, time and result."""

@@ -1,4 +1,4 @@
-r"""DeiT-III: ViT-B/16 on ImageNet-1k at 192 pixels, 800 epochs: one machine with eight GPUs.
+r"""Train DeiT-III ViT-B/16 on ImageNet-1k at 192 pixels for 800 epochs, on one machine with eight GPUs.
 
 Command:     torchrun --nproc-per-node 8 -m tokenlens_cli train deit3_base_imagenet1k --data imagenet
 Specialized: the same with --specialize paper
@@ -8,11 +8,11 @@ SLURM:       srun --nodes 1 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-tas
 Data:        ImageNet-1k: folders train/ and val/ of 1,000 classes, 1.28 million images
 Hardware:    8 GPUs with 40 GB
 Time:        not measured; 7.8e19 FLOP, so 22 hours on 8 A100 at 40 % of their peak
-Result:      83.8 % top-1 is what the authors report for the standard model after 20 more epochs at 224 pixels, which
-             are not part of this recipe; not measured here
+Result:      the authors report 83.8 % top-1 for the standard model after 20 more epochs at 224 pixels, which are not
+             part of this recipe; not measured here
 
-Settings, and what differs from the authors': see deit3_small_imagenet1k. ViT-B has a lower learning rate, more
-stochastic depth and smaller images.
+See deit3_small_imagenet1k for the source of the settings and differences from it. ViT-B uses a lower learning rate,
+more stochastic depth and smaller images than ViT-S.
 """
 
 from dataclasses import replace

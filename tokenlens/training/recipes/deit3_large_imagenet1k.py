@@ -1,4 +1,4 @@
-r"""DeiT-III: ViT-L/16 on ImageNet-1k at 192 pixels, 800 epochs: four machines with eight GPUs each.
+r"""Train DeiT-III ViT-L/16 on ImageNet-1k at 192 pixels for 800 epochs, on four machines with eight GPUs each.
 
 Command:     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m tokenlens_cli \
              train deit3_large_imagenet1k --data imagenet
@@ -9,11 +9,11 @@ SLURM:       srun --nodes 4 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-tas
 Data:        ImageNet-1k: folders train/ and val/ of 1,000 classes, 1.28 million images
 Hardware:    32 GPUs with 40 GB, 64 images each at a time
 Time:        not measured; 2.8e20 FLOP, so 19 hours on 32 A100 at 40 % of their peak
-Result:      84.9 % top-1 is what the authors report for the standard model after 20 more epochs at 224 pixels, which
-             are not part of this recipe; not measured here
+Result:      the authors report 84.9 % top-1 for the standard model after 20 more epochs at 224 pixels, which are not
+             part of this recipe; not measured here
 
-Settings, and what differs from the authors': see deit3_small_imagenet1k. ViT-L has a lower learning rate, more
-stochastic depth and smaller images.
+See deit3_small_imagenet1k for the source of the settings and differences from it. ViT-L uses a lower learning rate,
+more stochastic depth and smaller images than ViT-S.
 """
 
 from dataclasses import replace

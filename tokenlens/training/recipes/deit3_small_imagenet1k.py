@@ -1,4 +1,4 @@
-r"""DeiT-III: ViT-S/16 on ImageNet-1k at 224 pixels, 800 epochs: one machine with eight GPUs.
+r"""Train DeiT-III ViT-S/16 on ImageNet-1k at 224 pixels for 800 epochs, on one machine with eight GPUs.
 
 Command:     torchrun --nproc-per-node 8 -m tokenlens_cli train deit3_small_imagenet1k --data imagenet
 Specialized: the same with --specialize paper
@@ -7,12 +7,12 @@ SLURM:       srun --nodes 1 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-tas
              deit3_small_imagenet1k --data imagenet --devices 8 --max-minutes 230
 Data:        ImageNet-1k: folders train/ and val/ of 1,000 classes, 1.28 million images
 Hardware:    8 GPUs with 40 GB
-Time:        not measured; 2.8e19 FLOP, so 10 hours on 8 A100 at 30 % of their peak, if the images come fast enough
-Result:      81.4 % top-1 is what the authors report for the standard model; not measured here
+Time:        not measured; 2.8e19 FLOP, so 10 hours on 8 A100 at 30 % of their peak, if images load fast enough
+Result:      the authors report 81.4 % top-1 for the standard model; not measured here
 
-Settings: README_revenge.md of github.com/facebookresearch/deit (Touvron, Cord, Jégou: DeiT III, ECCV 2022). Different
-here: no repeated augmentation (an epoch shows every image once), stochastic depth that rises over the blocks from 0
-to the stated rate (timm) where it is the same in all of them, bfloat16 where it is float16.
+Settings: README_revenge.md of github.com/facebookresearch/deit (Touvron, Cord, Jégou: DeiT III, ECCV 2022).
+Differences: no repeated augmentation (an epoch shows every image once); stochastic depth rises over the blocks from 0
+to the stated rate (timm) instead of being constant; bfloat16 instead of float16.
 """
 
 from tokenlens.training.recipe import Recipe

@@ -1,4 +1,4 @@
-r"""DINOv2: ViT-L/14 on ImageNet-22k at 224 pixels, 625,000 steps: twelve machines with eight GPUs each.
+r"""Train DINOv2 ViT-L/14 on ImageNet-22k at 224 pixels for 625,000 steps, on twelve machines with eight GPUs each.
 
 Command:     torchrun --nnodes 12 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
              -m tokenlens_cli train dinov2_large_imagenet22k --data imagenet22k
@@ -9,16 +9,15 @@ SLURM:       srun --nodes 12 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-ta
              dinov2_large_imagenet22k --data imagenet22k --devices 8 --nodes 12 --max-minutes 230
 Data:        ImageNet-22k, 14.2 million images; labels are not used
 Hardware:    96 GPUs with 80 GB, 32 images each at a time
-Time:        about 3.3 days on 96 A100 is what the authors report for theirs; not measured here
-Result:      82.0 % k-NN and 84.5 % linear on ImageNet-1k is what they report for the standard model; not measured
-             here
+Time:        the authors report about 3.3 days on 96 A100; not measured here
+Result:      the authors report 82.0 % k-NN and 84.5 % linear on ImageNet-1k for the standard model; not measured here
 
 Settings: configs/train/vitl14.yaml over ssl_default_config.yaml of github.com/facebookresearch/dinov2 (Oquab et al.,
-arXiv 2304.07193). Different here: the learning rate of the patch embedding is not lowered, stochastic depth rises
-over the blocks from 0 to the stated rate (timm) where it is the same in all of them, the MLP is that of the released
-ViT-L, not SwiGLU, both heads have a bottleneck of 256 (CLS: 384), KoLeo looks for neighbours over all processes,
-bfloat16 in place of float16. Their epoch is 1,250 steps, so the last layer is held for 1,250 steps, here written in
-passes over the images.
+arXiv 2304.07193). Differences: the learning rate of the patch embedding is not lowered; stochastic depth rises over
+the blocks from 0 to the stated rate (timm) instead of being constant; the MLP is that of the released ViT-L, not
+SwiGLU; both heads have a bottleneck of 256 (theirs: 384 for CLS); KoLeo looks for neighbours over all processes;
+bfloat16 instead of float16. Their last layer is frozen for one epoch of 1,250 steps, stated here in passes over the
+images.
 """
 
 from tokenlens.training.recipe import Recipe

@@ -1,4 +1,4 @@
-r"""DINOv2: ViT-S/14 on ImageNet-22k at 224 pixels, 625,000 steps: four machines with eight GPUs each.
+r"""Train DINOv2 ViT-S/14 on ImageNet-22k at 224 pixels for 625,000 steps, on four machines with eight GPUs each.
 
 Command:     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m tokenlens_cli \
              train dinov2_small_imagenet22k --data imagenet22k
@@ -9,12 +9,12 @@ SLURM:       srun --nodes 4 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-tas
              dinov2_small_imagenet22k --data imagenet22k --devices 8 --nodes 4 --max-minutes 230
 Data:        ImageNet-22k, 14.2 million images; labels are not used
 Hardware:    32 GPUs with 80 GB, 96 images each at a time
-Time:        not measured; ViT-L's 317 GPU days scaled by the FLOPs of the backbones are 25, to which the heads add
+Time:        not measured; 25 GPU days plus the heads, from ViT-L's 317 GPU days scaled by the backbone's FLOPs
 Result:      not measured; the released ViT-S is distilled from ViT-g, so there is no number to compare with
 
-Settings, and what differs from the authors': see dinov2_large_imagenet22k. They publish none for training this size
-from scratch: all but stochastic depth (0.1, as iBOT's for this size) is ViT-L's, so that the three sizes can be
-compared.
+See dinov2_large_imagenet22k for the source of the settings and differences from it. The authors publish none for
+training this size from scratch. All settings but stochastic depth (0.1, as in iBOT for this size) are those of ViT-L,
+so that the three sizes can be compared.
 """
 
 from dataclasses import replace

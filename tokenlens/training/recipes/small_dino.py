@@ -1,14 +1,15 @@
-"""DINO with ViT-S/16 at 128 pixels on 100 classes of ImageNet: one GPU, hours.
+"""Train DINO ViT-S/16 on 100 classes of ImageNet at 128 pixels, on one GPU in hours.
 
 Command:     tokenlens train small_dino --data imagenet100
 Specialized: the same with --specialize paper
 Data:        ImageNet-100, about 127,000 images; any images will do, labels are not used
 Hardware:    one GPU with 24 GB, 12 CPU cores to decode and crop images
-Time:        not measured; 13 million images with ten crops each, so about 5 hours where the cores make 700 of them a
-             second
+Time:        not measured; 13 million images with ten crops each, so about 5 hours if the cores prepare 700 images
+             per second
 Result:      not measured
 
-Caron et al., arXiv 2104.14294: 2 crops of 128 and 8 of 64 pixels in place of 224 and 96, and a batch of 256.
+Settings: Caron et al., arXiv 2104.14294, with 2 crops of 128 and 8 of 64 pixels instead of 224 and 96, and a batch
+of 256.
 """
 
 from tokenlens.training.recipe import Recipe

@@ -1,15 +1,15 @@
-"""DINOv2 with ViT-S/16 at 128 pixels on 100 classes of ImageNet: one GPU, hours.
+"""Train DINOv2 ViT-S/16 on 100 classes of ImageNet at 128 pixels, on one GPU in hours.
 
 Command:     tokenlens train small_dinov2 --data imagenet100
 Specialized: the same with --specialize paper
 Data:        ImageNet-100, about 127,000 images; any images will do, labels are not used
 Hardware:    one GPU with 24 GB, 12 CPU cores to decode and crop images
-Time:        not measured; 13 million images with ten crops each, so about 5 hours where the cores make 700 of them a
-             second
+Time:        not measured; 13 million images with ten crops each, so about 5 hours if the cores prepare 700 images
+             per second
 Result:      not measured
 
-As small_dino, with DINOv2's own losses and LayerScale at 1e-5. A head has 16,384 prototypes: a batch of 256 images is
-too small to spread over 65,536 by Sinkhorn–Knopp.
+Like small_dino, with the losses of DINOv2 and LayerScale at 1e-5. The heads have 16,384 prototypes, because a batch of
+256 images is too small to spread over 65,536 by Sinkhorn–Knopp.
 """
 
 from dataclasses import replace

@@ -1,13 +1,13 @@
-"""Features of DINOv2-B into ViT-S/16 at 224 pixels on 100 classes of ImageNet: one GPU, hours.
+"""Distill DINOv2-B into ViT-S/16 on 100 classes of ImageNet at 224 pixels, on one GPU in hours.
 
 Command:     tokenlens train small_distill --data imagenet100
 Specialized: the same with --specialize paper
 Data:        ImageNet-100, about 127,000 images; any images will do, labels are not used
 Hardware:    one GPU with 24 GB, 12 CPU cores to decode images
-Time:        not measured; 6.3 million images, so 1.5 hours where the cores decode 1,200 a second
+Time:        not measured; 6.3 million images, so 1.5 hours if the cores decode 1,200 images per second
 Result:      not measured
 
-The teacher sees the same random crop at 196 pixels, where its grid of patches (14 × 14) is the student's.
+The teacher sees the same random crop at 196 pixels, so that its patch grid (14 × 14) equals the student's.
 """
 
 from tokenlens.training.recipe import Recipe

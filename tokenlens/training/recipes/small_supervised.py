@@ -1,14 +1,14 @@
-"""DeiT-III's ViT-S/16 at 128 pixels on 100 classes of ImageNet: one GPU, hours.
+"""Train DeiT-III ViT-S/16 on 100 classes of ImageNet at 128 pixels, on one GPU in hours.
 
 Command:     tokenlens train small_supervised --data imagenet100
 Specialized: the same with --specialize paper
 Data:        ImageNet-100: folders train/ and val/ of 100 classes, about 127,000 images
 Hardware:    one GPU with 24 GB, 12 CPU cores to decode images
-Time:        not measured; 38 million images, so 3.5 hours where the cores decode 3,000 a second (the GPU's own part:
+Time:        not measured; 38 million images, so 3.5 hours if the cores decode 3,000 images per second (the GPU alone:
              1 hour at 100 TFLOP/s)
 Result:      not measured
 
-The settings of deit3_small_imagenet1k with fewer epochs, a batch of 1024 and the learning rate that goes with it.
+Like deit3_small_imagenet1k, with fewer epochs, a batch of 1024 and a learning rate to match.
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
 """How large a verification is, one file per scale."""
 
-from tokenlens.verification.scales.base import Pace, Regime, RegimeProbe, regime_of, regimes
+from tokenlens.verification.scales.base import Pace, Scale, ScaleProbe, scale_of, scales
 
 __all__ = [
     "Pace",
-    "Regime",
-    "RegimeProbe",
-    "regime_of",
-    "regimes",
+    "Scale",
+    "ScaleProbe",
+    "scale_of",
+    "scales",
 ]

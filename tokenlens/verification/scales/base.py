@@ -1,4 +1,4 @@
-"""What `tokenlens verify` trains and measures, at one scale: one file each, with ``REGIME`` and why it is so."""
+"""The contract of a scale: what ``tokenlens verify`` trains and measures. Each file here defines ``SCALE``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tokenlens.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class RegimeProbe:
-    """A probe that every trained model gets.
+class ScaleProbe:
+    """A probe that is run on every trained model.
 
     Args:
-        task: of ``tokenlens list probes``.
-        source: what of the model stands for an image; None for segmentation.
+        task: a name of ``tokenlens list probes``.
+        source: the features that represent an image; None for segmentation.
         image_size: pixels.
-        limit: at most so many images of each split; None for all.
+        limit: the most images of each split; None for all.
     """
 
     task: str
@@ -28,9 +28,9 @@ class RegimeProbe:
 
     @property
     def name(self) -> str:
-        """For folders and tables.
+        """Name for folders and tables.
 
-        >>> RegimeProbe("knn", 64, "cls").name
+        >>> ScaleProbe("knn", 64, "cls").name
         'knn_cls_64'
         """
         return "_".join(filter(None, [self.task, self.source, str(self.image_size)]))
@@ -38,14 +38,14 @@ class RegimeProbe:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast it went where it was tried, for a plan before anything is measured.
+    """Measured speeds, for a plan before anything has been run.
 
     Args:
-        hardware: where that was, in words.
+        hardware: the machine that was measured.
         train: images per second.
-        first: minutes that only the first training takes, for the teacher's features.
-        analyze: minutes for one model.
-        probes: minutes of each probe for one model, by its task; 1 where it is not named.
+        first: extra minutes of the first training, which computes the teacher's features.
+        analyze: minutes per model.
+        probes: minutes per model of each probe, by its task; 1 for tasks that are not listed.
     """
 
     hardware: str
@@ -56,27 +56,27 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Regime:
-    """All of a verification but the data.
+class Scale:
+    """The configuration of a verification, apart from its data.
 
     Args:
-        recipe: of every training; seed and specialization are set for each.
-        recipe_name: for the records.
-        probes: of every trained model.
-        pace: how long it takes.
-        variants: names as ``tokenlens.verification.variants.specialization_of`` takes them.
-        seeds: how many of each variant, from 0.
-        train_images: at most so many images are trained on, the same number of each class; None for all.
-        analyzed_images: at most so many images are analyzed.
-        teacher_file: name of the teacher's weights in the data's folder ``weights``, for the objective ``distill``;
-            where there is no such file, the published ones are fetched.
+        recipe: the recipe of every training; each training sets its own seed and specialization.
+        recipe_name: the name that run folders show.
+        probes: the probes of every trained model.
+        pace: expected speed.
+        variants: names that ``tokenlens.verification.variants.specialization_of`` takes.
+        seeds: trainings per variant, with seeds from 0.
+        train_images: the most images to train on, the same number per class; None for all.
+        analyzed_images: the most images to analyze.
+        teacher_file: for the objective ``distill``, the file of the teacher's weights in the data's folder ``weights``;
+            without such a file the published weights are downloaded.
         start: weights that every training starts from, standard and specialized alike: a file, a run folder or the
-            name of a model; None for random ones, another for each seed.
+            name of a model; None for random weights, different for each seed.
     """
 
     recipe: Recipe
     recipe_name: str
-    probes: tuple[RegimeProbe, ...]
+    probes: tuple[ScaleProbe, ...]
     pace: Pace
     variants: tuple[str, ...] = ("standard", "paper")
     seeds: int = 3
@@ -86,20 +86,20 @@ class Regime:
     start: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what decides the numbers, but the start, which is known by its SHA-256 and not by its name."""
-        told = asdict(self)
-        del told["pace"], told["variants"], told["seeds"], told["start"]
-        return told
+        """Return everything that determines the numbers, except the start, which its SHA-256 identifies; JSON-able."""
+        fields = asdict(self)
+        del fields["pace"], fields["variants"], fields["seeds"], fields["start"]
+        return fields
 
 
-regimes = Catalog("tokenlens.verification.scales", "regime")
+scales = Catalog("tokenlens.verification.scales", "scale")
 
 
-def regime_of(name: str) -> Regime:
-    """The regime of a name.
+def scale_of(name: str) -> Scale:
+    """Return a scale by its name.
 
     Raises:
         LookupError: if there is none, with the nearest names.
     """
-    regime: Regime = regimes.module(name).REGIME
-    return regime
+    scale: Scale = scales.module(name).SCALE
+    return scale

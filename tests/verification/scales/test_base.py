@@ -1,0 +1,35 @@
+"""Every scale is complete, and the tiny ones fit into 90 minutes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenlens.verification.scales import scale_of, scales
+from tokenlens.verification.variants import specialization_of
+
+
+@pytest.mark.parametrize("name", scales.names())
+def test_scales_are_complete(name):
+    scale = scale_of(name)
+    assert {probe.task for probe in scale.probes} >= {"segmentation"}
+    assert len({probe.name for probe in scale.probes}) == len(scale.probes)
+    assert {"standard", "paper"} <= {*scale.variants}
+    assert scale.seeds >= 3
+    for variant in scale.variants:
+        specialization_of(variant)
+    assert scales.describe(name)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_continued"])
+def test_tiny_scales_take_less_than_90_minutes(name):
+    scale = scale_of(name)
+    pace, images = scale.pace, scale.train_images * (scale.recipe.epochs or 0)
+    each = images / pace.train / 60 + pace.analyze + sum(pace.probes[probe.task] for probe in scale.probes)
+    assert pace.first + scale.seeds * len(scale.variants) * each < 90
+
+
+def test_the_continued_scale_starts_from_the_shipped_model():
+    tiny, continued = scale_of("tiny"), scale_of("tiny_continued")
+    assert continued.start == "tokenlens_tiny"
+    assert set(continued.probes) < set(tiny.probes)
+    assert continued.recipe.warmup > tiny.recipe.warmup

@@ -1,0 +1,133 @@
+"""Select images, blocks, tokens and heads of a recording, and name them."""
+
+# Shapes: T tokens, D channels, H heads; X heads at q, k and v, 1 elsewhere.
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenlens.recording.recording import Recording
+from tokenlens.tokens import GROUP_TITLES, GROUPS, HEAD_SITES, Site, TokenLayout
+
+Token = str | tuple[int, int]
+"""``"cls"``, ``"dist"``, ``"reg0"``, ``"reg1"``, … or a patch as (row, column), counted from 0 at the top left."""
+
+GROUP_PLURALS = {"cls": "[CLS]", "dist": "distillation", "reg": "registers", "patch": "patches"}
+
+
+def prefix_tokens(layout: TokenLayout) -> list[str]:
+    """Return the names of the prefix tokens, CLS first: ``["cls", "reg0", "reg1"]``."""
+    return [
+        f"{group}{index}" if group == "reg" else group
+        for group in GROUPS[:-1]
+        for index in range(len(layout.positions(group)))
+    ]
+
+
+def position_of(layout: TokenLayout, token: Token) -> int:
+    """Return the index of a token in the sequence.
+
+    Raises:
+        LookupError: if the model has no such token; the message lists those that it has.
+    """
+    rows, columns = layout.grid
+    if isinstance(token, str):
+        names = prefix_tokens(layout)
+        if token in names:
+            group = token.rstrip("0123456789")
+            return layout.positions(group)[int(token[len(group) :] or 0)]
+        prefix = ", ".join(names) or "no prefix token"
+        raise LookupError(f"the model has no token {token!r}; it has {prefix} and patches {_patches_text(layout)}")
+    if len(token) != 2 or not (0 <= token[0] < rows and 0 <= token[1] < columns):
+        raise LookupError(f"a patch is {_patches_text(layout)}, got {tuple(token)}")
+    return layout.patch_slice.start + int(token[0]) * columns + int(token[1])
+
+
+def _patches_text(layout: TokenLayout) -> str:
+    return f"(row, column) with row 0 to {layout.grid[0] - 1} and column 0 to {layout.grid[1] - 1}"
+
+
+def token_title(token: Token) -> str:
+    """Return the display name of a token: ``[CLS]``, ``register 0``, ``patch (3, 5)``."""
+    if not isinstance(token, str):
+        return f"patch ({token[0]}, {token[1]})"
+    group = token.rstrip("0123456789")
+    return f"{GROUP_TITLES[group]} {token[len(group) :]}".strip()
+
+
+def block_of(recording: Recording, block: int) -> int:
+    """Return the number of a recorded block; negative numbers count from the last recorded one.
+
+    Raises:
+        LookupError: if the block was not recorded.
+    """
+    blocks = recording.blocks
+    if block in blocks:
+        return block
+    if -len(blocks) <= block < 0:
+        return blocks[block]
+    raise LookupError(f"block {block} was not recorded; recorded blocks: {blocks}")
+
+
+def check_image(recording: Recording, image: int) -> None:
+    """Raise LookupError unless the recording has the image."""
+    count = 0 if recording.images is None else len(recording.images)
+    if not 0 <= image < count:
+        raise LookupError(f"the recording has images 0 to {count - 1}, got {image}")
+
+
+def tokens_at(recording: Recording, image: int, block: int, site: str, head: int | None = None) -> Tensor:
+    """Return the tokens of one image at a site, float32 (X, T, D), where X is 1 except at q, k and v.
+
+    Args:
+        recording: the recording.
+        image: index of the image.
+        block: the block; ignored at ``final_norm``.
+        site: a value of ``Site``.
+        head: one head at q, k or v; None for all. Must be None at other sites.
+
+    Raises:
+        LookupError: if it was not recorded or does not exist.
+    """
+    check_image(recording, image)
+    if site not in set(Site):
+        raise LookupError(f"unknown site {site!r}; sites are {', '.join(Site)}")
+    key = None if site == Site.FINAL_NORM else block_of(recording, block)
+    if (key, site) not in recording:
+        owner = "the model" if key is None else f"block {key}"
+        recorded = ", ".join(s for s in Site if (key, s) in recording) or "none"
+        raise LookupError(f"{site} of {owner} was not recorded; recorded sites there: {recorded}")
+    x = recording[key, site][image].float()
+    if site not in HEAD_SITES:
+        if head is not None:
+            raise LookupError(f"tokens have heads at q, k and v only; leave out head at {site} (got {head})")
+        return x[None]
+    return x if head is None else x[_checked_head(head, len(x))][None]
+
+
+def _checked_head(head: int, heads: int) -> int:
+    if not 0 <= head < heads:
+        raise LookupError(f"the block has heads 0 to {heads - 1}, got {head}")
+    return head
+
+
+def attention_of(recording: Recording, image: int, block: int, token: Token, head: int | None = None) -> Tensor:
+    """Return the attention of one token to all tokens, (T,), which sums to 1, for one head or averaged over heads.
+
+    Raises:
+        LookupError: if the attention of the block was not recorded, or there is no such head or token.
+    """
+    check_image(recording, image)
+    position = position_of(recording.layout, token)
+    row_HT = recording.attention_rows(block_of(recording, block), image, [position])[:, 0]
+    return row_HT.mean(0) if head is None else row_HT[_checked_head(head, len(row_HT))]
+
+
+def image_title(recording: Recording, image: int) -> str:
+    """Return the name of an image in its source, or its index."""
+    return recording.names[image] if recording.names else f"image {image}"
+
+
+def model_title(recording: Recording) -> str:
+    """Return the model's full name, followed by "(untrained)" if its weights are random."""
+    return recording.model + (" (untrained)" if recording.untrained else "")

@@ -1,0 +1,177 @@
+"""Capture attention at its kernel, with fused kernels left on.
+
+The call is seen as it reaches the kernel: after norms of queries and keys, rotary embedding and casts. In models that
+compute softmax(QKᵀ) themselves, the softmax and the matrix products around it are captured.
+"""
+
+# Shapes: B images, T tokens, H heads, D channels.
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, linear
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokenlens.recording.attention import AttentionCall
+
+aten = torch.ops.aten
+
+_FUSED = {
+    getattr(aten, name): lse_index
+    for name, lse_index in {
+        "_scaled_dot_product_flash_attention_for_cpu": 1,
+        "_scaled_dot_product_flash_attention": 1,
+        "_scaled_dot_product_efficient_attention": 1,
+        "_scaled_dot_product_cudnn_attention": 1,
+        "_scaled_dot_product_fused_attention_overrideable": 1,
+        "_scaled_dot_product_attention_math_for_mps": None,
+    }.items()
+    if hasattr(aten, name)
+}
+"""Fused kernels, with the index of the log-sum-exp among their outputs; None where it is not returned."""
+
+_SOFTMAX = {aten._softmax, aten._safe_softmax}
+
+
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    names = [argument.name for argument in func._schema.arguments]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+class AttentionCapture(TorchDispatchMode):
+    """A mode, active during the forward pass of one attention module, that captures the call of its kernel.
+
+    Afterwards ``call`` is the ``AttentionCall``, or None if there was no attention over ``tokens`` tokens.
+
+    Args:
+        batch: number of images.
+        tokens: number of tokens per image.
+
+    Raises:
+        ValueError: inside the mode, if attention runs twice, with a causal mask, or with fewer key than query heads.
+    """
+
+    def __init__(self, batch: int, tokens: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.tokens = tokens
+        self.call: AttentionCall | None = None
+        self._product: tuple[Tensor, Tensor] | None = None
+        self._pattern: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        if packet in _FUSED:
+            return self._fused(func, packet, args, kwargs)
+        out = func(*args, **kwargs)
+        if packet is aten._native_multi_head_attention:
+            self._native(_by_name(func, args, kwargs))
+        if packet is aten.bmm:
+            if self._pattern is not None and args[0].shape[-1] == self.tokens:
+                self._explicit(args[1])
+            self._product = (args[0], args[1])
+        elif packet in _SOFTMAX and out.shape[-2:] == (self.tokens, self.tokens) and self._product is not None:
+            self._pattern = out
+        return out
+
+    def _keep(self, call: AttentionCall) -> None:
+        if self.call is not None:
+            raise ValueError("attention ran twice in one attention module; expected one call per block")
+        self.call = call
+
+    def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
+        given = _by_name(func, args, kwargs)
+        if "compute_log_sumexp" in given:
+            # The same kernel then also returns the log-sum-exp, which it computes anyway.
+            given["compute_log_sumexp"] = True
+            out = func(**given)
+        else:
+            out = func(*args, **kwargs)
+        q, k, v = given["query"], given["key"], given["value"]
+        if q.shape[-2] != self.tokens:
+            return out
+        if given.get("is_causal"):
+            raise ValueError("causal attention is not supported")
+        if k.shape[1] != q.shape[1]:
+            raise ValueError(
+                f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped-query attention is not supported"
+            )
+        if k.shape[-2] != self.tokens:
+            raise ValueError(
+                f"{self.tokens} tokens attend to {k.shape[-2]} keys; only attention among the tokens is supported"
+            )
+        lse_index = _FUSED[packet]
+        lse = None if lse_index is None else out[lse_index]
+        if lse is not None:
+            # The memory-efficient kernel pads T to a multiple of 32, the one of cuDNN adds a last axis.
+            lse = lse.reshape(*lse.shape[:2], -1)[..., : self.tokens] if lse.numel() else None
+        scale = given.get("scale")
+        bias = given.get("attn_mask", given.get("attn_bias"))
+        if bias is not None and bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill_(~bias, -math.inf)
+        if bias is not None:
+            bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, self.tokens, self.tokens)))
+        self._keep(
+            AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, lse_BHT=lse)
+        )
+        return out
+
+    def _native(self, given: dict[str, Any]) -> None:
+        """Project q, k and v again: the fast path of ``nn.MultiheadAttention`` is one kernel from tokens to tokens."""
+        x_BTD = given["query"]
+        if x_BTD.shape[-2] != self.tokens:
+            return
+        if given.get("mask") is not None:
+            raise ValueError("attention with a mask is not supported")
+        qkv_BT3D = linear(x_BTD, given["qkv_weight"], given["qkv_bias"])
+        q, k, v = qkv_BT3D.unflatten(-1, (3, given["num_head"], -1)).permute(2, 0, 3, 1, 4)
+        self._keep(AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5))
+
+    def _explicit(self, value: Tensor) -> None:
+        assert self._pattern is not None
+        assert self._product is not None
+        heads = self._pattern.numel() // (self.batch * self.tokens * self.tokens)
+
+        def by_head(x: Tensor) -> Tensor:
+            return x.reshape(self.batch, heads, *x.shape[-2:])
+
+        query, key_transposed = self._product
+        self._keep(
+            AttentionCall(
+                by_head(query),
+                by_head(key_transposed).transpose(-1, -2),
+                by_head(value),
+                pattern_BHTT=by_head(self._pattern),
+            )
+        )
+        self._pattern = None
+
+
+_PROPERTIES = ("shape", "dtype", "device", "is_cuda", "requires_grad")
+_SHAPES = ("reshape", "view", "permute", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "size", "dim")
+_NO_ATTENTION = {
+    *(vars(torch._C.TensorBase)[name].__get__ for name in _PROPERTIES),
+    *(getattr(Tensor, name) for name in (*_SHAPES, "unbind", "chunk", "contiguous", "to")),
+    *(linear, dropout),
+}
+"""Functions that contain no attention. Dispatching these, too, costs 1 to 2 % of a ViT-S forward pass."""
+
+
+class SelectiveCapture(TorchFunctionMode):
+    """A mode that activates an ``AttentionCapture`` only around calls that may contain attention."""
+
+    def __init__(self, capture: AttentionCapture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NO_ATTENTION:
+            return func(*args, **(kwargs or {}))
+        with self.capture:
+            return func(*args, **(kwargs or {}))
