@@ -213,7 +213,7 @@ def test_a_model_with_a_compiled_block_is_refused():
             "dinov2_hub",
             "taps",
             lambda taps, block: BlockTaps(taps.sites | {Site.ATTN_OUT: Tap(block.drop_path1)}, taps.attention),
-            r"DinoVisionTransformer did not show 2 .* block 0 attn_out, block 1",
+            r"DinoVisionTransformer did not reach 2 .* block 0 attn_out, block 1",
         ),
         (
             "dino_hub",

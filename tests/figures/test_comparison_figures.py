@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_says_why():
             draw(subject("none with cls"), name)
     with pytest.raises(NothingToDraw, match="has a standard deviation over images"):
         draw(subject("one block, one image"), "compare_differences")
-    with pytest.raises(NothingToDraw, match=r"knn of fewer than two models: .*knn not computed"):
+    with pytest.raises(NothingToDraw, match=r"fewer than two models have knn: .*knn not computed"):
         draw(subject("two"), "compare_depth_profile", metric="knn")
     with pytest.raises(NothingToDraw, match=r"features can be compared: .*images"):
         draw(subject("unpaired"), "compare_similarity")

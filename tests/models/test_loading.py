@@ -85,7 +85,7 @@ def test_modules_of_every_family_are_used_as_they_are(name: str) -> None:
     assert loaded.family.layout(module, loaded.image_size).patches > 0
     assert loaded.transform()(Image.new("RGB", (90, 70))).shape == (3, *loaded.image_size)
     if not hasattr(module, "pretrained_cfg"):
-        assert loaded.data_config["stated"] == "assumed ImageNet defaults"
+        assert loaded.data_config["assumed"] == "ImageNet defaults"
         assert loaded.data_config["mean"] == (0.485, 0.456, 0.406)
 
 

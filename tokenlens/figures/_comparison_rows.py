@@ -47,7 +47,7 @@ def rows_of_models(
         if label not in have:
             reasons.append(f"{label}: {because}")
     if len(have) < 2:
-        raise NothingToDraw(f"{metric} of fewer than two models: {'; '.join(reasons)}")
+        raise NothingToDraw(f"fewer than two models have {metric}: {'; '.join(reasons)}")
     rows = separate_elements(rows.copy(), metric)
     rows.insert(1, "model_number", rows["label"].map(numbers_of(comparison)))
     rows["left_out"] = "; ".join(reasons)

@@ -54,7 +54,7 @@ def frame(comparison: Comparison, quantities: str | Sequence[str] | None = None)
         rows.insert(1, "model_number", number)
         frames.append(rows.astype({"quantity": str}))
     if len(frames) < 2:
-        raise NothingToDraw(f"attention per head of fewer than two models: {'; '.join(reasons)}")
+        raise NothingToDraw(f"fewer than two models have attention per head: {'; '.join(reasons)}")
     found = pd.concat(frames, ignore_index=True)
     if quantities is not None:
         wanted = as_list(quantities)

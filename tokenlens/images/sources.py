@@ -24,7 +24,7 @@ from tokenlens.images.webdataset import WebDatasetImages
 FORMS = "a folder of images, an image file, sample, hfds/NAME[:SPLIT] or wds/SHARDS"
 
 SAMPLE_NOTE = (
-    f"The images are views of {len(PHOTOGRAPHS)} photographs. The intervals treat them as independent images, so they "
+    f"The images are crops of {len(PHOTOGRAPHS)} photographs. The intervals treat them as independent images, so they "
     "are too narrow as statements about other photographs (by a factor of 2 to 3 for cosines of DINOv2 ViT-S). Use "
     "your own images for numbers that you quote."
 )
@@ -74,7 +74,7 @@ def open_images(
 
             - a folder: all image files in it and its subfolders, sorted by relative path, hidden files left out;
             - an image file;
-            - ``"sample"``: random views (64, or ``limit``) of photographs that come with the dependencies;
+            - ``"sample"``: random crops (64, or ``limit``) of photographs that come with the dependencies;
             - ``"hfds/NAME[:SPLIT]"``: a Hugging Face data set, on the Hub or on disk;
             - ``"wds/SHARDS"``: webdataset shards, a folder of them or a pattern with braces;
             - a tensor (N, 3, H, W), already preprocessed;
@@ -85,7 +85,7 @@ def open_images(
             timm's ImageNet evaluation transform at ``image_size``, or 224.
         limit: maximum number of images: a random subset, in the usual order; of a stream or a DataLoader the first
             ones. ``description`` states which.
-        seed: seed for the random subset and the sample views.
+        seed: seed for the random subset and the sample crops.
         image_size: (height, width) that the model takes; tensors are checked against it.
 
     Raises:

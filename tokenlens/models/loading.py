@@ -29,7 +29,7 @@ class LoadedModel:
         family: the family that the model belongs to.
         image_size: (height, width) in pixels of the images that the model takes.
         data_config: ``input_size`` (3, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
-            ``crop_mode``; and ``stated`` if they are an assumption.
+            ``crop_mode``; and ``assumed`` if the model states no preprocessing.
         weights: ``source``, ``sha256`` (of the checkpoint file, or else of the state dict) and ``pretrained`` (bool).
         untrained: whether the weights are random.
     """
@@ -50,7 +50,7 @@ class LoadedModel:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Return timm's evaluation transform from an RGB image to (3, height, width), for the model's image size."""
-        config = {key: value for key, value in self.data_config.items() if key != "stated"}
+        config = {key: value for key, value in self.data_config.items() if key != "assumed"}
         transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
         return transform
 
@@ -130,12 +130,12 @@ def load_model(
 
 
 def _resolve_data_config(module: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return timm's data configuration for this image size; timm alone ignores ``img_size`` of a DINOv2."""
+    """Return timm's data configuration for this image size; by itself, timm ignores ``img_size`` of DINOv2."""
     published = getattr(module, "pretrained_cfg", None) or {}
     config = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=published, model=module)
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
     if not published:
-        config["stated"] = "assumed ImageNet defaults"
+        config["assumed"] = "ImageNet defaults"
     return config
 
 

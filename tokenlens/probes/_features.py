@@ -249,7 +249,7 @@ def _resolve_blocks(blocks: Sequence[int] | None, count: int) -> list[int] | Non
 def _resize_config(config: dict[str, Any], kind: FeatureKind) -> tuple[dict[str, Any], str]:
     """Return timm's data config for a probe, and the resizing of images in words."""
     height, width = config["input_size"][-2:]
-    config = {key: value for key, value in config.items() if key != "stated"}
+    config = {key: value for key, value in config.items() if key != "assumed"}
     if kind == "patches":
         # A crop would leave parts of the mask without features.
         config |= {"crop_pct": 1.0, "crop_mode": "squash"}

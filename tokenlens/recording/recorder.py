@@ -19,7 +19,7 @@ from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
 
 
 class IncompleteRecording(ValueError):
-    """A forward pass did not show every expected site exactly once."""
+    """A forward pass did not reach every expected site exactly once."""
 
 
 class Observer(Protocol):
@@ -53,7 +53,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # Not inference_mode, and not even the user's: attention cannot be captured in it, and buffers that a model
+        # Leave inference mode, even if the caller set it: attention cannot be captured in it, and buffers that a model
         # creates lazily could not be used for training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             yield
@@ -75,7 +75,7 @@ class Recorder:
 
     Raises:
         LookupError: for a block that the model does not have.
-        IncompleteRecording: from ``run``, if a forward pass did not show every expected site exactly once.
+        IncompleteRecording: from ``run``, if a forward pass did not reach every expected site exactly once.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ def _missing_text(missing: set[Key], model: nn.Module) -> str:
     names = [_key_text(key) for key in sorted(missing, key=lambda key: (key[0] is None, key[0] or 0, key[1]))]
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
-        f"the forward pass of {type(model).__qualname__} did not show {len(names)} expected sites: {shown}. "
+        f"the forward pass of {type(model).__qualname__} did not reach {len(names)} expected sites: {shown}. "
         "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
         "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
         "Pass the plain eager module, or a Family that names modules that do run."

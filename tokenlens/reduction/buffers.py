@@ -136,6 +136,6 @@ def keep_freed_memory() -> None:
     By default malloc returns free memory at the end of the heap once it exceeds twice the largest block ever freed, so
     a forward pass returns and fetches the same memory many times: on a ViT-S 70,000 page faults a pass, a tenth of its
     time. Freeing one block of just under 32 MiB, which is never written to, raises that limit to the largest that
-    malloc sets by itself. Plain forward passes become faster, too.
+    malloc sets by itself. Plain forward passes also become faster.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")

@@ -70,12 +70,12 @@ class Reducer:
         self.raw = list(raw)
         self._kernels = ReductionKernels(layout) if kernels is None else kernels
         self._whole_pattern = WholePattern(layout, whole_pattern)
-        # The same at all sites of whole tokens, because several of them may be one tensor.
+        # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
         everywhere = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
         self._linear = tuple(name for name in _LINEAR if name in everywhere)
         self._magnitudes = {site for site, names in wanted.items() if "patch_abs_sum" in names}
         if norm_stages and self._magnitudes & set(NORM_SITES):
-            # Usually the input of a norm, which is then read once.
+            # A residual site is usually the input of a norm; asking there too lets one pass serve both.
             self._magnitudes |= {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
         self._buffers = Buffers()
         self._parameters: dict[int, NormParameters] = {}
@@ -231,7 +231,7 @@ class Reducer:
             self._recent[id(x)] = (weakref.ref(x), x._version, fields)
         if "patch_abs_sum" not in fields and site in self._magnitudes:
             fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), tokens)
-        if not (norms is magnitudes_BD is products_BT is None):
+        if any(out is not None for out in (norms, magnitudes_BD, products_BT)):
             self._kernels.reduce_tokens(tokens, self._linear, norms, rows, magnitudes_BD, residual, products_BT)
         return fields
 

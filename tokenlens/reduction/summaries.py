@@ -1,4 +1,4 @@
-"""Summaries of activations: the few sums over tokens that are kept of each, and from which metrics are computed.
+"""Summaries of activations: the few sums over tokens that are kept, and from which metrics are computed.
 
 Metrics get the summaries of one type for all blocks and sites at once, stacked along a first axis, so that they run a
 few operations per batch and not per site. ``tokenlens.reduction.reducer`` fills the buffers that they are read from.
@@ -284,7 +284,7 @@ class BatchSummary:
         layout: the token layout.
         indices: each image's index in the image source.
         fields: for each type of summary and (block, site), its fields.
-        buffers: the numbers.
+        buffers: hold the tensors that ``fields`` point into.
         raw: results of metrics that are computed from the tokens themselves, by metric and (block, site).
     """
 
