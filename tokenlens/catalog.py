@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -92,5 +94,10 @@ class Catalog:
         return own[0]
 
     def describe(self, name: str) -> str:
-        """Return the first line of the docstring of an entry's file."""
-        return (self.module(name).__doc__ or "").strip().split("\n")[0]
+        """Return the first line of the docstring of an entry's file, without importing it."""
+        check_known(name, self.names(), self.kind)
+        spec = importlib.util.find_spec(f"{self.package}.{name}")
+        assert spec is not None
+        assert spec.origin is not None
+        text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+        return (text or "").split("\n")[0]

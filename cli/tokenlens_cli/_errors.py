@@ -55,9 +55,13 @@ def sentence(error: Exception) -> str:
     'expected 3, got 4'
     >>> sentence(OSError(28, "No space left on device", "reports/run"))
     'No space left on device: reports/run'
+    >>> sentence(ModuleNotFoundError("No module named 'lightly'", name="lightly"))
+    'this needs the package lightly; install tokenlens-vit[train], or the extra that has it'
     """
     name = type(error).__name__
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tokenlens"):
+        return f"this needs the package {error.name}; install tokenlens-vit[train], or the extra that has it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
