@@ -122,7 +122,7 @@ def take(x: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
 
 
 class Site(StrEnum):
-    """Where in a block tokens are observed; ``final_norm`` belongs to the model."""
+    """A point in a block at which tokens are observed; ``final_norm`` belongs to the model."""
 
     RESID_PRE = "resid_pre"
     NORM1 = "norm1"

@@ -1,4 +1,4 @@
-"""Where commands save their results, and saving them."""
+"""Choose the folder of a result, and save the result there."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenlens.comparison import Comparison
 
 LARGEST_SHOWN = 3
-"""How many of each model's largest differences are printed."""
+"""Number of largest differences to print per model."""
 
 
 def command(

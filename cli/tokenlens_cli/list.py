@@ -16,7 +16,7 @@ from tokenlens_cli._output import print_json, say
 
 
 class Kind(StrEnum):
-    """What can be listed; all but models are entries of a catalogue of the same name."""
+    """Kinds of entries to list; all but models have a catalogue of the same name."""
 
     models = "models"
     metrics = "metrics"

@@ -25,7 +25,7 @@ ATTRIBUTES = ("title", "unit", "sites", "expensive_sites", "cost", "needs")
 
 
 class MetricCard(NamedTuple):
-    """What one file of ``tokenlens/metrics`` says of its metric; ``parts`` and ``sections`` come from the docstring."""
+    """The card of one metric file; ``parts`` and ``sections`` come from its docstring."""
 
     name: str
     summary: str

@@ -1,4 +1,4 @@
-"""What a comparison says is what scipy and plain arithmetic say, and it claims no difference where there is none."""
+"""A comparison agrees with SciPy and plain arithmetic, and claims no difference where there is none."""
 
 # Shapes: N images, S series.
 

@@ -188,7 +188,7 @@ def test_attention_that_c_cannot_read_is_left_to_torch():
 @needs_compiler
 @pytest.mark.parametrize("name", ["layer", "registers", "rotary"])
 def test_c_computes_every_reduction_of_a_model(monkeypatch, name):
-    """What is left to torch is correct but slow, so that only its time would show."""
+    """A reduction that falls back to torch is correct but slow, so only its time would show."""
     library()  # compares itself with torch
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -38,7 +38,7 @@ def test_checkpointed_activations_give_the_same_gradients(name):
 
 
 def test_a_whole_model_compiles_in_one_graph():
-    """Of the kind with the most unusual modules: bare LayerScale parameters, and biases outside of the projection."""
+    """BEiT has the most unusual modules: bare LayerScale parameters, and biases outside the projection."""
     model, x = specialize(MODELS["timm_beit"](), "everything"), images("timm_beit")
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)

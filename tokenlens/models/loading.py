@@ -89,7 +89,7 @@ def load_model(
     """
     size = None if img_size is None else check_size(img_size)
     if isinstance(model, nn.Module):
-        module, name, target = model, type(model).__qualname__, None if device == "auto" else _find_device(device)
+        module, name, target = model, type(model).__qualname__, None if device == "auto" else find_device(device)
         if checkpoint is not None:
             raise ValueError(
                 f"a checkpoint needs the name of a model, but a {name} module was passed; load the weights into it "
@@ -98,7 +98,7 @@ def load_model(
         family = family or find_family(module)
         weights = {"source": "module as handed over", "sha256": weights_sha256(module), "pretrained": pretrained}
     elif isinstance(model, str):
-        name, target = model, _find_device(device)
+        name, target = model, find_device(device)
         # Models are created on the CPU, whatever the device; the caller's random state is restored.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -139,7 +139,12 @@ def _resolve_data_config(module: nn.Module, image_size: tuple[int, int]) -> dict
     return config
 
 
-def _find_device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device of this machine; ``"auto"`` is cuda, else mps, else cpu.
+
+    Raises:
+        ValueError: for an unknown device, or one that this machine lacks.
+    """
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")

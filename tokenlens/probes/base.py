@@ -108,7 +108,7 @@ class Probe(ABC):
     """``"image"`` to receive ``ImageFeatures``, ``"patches"`` to receive ``PatchFeatures``."""
 
     unit: ClassVar[str]
-    """What the score is a share of."""
+    """Unit of the score: the quantity that it is a share of."""
 
     @abstractmethod
     def evaluate(self, train: Any, test: Any, names: Sequence[str], seed: int) -> ProbeScore:

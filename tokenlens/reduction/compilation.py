@@ -144,7 +144,7 @@ def _load_or_compile() -> ctypes.CDLL:
 
 
 def _only_ours(path: Path) -> bool:
-    """Whether nobody else can write to the path, whose content will be executed."""
+    """Return whether nobody else can write to the path, whose content will be executed."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 

@@ -141,17 +141,17 @@ class CompiledKernels(ReductionKernels):
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether C finds the numbers at ``data_ptr``, where subclasses (DTensor, FakeTensor) may not keep them."""
+    """Return whether C finds the numbers at ``data_ptr``, where subclasses (DTensor, FakeTensor) may not keep them."""
     return type(x) in (Tensor, nn.Parameter) and not x.is_neg() and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def _readable(x: Tensor) -> bool:
-    """Whether the tensor is plain and its channels are adjacent."""
+    """Return whether the tensor is plain and its channels are adjacent."""
     return _plain(x) and (x.stride(-1) == 1 or x.shape[-1] == 1)
 
 
 def _same_strides(x: Tensor, other: Tensor) -> bool:
-    """Whether C can read both with the same strides; the stride of images is arbitrary where there is one image."""
+    """Return whether C can read both with the same strides; with one image, its stride is arbitrary."""
     first = 0 if len(x) > 1 else 1
     return _readable(other) and other.shape == x.shape and other.stride()[first:] == x.stride()[first:]
 

@@ -220,7 +220,7 @@ class PatternSummary:
 
 @dataclass
 class UpdateSummary:
-    """What one branch adds to the residual stream.
+    """The update that one branch adds to the residual stream.
 
     Attributes:
         product: (..., T), inner product of update and residual for each token.

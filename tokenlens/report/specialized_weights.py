@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures.base import GROUP_NAMES
 from tokenlens.report.number_format import counted, with_decimals, with_digits
 from tokenlens.report.tables import Table, TableEntry, number_column, table_of, text_column
+from tokenlens.verification.wording import join_words
 
 METRIC = "weight_distance"
 _COMPONENTS = {
@@ -112,14 +113,14 @@ def _distances(analysis: Analysis) -> pd.DataFrame:
 def _modules(specialization: Mapping[str, Any] | None, rows: pd.DataFrame) -> str:
     """Describe which tokens have separate weights, and in which modules."""
     prefix = [GROUP_NAMES[group] for group in (specialization or {}).get("prefix", ())]
-    tokens = f"{_joined(prefix)} on the one hand and patches on the other" if prefix else "Prefix tokens and patches"
+    tokens = f"{join_words(prefix)} on the one hand and patches on the other" if prefix else "Prefix tokens and patches"
     modules = rows.assign(module=rows["parameter"].str.rpartition(".")[0] if len(rows) else "")
     modules = modules[["component", "module", "block"]].drop_duplicates()
     counts = [
         counted(int((modules["component"] == name).sum()), _COMPONENTS.get(name, name))
         for name in dict.fromkeys(modules["component"])
     ]
-    where = f" in {_joined(counts)}" if counts else ""
+    where = f" in {join_words(counts)}" if counts else ""
     chosen = {name: value for name, value in (specialization or {}).items() if name not in ("prefix", "registers")}
     options = f" ({', '.join(f'{name}: {_written(value)}' for name, value in chosen.items())})" if chosen else ""
     return f"The model is specialized: {tokens} have separate weights{where}{options}."
@@ -168,7 +169,3 @@ def _blocks(blocks: pd.Series) -> str:
 
 def _written(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value).replace("_", " ")
-
-
-def _joined(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,4 +1,4 @@
-"""How a result came about: versions, command and commit."""
+"""Provenance of a result: versions, command and commit."""
 
 from __future__ import annotations
 

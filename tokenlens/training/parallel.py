@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from tokenlens.families.base import find_family
+from tokenlens.models.loading import find_device
 from tokenlens.training.recipe import Recipe
 
 
@@ -40,7 +41,8 @@ def make_fabric(recipe: Recipe, device: str = "auto", devices: int = 1, nodes: i
         ValueError: for a device that is not available, a precision that it does not support, or processes that cannot
             be started.
     """
-    kind, index = _choose_device(device)
+    target = find_device(device)
+    kind, index = target.type, target.index
     if torch.distributed.is_torchelastic_launched():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
@@ -127,24 +129,6 @@ class _Autocast(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         """Return the inputs unchanged."""
         return data
-
-
-def _choose_device(device: str) -> tuple[str, int | None]:
-    """Return the type of a device, and its index if one is given."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if device == "auto":
-        return available[0], None
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"no device is called {device!r}; available here: auto, {', '.join(available)}") from error
-    if wanted.type not in available or (wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"no {device!r} on this machine; available here: auto, {', '.join(available)}")
-    return wanted.type, wanted.index
 
 
 def _shard(objective: nn.Module, mesh: Any) -> nn.Module:

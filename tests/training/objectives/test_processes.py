@@ -28,7 +28,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """What two gloo processes compute together, for each case."""
+    """The results of two gloo processes together, for each case."""
     folder = tmp_path_factory.mktemp("two")
     out = folder / "found.pt"
     running = [

@@ -85,7 +85,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may know about its training.
+    """The training that an objective is part of.
 
     Args:
         image_size: pixels of a global view.

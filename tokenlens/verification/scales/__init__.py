@@ -1,4 +1,4 @@
-"""How large a verification is, one file per scale."""
+"""Scales of a verification (models, data, seeds, probes), one file each."""
 
 from tokenlens.verification.scales.base import Pace, Scale, ScaleProbe, scale_of, scales
 

@@ -1,4 +1,4 @@
-"""Whether specializing a pretrained model improves it, compared with training on without it; on two CPU cores.
+"""Test whether specializing a pretrained model improves it, compared with training on without it; on two CPU cores.
 
 Command:   tokenlens verify --scale tiny_continued --data DATA
            with other weights of the same model: --start RUN
