@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -34,8 +35,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             say("interrupted; nothing was written")
             raise typer.Exit(INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-            raise  # typer ends these by itself, a broken pipe without a message
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python can flush stdout at its end
+            raise typer.Exit() from None
         except Exception as error:
             if is_first_to_fail():
                 if debug:

@@ -10,6 +10,9 @@ import typer
 
 T = TypeVar("T")
 
+LARGEST_SEED = 2**32 - 1
+"""As in ``tokenlens.images.sources``, which would take too long to import here."""
+
 
 def complete_entries(package: str) -> Callable[[str], list[str]]:
     """Return a function that completes the name of a catalogue's entry without importing the entries.
@@ -115,7 +118,9 @@ Metrics = Annotated[
 ]
 Seed = Annotated[
     T,
-    typer.Option(min=0, metavar="N", help="Seed for image sampling, sample crops and random weights."),
+    typer.Option(
+        min=0, max=LARGEST_SEED, metavar="N", help="Seed for image sampling, sample crops and random weights."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists already.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Save the numbers without drawing figures and report.")]

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import typer
@@ -29,6 +29,13 @@ def say_skipped(images: Sequence[Mapping[str, str]]) -> None:
         named = "; ".join(f"{item.get('split', '')} {item['name']}: {item['reason']}".strip() for item in images[:5])
         more = f"; and {len(images) - 5} more, all listed in the run folder" if len(images) > 5 else ""
         say(f"{len(images)} unreadable {'image was' if len(images) == 1 else 'images were'} skipped: {named}{more}")
+
+
+def say_about_images(images: Mapping[str, Any]) -> None:
+    """Print what the provenance says about the images of an analysis to stderr: remarks, and which were skipped."""
+    for note in images.get("notes", []):
+        say(note)
+    say_skipped(images.get("skipped", []))
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -65,17 +72,24 @@ def format_duration(seconds: float) -> str:
 def show_progress(title: str) -> Iterator[Progress]:
     """Yield a function to call with the numbers of images done and in total (None if unknown).
 
-    It draws a progress bar on a terminal, and prints a line now and then elsewhere.
+    It draws a progress bar on a terminal, and prints a line now and then elsewhere; nothing before its first call.
     """
     if not sys.stderr.isatty():
-        say(title)
-        yield _print_lines()
+        yield _print_lines(title)
         return
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    with ExitStack() as stack:
+        bar: Any = None
 
-    with make_bar(title, "images", TimeElapsedColumn(), "left", TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        def update(done: int, total: int | None) -> None:
+            nonlocal bar
+            if bar is None:
+                from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+                bar = make_bar(title, "images", TimeElapsedColumn(), "left", TimeRemainingColumn())
+                stack.enter_context(bar).add_task("", total=None)
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield update
 
 
 def make_bar(title: str, *columns: Any) -> Any:
@@ -89,12 +103,15 @@ def make_bar(title: str, *columns: Any) -> Any:
     return rich.Progress(*first, *more, console=Console(stderr=True), transient=True, refresh_per_second=4)
 
 
-def _print_lines() -> Progress:
-    started = last_line = time.monotonic()
+def _print_lines(title: str) -> Progress:
+    started = last_line = 0.0
 
     def update(done: int, total: int | None) -> None:
-        nonlocal last_line
+        nonlocal started, last_line
         now = time.monotonic()
+        if not started:
+            started = last_line = now
+            say(title)
         if now - last_line < SECONDS_BETWEEN_LINES:
             return
         last_line = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_skipped, show_progress
+from tokenlens_cli._output import print_json, say, say_about_images, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -46,7 +47,8 @@ def command(
     folder = out if out is not None else default_folder(model)
     chosen = options.parse_metrics(metrics)
     with joined(device) as rank:
-        from tokenlens.analysis import analyze
+        from tokenlens.analysis.analyze import analyze, choose_metrics
+        from tokenlens.images import ImageWarning
         from tokenlens.storage.run_folder import check_writable
 
         settings: dict[str, Any] = {
@@ -65,8 +67,10 @@ def command(
             analyze(model, images, **settings)
             return
         check_writable(folder, overwrite)
+        choose_metrics(chosen)  # an unknown one is reported before anything is loaded
         say(f"loading {model}")
-        with show_progress(f"analyzing {model}") as progress:
+        with show_progress(f"analyzing {model}") as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)  # printed with the result
             analysis = analyze(model, images, **settings, progress=progress)
         _say_what_is_missing(analysis)
         save_result(analysis, folder, overwrite=overwrite, report=not no_report)
@@ -74,10 +78,7 @@ def command(
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
-    images = analysis.provenance["images"]
-    if images.get("note"):
-        say(images["note"])
-    say_skipped(images["skipped"])
+    say_about_images(analysis.provenance["images"])
     reasons: dict[str, list[str]] = {}
     for metric, reason in analysis.not_applicable.items():
         reasons.setdefault(reason, []).append(metric)
@@ -97,7 +98,7 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "untrained": analysis.untrained,
                 "blocks": analysis.blocks,
                 "images": analysis.images,
-                "skipped": analysis.provenance["images"]["skipped"],
+                **{name: analysis.provenance["images"][name] for name in ("skipped", "copies", "notes")},
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
                 "numbers": len(analysis.table),

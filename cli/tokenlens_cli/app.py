@@ -37,6 +37,14 @@ class Command(TyperCommand):
             if hasattr(parameter, "show_envvar"):
                 parameter.show_envvar = False
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty texts: as a path, one would be the current folder."""
+        for before, argument in zip(["", *args], args, strict=False):
+            option = argument[:-1] if argument.startswith("--") and argument.endswith("=") else before
+            if not argument or option is not before:
+                raise typer.BadParameter("it is empty; leave it out, or give a value", ctx, param_hint=option or None)
+        return super().parse_args(ctx, args)
+
 
 def command_names() -> list[str]:
     """Return the names of all commands: the files of this folder except app.py and those that start with ``_``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, show_progress
+from tokenlens_cli._output import print_json, say_about_images, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -103,8 +104,20 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
     models = [subject for subject in subjects if not is_run(subject)]
     if not models:
         return compare(*subjects, **settings)
-    with show_progress(f"analyzing {', '.join(models)}") as progress:
-        return compare(*subjects, **settings, progress=progress)
+    from tokenlens.images import ImageWarning
+
+    with show_progress(f"analyzing {', '.join(models)}") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # printed below
+        comparison = compare(*subjects, **settings, progress=progress)
+    remarks = [
+        analysis.provenance["images"]
+        for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True)
+        if subject in models
+    ]
+    for number, images in enumerate(remarks):
+        if images not in remarks[:number]:  # usually all models see the same images
+            say_about_images(images)
+    return comparison
 
 
 def _short_name(subject: str) -> str:

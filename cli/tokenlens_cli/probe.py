@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say_skipped, show_progress
+from tokenlens_cli._output import print_json, say, say_skipped, show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
@@ -68,7 +68,13 @@ def command(
         typer.Option(min=2, metavar="N", help="Use only N images of each split: a fixed random subset."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed for random weights, held-out images and the training order.")
+        int,
+        typer.Option(
+            min=0,
+            max=options.LARGEST_SEED,
+            metavar="N",
+            help="Seed for random weights, held-out images and the training order.",
+        ),
     ] = 0,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Store the features on disk, and reuse stored ones.")
@@ -110,6 +116,8 @@ def command(
             cache=cache,
             progress=progress,
         )
+    for note in dict.fromkeys(note for data in result.provenance["data"] for note in data.get("notes", [])):
+        say(note)
     say_skipped(result.provenance["skipped"])
     save_result(result, folder, overwrite=overwrite, report=not no_report)
     if json:

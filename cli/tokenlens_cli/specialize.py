@@ -39,7 +39,9 @@ def command(
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained[bool] = True,
     img_size: options.ImgSize = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed for random weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=options.LARGEST_SEED, metavar="N", help="Seed for random weights.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -105,6 +107,8 @@ def command(
 
 def find_target(out: Path, overwrite: bool) -> tuple[Path, str]:
     """Return the folder and the name of the weights file; raise ValueError if it exists and must not be replaced."""
+    from tokenlens.storage.run_folder import check_can_create
+
     folder, name = (out.parent, out.name) if out.suffix == ".safetensors" else (out, "model.safetensors")
     existing = [str(folder / file) for file in (name, "config.json") if (folder / file).exists()]
     if existing and not overwrite:
@@ -112,6 +116,7 @@ def find_target(out: Path, overwrite: bool) -> tuple[Path, str]:
         raise ValueError(f"{' and '.join(existing)} already {exist}; use --overwrite to replace it")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; expected a folder or the name of a .safetensors file")
+    check_can_create(folder / name)
     return folder, name
 
 

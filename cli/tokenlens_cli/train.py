@@ -65,7 +65,11 @@ def command(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed for weights, image order and all random draws; by default the recipe's."),
+        typer.Option(
+            min=0,
+            max=options.LARGEST_SEED,
+            help="Seed for weights, image order and all random draws; by default the recipe's.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Resume an unfinished run in the folder, or refuse to.")
@@ -186,6 +190,8 @@ def print_result(run: TrainedRun, *, json: bool) -> None:
     loss = float(metrics["loss"].iloc[-1]) if len(metrics) else None
     if differences := settings["sessions"][-1].get("rounds_differently"):
         say(f"this session rounds differently ({'; '.join(differences)}): weights differ from those of one session")
+    for note in settings["data"].get("notes", []):
+        say(note)
     if settings["skipped"]:
         many = settings["skipped"] != 1
         say(f"{settings['skipped']} unreadable image{'s were' if many else ' was'} skipped, see {run.path}/skipped.csv")

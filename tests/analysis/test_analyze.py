@@ -164,7 +164,7 @@ def test_an_unreadable_image_is_left_out_everywhere(tmp_path):
 def test_progress_counts_to_the_end():
     seen = []
     tokenlens.analyze(fresh(), images("registers"), batch_size=3, progress=lambda *counts: seen.append(counts))
-    assert seen == [(3, 8), (6, 8), (8, 8)]
+    assert seen == [(0, 8), (3, 8), (6, 8), (8, 8)]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 8, 100])

@@ -200,7 +200,7 @@ def test_an_error_in_one_process_ends_all(tmp_path):
         "def broken(*args, **options):\n"
         "    raise ValueError('this rank alone is broken')\n"
         "if os.environ['RANK'] == '1':\n"
-        "    importlib.import_module('tokenlens.analysis.analyze').iterate_batches = broken\n"
+        "    importlib.import_module('tokenlens.analysis.analyze').iterate_distinct = broken\n"
         "app(prog_name='tokenlens')\n",
         encoding="utf-8",
     )

@@ -14,7 +14,7 @@ from tokenlens.images.sources import open_images
 def test_links_are_followed_once_and_capitals_count(folder: Path) -> None:
     (folder / "b" / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "b" / "CAPITALS.PNG").write_bytes(encoded(picture(42)))
-    names = find_images(folder)
+    names = find_images(folder).names
     assert len(names) == 12
     assert names == sorted(names)
     assert "b/CAPITALS.PNG" in names

@@ -55,8 +55,8 @@ def test_data_sets_of_every_form(form: str) -> None:
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("text", "^item 0 of the data set has the type str; expected a PIL image"),
-        ("label", "^item 0 of the data set has the type dict"),
+        ("text", "^item 0 of the data set is no image but the text .*; expected a PIL image"),
+        ("label", "^item 0 of the data set is no image but a dict with "),
         ("bytes", r"^item 0 must hold preprocessed floating-point numbers, got torch\.uint8"),
         ("sizes", r"^the images of a batch differ in shape: item 0 has \(3, 16, 16\), item 1 has \(3, 16, 17\)"),
     ],
@@ -121,9 +121,9 @@ def test_tensor() -> None:
         (torch.full((2, 3, 8, 8), float("inf")), "contains NaN or infinite"),
         (torch.zeros(2, 3, 9, 8), "must have 8×8 pixels for this model, got 2×3×9×8"),
         (torch.zeros(0, 3, 8, 8), "is empty"),
-        (np.zeros((2, 3, 8, 8)), "item 0 of the data set has the type ndarray"),
-        (3, "got int"),
-        (None, "got NoneType"),
+        (np.zeros((2, 3, 8, 8)), "got a NumPy array; torch.from_numpy turns it into a tensor"),
+        (3, "got the number 3"),
+        (None, "got nothing"),
     ],
 )
 def test_wrong_tensors(images: Any, message: str) -> None:

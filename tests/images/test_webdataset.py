@@ -9,6 +9,7 @@ import pytest
 from tests.support.image_batches import collect, equal, merge_ranks, read_all, read_names, shrink
 from tests.support.image_files import encoded, picture, write_tar
 from tokenlens.images.sources import open_images
+from tokenlens.images.webdataset import is_break
 
 
 @pytest.fixture
@@ -47,12 +48,14 @@ def test_shards(shards: Path) -> None:
 
 def test_the_rest_of_a_shard_that_is_cut_off_is_lost_and_named(shards: Path) -> None:
     first = shards / "part-000.tar"
-    first.write_bytes(first.read_bytes()[:2500])
+    first.write_bytes(first.read_bytes()[:3500])
     source = open_images(f"wds/{shards}", transform=shrink)
     names = read_names(source)
     assert "part-001.tar/sample3.jpg" in names
     assert "part-000.tar/sample3.jpg" not in names
-    assert any(item["name"] == "part-000.tar" and "is cut off" in item["reason"] for item in source.skipped)
+    (broken,) = (item for item in source.skipped if item["name"] == "part-000.tar")
+    assert is_break(broken["reason"])
+    assert "cut off at byte 3,500, inside sample1.jpg; 1 sample before it was read" in broken["reason"]
 
 
 def test_missing_shards(shards: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.processes import Seen, merge_ranks, rank_and_world_size
 from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
-from tokenlens.images.batches import iterate_batches
+from tokenlens.images import ImageWarning, iterate_distinct
+from tokenlens.images.sources import SAMPLE_NOTE, check_seed
+from tokenlens.images.webdataset import is_break
 from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
@@ -77,6 +80,7 @@ def analyze(
     """
     started, clock = dt.datetime.now(dt.UTC), time.perf_counter()
     chosen = choose_metrics(metrics)
+    check_seed(seed)
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )
@@ -85,7 +89,9 @@ def analyze(
     run = AnalysisRun(loaded, chosen, keep_images, expensive=metrics is not None)
     seen: Seen = []
     with evaluating(loaded.module):
-        for batch in iterate_batches(source, batch_size, workers=workers, rank=rank, world_size=world_size):
+        if progress is not None:
+            progress(0, source.total)
+        for batch in iterate_distinct(source, batch_size, workers=workers, rank=rank, world_size=world_size):
             run.process_batch(batch, amp=amp)
             seen += zip(batch.indices, batch.names, batch.hashes, strict=True)
             if progress is not None:
@@ -95,6 +101,11 @@ def analyze(
     seen, skipped = merge_ranks(run, seen, source.skipped, world_size)
     if not seen:
         raise no_usable_image(source.description, skipped)
+    source.notes += [f"{item['name']}: {item['reason']}." for item in skipped if is_break(item["reason"])]
+    skipped = [item for item in skipped if not is_break(item["reason"])]
+    for note in source.notes if rank == 0 else ():
+        if note != SAMPLE_NOTE:
+            warnings.warn(note, ImageWarning, stacklevel=2)
     names = [name for _, name, _ in seen]
     weights = next(loaded.module.parameters())
     provenance = {
@@ -105,11 +116,12 @@ def analyze(
         **_specialized(loaded.module),
         "images": {
             "source": source.description,
-            "note": source.note,
+            "notes": source.notes,
             "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None,
             "limit": limit,
             "count": len(names),
             "skipped": skipped,
+            "copies": source.copies,
             "names": names,
             "hashes": [digest for *_, digest in seen],
             "kept_per_image": min(len(names), keep_images),

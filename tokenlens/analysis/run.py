@@ -78,6 +78,9 @@ class AnalysisRun:
                 self.applicable.append(metric)
             else:
                 self.not_applicable[metric.name] = reason
+        if not self.applicable:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_applicable.items())
+            raise ValueError(f"none of the chosen metrics applies to {self.loaded.name} ({reasons})")
 
     @cached_property
     def _reducer(self) -> Reducer:
@@ -232,6 +235,11 @@ def check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
             found.append((block is None, -1 if block is None else block, order, image, f"{prefix}{site}"))
     _, first, _, image, site = min(found)
     where = site if first < 0 else f"block {first}, {site}"
+    if all(bool(torch.isinf(values[~torch.isfinite(values)]).all()) for _, values, _ in checked):
+        raise NonFiniteActivation(
+            f"the activations at {where} are infinite, or so large (above about 1e19) that their squares are, first "
+            f"for image {names[image]!r}. Check the weights and the images."
+        )
     raise NonFiniteActivation(
         f"NaN or infinity in the activations at {where}, first for image {names[image]!r}. Check the weights "
         "and the images, and try without reduced precision (amp)."

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, SequentialSampler
 
 from tokenlens.images.preprocessing import Batch, Collated, PreparedImage, SkippedImage, collate, prepare
-from tokenlens.images.pytorch import READ_ERRORS, TensorImages, check_tensor, extract_image
+from tokenlens.images.pytorch import READ_ERRORS, TensorImages, check_tensor, describe_kind, extract_image
 from tokenlens.images.sources import ImageSource
 from tokenlens.storage.hashing import tensor_sha256
 
@@ -136,17 +136,20 @@ def _loader_batches(loader: DataLoader[Any], source: ImageSource, rank: int, wor
                 "are skipped and counted"
             ) from error
         if not isinstance(images, Tensor):
-            raise ValueError(f"the DataLoader's batches must be tensors (B, 3, H, W), got {type(images).__qualname__}")
+            raise ValueError(f"the DataLoader's batches must be tensors (B, 3, H, W), got {describe_kind(images)}")
         if source.limit is not None:
             images = images[: source.limit - start]
         if number % world_size == rank:
             check_tensor(images, source.image_size, f"batch {number} of the DataLoader")
             indices = list(range(start, start + len(images)))
+            hashes = [tensor_sha256(image) for image in images]
             batch = Batch(
                 images=images.detach().float(),
                 indices=indices,
                 names=[f"item {index}" for index in indices],
-                hashes=[tensor_sha256(image) for image in images],
+                hashes=hashes,
+                pixel_hashes=hashes,
+                dark=[False] * len(indices),
             )
             yield batch, []
         start, number = start + len(images), number + 1

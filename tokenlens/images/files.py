@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,13 @@ from tokenlens.images.decoding import (
     image_extensions,
     is_image_name,
 )
+from tokenlens.storage.wording import counted
+
+OTHER_FORMATS = frozenset(
+    ".heic .heif .hif .avif .jxl .svg .exr .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .nii .npy .npz .mat "
+    ".mp4 .mov .avi .mkv .webm".split()  # noqa: SIM905
+)
+"""Extensions of pictures, arrays and videos. Those that the installed PIL can read are images."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,11 @@ class RawImage:
     def from_file(cls, name: str, path: Path) -> RawImage:
         """Read the bytes of an image file."""
         try:
-            return cls(name, path.read_bytes())
+            # Opening a pipe that nobody writes to would block, and a device may never end.
+            with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return cls(name, reason="a pipe or a device, not a file")
+                return cls(name, file.read())
         except OSError as error:
             return cls(name, reason=error.strerror or describe_error(error))
 
@@ -68,11 +81,12 @@ class IndexedImages(Protocol):
 
 
 class ImageFiles:
-    """Image files in a folder, given by their paths relative to it."""
+    """Image files in a folder, given by their paths relative to it; ``notes`` says which files were left out."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], notes: Sequence[str] = ()) -> None:
         self.folder = folder
         self.names = names
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,15 +96,17 @@ class ImageFiles:
         return RawImage.from_file(printable_name(name), self.folder / name)
 
 
-def find_images(folder: Path) -> list[str]:
-    """Return the paths of all image files below a folder, relative to it, sorted.
+def find_images(folder: Path) -> ImageFiles:
+    """Find all image files below a folder, sorted by their relative paths.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    Hidden files and folders are left out. Links to folders are followed, each folder once. Pictures and videos in other
+    formats (``OTHER_FORMATS``) are counted in ``notes``.
 
     Raises:
         ValueError: if there are no images; the message names the extensions looked for.
     """
     found: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -100,11 +116,33 @@ def find_images(folder: Path) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         prefix = "" if parent == os.fspath(folder) else Path(parent).relative_to(folder).as_posix() + "/"
-        found += [prefix + name for name in files if not name.startswith(".") and is_image_name(name)]
+        visible = [prefix + name for name in files if not name.startswith(".")]
+        found += [name for name in visible if is_image_name(name)]
+        others += [name for name in visible if is_other_format(name)]
+    note = describe_other_formats(others)
     if not found:
         expected = " ".join(sorted(image_extensions()))
-        raise ValueError(f"no images in {folder} or its subfolders; expected files that end in {expected}")
-    return sorted(found)
+        hint = f". {note}" if note else ""
+        raise ValueError(f"no images in {folder} or its subfolders; expected files that end in {expected}{hint}")
+    return ImageFiles(folder, sorted(found), [note] if note else [])
+
+
+def is_other_format(name: str) -> bool:
+    """Return whether a file name has the extension of a picture or video that PIL does not read."""
+    return os.path.splitext(name)[1].lower() in OTHER_FORMATS and not is_image_name(name)
+
+
+def describe_other_formats(names: Sequence[str]) -> str:
+    """Return a sentence about files in formats that are not read, or nothing if there are none."""
+    if not names:
+        return ""
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names).most_common()
+    were = "was" if len(names) == 1 else "were"
+    return (
+        f"{counted(len(names), 'file')} in formats that are not read {were} left out "
+        f"({', '.join(f'{count} {kind}' for kind, count in kinds)}), e.g. {printable_name(min(names))}; convert "
+        "them to JPEG or PNG"
+    )
 
 
 def printable_name(name: str) -> str:

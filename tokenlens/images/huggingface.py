@@ -39,7 +39,15 @@ class HuggingFaceImages:
         dataset, self.split, self.splits = _load(datasets, path, split)
         columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         if not columns:
-            raise ValueError(f"the data set {path!r} has no column of images, only {', '.join(dataset.features)}")
+            raise ValueError(
+                f"the data set {path!r} has no column of images, only {', '.join(dataset.features)}; cast one with "
+                "dataset.cast_column(NAME, datasets.Image()), or store the files as a folder"
+            )
+        if "image" not in columns and len(columns) > 1:
+            raise ValueError(
+                f"the data set {path!r} has several columns of images ({', '.join(columns)}) and none is called image; "
+                "rename the one to use: dataset.rename_column(NAME, 'image')"
+            )
         self.column = "image" if "image" in columns else columns[0]
         self.dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
         self.description = f"Hugging Face data set {path}, split {self.split}"

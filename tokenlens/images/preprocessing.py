@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,9 @@ from tokenlens.storage.hashing import tensor_sha256
 
 Transform = Callable[[Image.Image], Tensor]
 
+DARK = 16
+"""An image none of whose values (0 to 255) is larger counts as nearly black: 12-bit data in a 16-bit file."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -29,12 +33,16 @@ class Batch:
         indices: the index of each image in the source's order; the same for every rank, worker and batch size.
         names: of the files, rows or items.
         hashes: SHA-256 of each image's file, or of its pixels or tensor where there is no file.
+        pixel_hashes: SHA-256 of each preprocessed image; the same for exact copies, whatever their files.
+        dark: whether an image is nearly black before preprocessing; see ``DARK``.
     """
 
     images: Tensor
     indices: list[int]
     names: list[str]
     hashes: list[str]
+    pixel_hashes: list[str]
+    dark: list[bool]
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class PreparedImage:
     name: str
     hash: str
     image: Tensor
+    pixel_hash: str
+    dark: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,17 @@ def prepare(
             check_tensor(content[None], image_size, name)
         except ValueError as error:
             return SkippedImage(name, str(error), invalid=True)
-        return PreparedImage(index, name, tensor_sha256(content), content.detach().cpu().float())
+        digest = tensor_sha256(content)
+        return PreparedImage(index, name, digest, content.detach().cpu().float(), digest)
     try:
         image = raw.decode(image_size)
     except UnreadableImageError as error:
         return SkippedImage(name, str(error), raw.invalid)
     digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else pixel_sha256(image)
-    return PreparedImage(index, name, digest, transform(image))
+    pixels = transform(image)
+    extrema: Any = image.getextrema()  # of each channel
+    dark = all(high <= DARK for _, high in extrema)
+    return PreparedImage(index, name, digest, pixels, tensor_sha256(pixels), dark)
 
 
 def collate(images: Iterable[PreparedImage | SkippedImage]) -> Collated:
@@ -98,4 +112,6 @@ def collate(images: Iterable[PreparedImage | SkippedImage]) -> Collated:
         indices=[image.index for image in prepared],
         names=[image.name for image in prepared],
         hashes=[image.hash for image in prepared],
+        pixel_hashes=[image.pixel_hash for image in prepared],
+        dark=[image.dark for image in prepared],
     ), skipped

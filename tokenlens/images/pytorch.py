@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -88,9 +89,16 @@ class IterableDatasetImages:
 
 
 def extract_image(item: Any) -> Any:
-    """Return the image of an (image, label) tuple or a dict with "pixel_values" or "image"; other items unchanged."""
+    """Return the image of an (image, label) tuple or a dict; other items unchanged.
+
+    A dict's image is its "pixel_values" or "image", or else its only PIL image or tensor of 3 or 4 dimensions.
+    """
     if isinstance(item, Mapping):
-        return item.get("pixel_values", item.get("image", item))
+        for name in ("pixel_values", "image"):
+            if name in item:
+                return item[name]
+        found = [v for v in item.values() if isinstance(v, Image.Image) or (isinstance(v, Tensor) and v.ndim in (3, 4))]
+        return found[0] if len(found) == 1 else item
     return item[0] if isinstance(item, tuple | list) and item else item
 
 
@@ -103,11 +111,29 @@ def _raw_image(name: str, item: Any) -> RawImage:
             return RawImage(name, reason=describe_error(error))
     if isinstance(content, Tensor):
         return RawImage(name, content)
+    fields = f" with {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, Mapping) else ""
     reason = (
-        f"{name} of the data set has the type {type(content).__qualname__}; expected a PIL image, a tensor (3, height, "
-        "width), a tuple (image, label), or a dict with 'image' or 'pixel_values'"
+        f"{name} of the data set is no image but {describe_kind(content)}{fields}; expected a PIL image, a tensor "
+        "(3, height, width), a tuple (image, label), or a dict with one image, or with 'image' or 'pixel_values'"
     )
     return RawImage(name, reason=reason, invalid=True)
+
+
+def describe_kind(content: Any) -> str:
+    """Return what an object is, in words.
+
+    >>> describe_kind("a.jpg"), describe_kind(None), describe_kind(np.zeros(3))
+    ("the text 'a.jpg'", 'nothing (None)', 'a NumPy array; torch.from_numpy turns it into a tensor')
+    """
+    if content is None:
+        return "nothing (None)"
+    if isinstance(content, str | int | float):
+        return f"the {'text' if isinstance(content, str) else 'number'} {content!r}"
+    if isinstance(content, np.ndarray):
+        return "a NumPy array; torch.from_numpy turns it into a tensor"
+    known = {Mapping: "a dict", bytes: "bytes", list | tuple: "a list"}
+    found = next((words for kind, words in known.items() if isinstance(content, kind)), None)
+    return found or f"a {type(content).__name__}"
 
 
 def _item_name(dataset: Any, index: int) -> str:

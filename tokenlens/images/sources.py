@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sized
+import re
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,36 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from tokenlens.images.files import ImageFiles, IndexedImages, RawImage, find_images
+from tokenlens.images.files import (
+    ImageFiles,
+    IndexedImages,
+    RawImage,
+    find_images,
+    is_other_format,
+    preview_names,
+)
 from tokenlens.images.huggingface import HuggingFaceImages
+from tokenlens.images.layouts import check_photographs
 from tokenlens.images.preprocessing import Transform
-from tokenlens.images.pytorch import DatasetImages, IterableDatasetImages, TensorImages, check_tensor
+from tokenlens.images.pytorch import DatasetImages, IterableDatasetImages, TensorImages, check_tensor, describe_kind
 from tokenlens.images.sample import PHOTOGRAPHS, VIEWS, SampleViews
 from tokenlens.images.webdataset import WebDatasetImages
+from tokenlens.storage.wording import counted
 
 FORMS = "a folder of images, an image file, sample, hfds/NAME[:SPLIT] or wds/SHARDS"
+
+HINTS = {
+    ".zip .7z .rar": "an archive; unpack it and give the folder",
+    ".tgz .gz .xz .bz2": "a compressed archive; unpack it, or write wds/{path} if it is a webdataset shard",
+    ".csv .tsv .txt .json .jsonl": "a list or a table, not images; give the folder with the images, or in Python a "
+    "list of their paths",
+    ".parquet .arrow": "a table; write hfds/{folder} if it belongs to a Hugging Face data set",
+    ".npy .npz .pt .pth .h5": "an array; in Python give the preprocessed images as a tensor (N, 3, H, W)",
+}
+"""What to do with a file that is no image, by its extensions."""
+
+LARGEST_SEED = 2**32 - 1
+"""Larger seeds would stand for the same random numbers as smaller ones."""
 
 SAMPLE_NOTE = (
     f"The images are crops of {len(PHOTOGRAPHS)} photographs. The intervals treat them as independent images, so they "
@@ -42,8 +65,9 @@ class ImageSource:
         limit: how many images of a stream or a DataLoader are read; None for all.
         transform: RGB image → (3, H, W).
         image_size: (height, width) that the model takes; None accepts any.
-        note: what a reader of the numbers must know about these images, or empty.
+        notes: what a reader of the numbers must know about these images, as sentences.
         skipped: ``{"name", "reason"}`` of each image that was unreadable in the last iteration (on this rank).
+        copies: ``{"name", "copy_of"}`` of each image that ``iterate_distinct`` left out (on all ranks).
     """
 
     description: str
@@ -53,12 +77,13 @@ class ImageSource:
     limit: int | None
     transform: Transform = field(repr=False)
     image_size: tuple[int, int] | None
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    copies: list[dict[str, str]] = field(default_factory=list)
 
 
 def open_images(
-    images: str | os.PathLike[str] | Tensor | Dataset[Any] | DataLoader[Any],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Tensor | Dataset[Any] | DataLoader[Any],
     *,
     transform: Transform | None = None,
     limit: int | None = None,
@@ -73,13 +98,13 @@ def open_images(
         images: one of
 
             - a folder: all image files in it and its subfolders, sorted by relative path, hidden files left out;
-            - an image file;
+            - an image file, or a list of image files;
             - ``"sample"``: random crops (64, or ``limit``) of photographs that come with the dependencies;
             - ``"hfds/NAME[:SPLIT]"``: a Hugging Face data set, on the Hub or on disk;
-            - ``"wds/SHARDS"``: webdataset shards, a folder of them or a pattern with braces;
+            - ``"wds/SHARDS"``: webdataset shards, a folder of them or a pattern with braces or wildcards;
             - a tensor (N, 3, H, W), already preprocessed;
             - a PyTorch ``Dataset`` or anything else with ``len`` and ``[]``, whose items are PIL images, tensors
-              (preprocessed), tuples (image, label) or dicts with ``"image"`` or ``"pixel_values"``;
+              (preprocessed), tuples (image, label) or dicts with one image, or with ``"image"`` or ``"pixel_values"``;
             - a ``DataLoader``, which keeps its own batches.
         transform: RGB image → (3, H, W), usually ``LoadedModel.transform()``; not applied to tensors. Defaults to
             timm's ImageNet evaluation transform at ``image_size``, or 224.
@@ -90,8 +115,10 @@ def open_images(
 
     Raises:
         ValueError: for a missing path, a folder without images, a tensor of the wrong shape or dtype or with values
-            that are not finite, a missing package, or a limit below 1.
+            that are not finite, a missing package, a folder with masks among the images, a limit below 1, or a seed
+            above 2³² − 1.
     """
+    check_seed(seed)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a whole number of images, at least 1, got {limit!r}")
     if transform is None:
@@ -108,16 +135,27 @@ def open_images(
         description, content = f"tensor {'×'.join(map(str, images.shape))}", TensorImages(images.detach())
     elif isinstance(images, str | os.PathLike):
         description, content = _open_named(os.fspath(images), limit, seed)
-    elif hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+    elif isinstance(images, list | tuple) and images and all(isinstance(one, str | os.PathLike) for one in images):
+        paths = [Path(one).expanduser() for one in images]
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            raise ValueError(f"{counted(len(missing), 'path')} of {len(paths)} are no files: {preview_names(missing)}")
+        description, content = f"list of {counted(len(paths), 'file')}", ImageFiles(Path(), [str(p) for p in paths])
+    elif isinstance(images, Mapping):
+        first = next(iter(images), "")
+        raise ValueError(
+            f"expected one data set, got several by name ({preview_names([str(name) for name in images])}); give one "
+            f"of them, e.g. images[{first!r}]"
+        )
+    elif hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, np.ndarray):
         description, content = f"data set {type(images).__qualname__}", DatasetImages(images)
     else:
         raise ValueError(
             f"expected {FORMS}, a tensor (N, 3, H, W), a Dataset with a length or a DataLoader as images, got "
-            f"{type(images).__qualname__}"
+            f"{describe_kind(images)}"
         )
     total, order, selection = _select(description, content, limit, seed)
-    note = SAMPLE_NOTE if isinstance(content, SampleViews) else ""
-    return ImageSource(description + selection, content, total, order, limit, transform, image_size, note)
+    notes = [SAMPLE_NOTE] if isinstance(content, SampleViews) else [*getattr(content, "notes", ())]
+    return ImageSource(description + selection, content, total, order, limit, transform, image_size, notes)
 
 
 def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedImages | Iterable[RawImage]]:
@@ -133,14 +171,38 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     if prefix.lower() == "wds":
         shards = WebDatasetImages(rest)
         return shards.description, shards
+    if re.match(r"[a-z][a-z0-9+]+://", name):
+        raise ValueError(
+            f"{name} is a URL, and images are not downloaded; download them and give the folder. Webdataset shards can "
+            f"be read from a server: wds/{name}"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
-        return f"folder {path}", ImageFiles(path, find_images(path))
+        found = find_images(path)
+        check_photographs(f"folder {path}", found.names)
+        return f"folder {path}", found
     if path.is_file():
         if path.suffix.lower() == ".tar":
             raise ValueError(f"{path} is an archive; to read it as a webdataset shard, write wds/{path}")
+        for extensions, hint in HINTS.items():
+            if path.suffix.lower() in extensions.split():
+                raise ValueError(f"{path} is {hint.format(path=path, folder=path.parent)}")
+        if is_other_format(path.name):
+            raise ValueError(
+                f"{path} has the format {path.suffix.lower()}, which is not read; convert it to JPEG or PNG"
+            )
         return f"image {path}", ImageFiles(path.parent, [path.name])
+    if path.exists():
+        raise ValueError(f"{path} is a pipe or a device; expected {FORMS} as images")
+    if set(name) & set("*?["):
+        raise ValueError(f"{path} is a pattern; give the folder, whose image files are all read, or in Python a list")
     raise ValueError(f"there is no {path}; expected {FORMS} as images")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless a seed is a whole number from 0 to 2³² − 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"a seed is a whole number from 0 to {LARGEST_SEED}, got {seed!r}")
 
 
 def _select(

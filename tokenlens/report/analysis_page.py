@@ -27,7 +27,7 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
-        "notes": [images["note"]] if images.get("note") else [],
+        "notes": images.get("notes", []),
         "groups": [(group, GROUP_NAMES[group]) for group in GROUP_NAMES if group in (*analysis.layout.prefix, "patch")],
         "findings": judge(analysis),
         "overview": _overview(analysis),

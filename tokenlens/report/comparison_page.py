@@ -36,7 +36,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "untrained": [label for label, analysis in analyses.items() if analysis.untrained],
         "keys": [(label, page_colour(model_colour(number))) for number, label in enumerate(comparison.labels)],
-        "notes": list(dict.fromkeys(source["note"] for source in sources.values() if source.get("note"))),
+        "notes": list(dict.fromkeys(note for source in sources.values() for note in source.get("notes", []))),
         "main_differences": main_differences(comparison),
         "largest": _largest,
         "headings": DIFFERENCE,

@@ -21,6 +21,7 @@ def content(run: TrainedRun) -> dict[str, Any]:
         "title": title,
         "unfinished": "" if run.finished else f"{run.state} at step {run.step} of {settings['steps']}",
         "facts": _facts(run),
+        "notes": settings["data"].get("notes", []),
         "skipped": list(zip(skipped["name"], skipped["reason"], strict=True)),
         "losses": _losses(run, title),
         "diagnostics": download(run.diagnostics, "diagnostics", title) if len(run.diagnostics) else None,

@@ -72,7 +72,15 @@ def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
-    """FileExistsError if a run may not be written to ``path``; worth asking before an hour of work."""
+    """Check that a run may be written to ``path``, which is worth asking before an hour of work.
+
+    Raises:
+        FileExistsError: if something else is there.
+        OSError: if the folder cannot be made.
+    """
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise FileExistsError(f"{path} is the current folder or above it, and cannot be replaced; choose another --out")
+    check_can_create(path)
     if not path.exists():
         return
     if not path.is_dir():
@@ -83,6 +91,17 @@ def check_writable(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists and is not a run folder (it has no {MANIFEST}); choose another --out")
     if not overwrite:
         raise FileExistsError(f"the run {path} exists; use --overwrite to replace it, or another --out")
+
+
+def check_can_create(path: Path) -> None:
+    """Check that ``path`` can be made, by making a temporary folder beside it; OSError with the reason otherwise."""
+    above = next(parent for parent in Path(os.path.abspath(path)).parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is not a folder; choose another --out")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=above))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror} ({above}); choose another --out") from error
 
 
 def check_manifest(path: Path, names: Collection[str] | None = None) -> dict[str, Any]:

@@ -114,4 +114,23 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
             return value
         elif one.startswith("tuple") and isinstance(value, tuple | list):
             return tuple(value)
-    raise ValueError(f"{name}={value!r} is of type {type(value).__name__}; expected {declared}")
+    raise ValueError(f"{name} must be {_in_words(declared)}, got {value!r}")
+
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "None": "none"}
+
+
+def _in_words(declared: str) -> str:
+    """Return a declared type in words.
+
+    >>> _in_words("float | None"), _in_words("Literal['cosine', 'linear']"), _in_words("tuple[float, float]")
+    ('a number or none', 'one of cosine, linear', 'a list (1, 2, …)')
+    """
+    words = []
+    for one in (part.strip() for part in declared.split("|")):
+        if one.startswith("Literal"):
+            words.append(f"one of {', '.join(map(str, ast.literal_eval(one.removeprefix('Literal'))))}")
+        else:
+            other = "a list (1, 2, …)" if one.startswith("tuple") else "a mapping {'name': value}"
+            words.append(_WORDS.get(one, other if one.startswith(("tuple", "Mapping", "dict")) else one))
+    return " or ".join(words)

@@ -23,7 +23,7 @@ METRICS, DIAGNOSTICS, SKIPPED = "metrics.csv", "diagnostics.csv", "skipped.csv"
 CHECKPOINTS = "checkpoints"
 LOCK = "running.lock"
 
-CHANGEABLE_ON_RESUME = ("workers", "log_every", "checkpoint_minutes", "source", "given")
+CHANGEABLE_ON_RESUME = ("workers", "log_every", "checkpoint_minutes", "source", "given", "notes")
 """Settings that may differ when a training is resumed: no weight depends on them. Data and weights are identified by
 their SHA-256, not by their path."""
 

@@ -17,6 +17,7 @@ from tokenlens.images.labelled.folders import ArchiveTree, FolderTree, open_tree
 from tokenlens.images.labelled.huggingface import open_huggingface
 from tokenlens.images.labelled.splits import Split, SplitImages, check_split, describe_split
 from tokenlens.images.labelled.webdataset import open_webdataset
+from tokenlens.images.layouts import check_classes, check_photographs
 from tokenlens.images.packed_strings import PackedStrings
 
 HELD_OUT = 0.1
@@ -60,7 +61,8 @@ class LabelledImages:
         """Return some of the images, in the order of ``indices``; ``split`` describes which, as text."""
         names = self.names.take(indices)
         labels = None if self.labels is None else self.labels[indices]
-        description = describe_split(self.description["source"], split, names, labels, self.classes)
+        before = self.description
+        description = describe_split(before["source"], split, names, labels, self.classes, before.get("notes", ()))
         positions = self.positions[indices]
         return replace(self, names=names, labels=labels, description=description, positions=positions)
 
@@ -89,7 +91,10 @@ def open_labelled(source: str | os.PathLike[str], split: Split = "train") -> Lab
     found = _open_split(os.fspath(source), split)
     if found.labels is None and split == "test":
         raise ValueError(f"the images of {found.source} ({found.split}) have no labels; testing needs labels")
-    description = describe_split(found.source, found.split, found.names, found.labels, found.classes)
+    check_classes(found.source, found.classes)
+    check_photographs(found.source, found.names)
+    notes = getattr(found.images, "notes", ())
+    description = describe_split(found.source, found.split, found.names, found.labels, found.classes, notes)
     positions = np.arange(len(found.names))
     images = LabelledImages(found.names, found.labels, found.classes, description, found.images, positions)
     if found.undivided and found.labels is not None:

@@ -15,6 +15,7 @@ from tokenlens.images.files import ImageFiles, IndexedImages, find_images, previ
 from tokenlens.images.labelled.splits import SPLITS, Split, SplitImages, choose_split
 from tokenlens.images.labelled.tar_images import TarImages
 from tokenlens.images.labelled.tar_index import TarIndex, index_images
+from tokenlens.images.layouts import check_classes
 from tokenlens.images.packed_strings import PackedStrings
 
 
@@ -38,8 +39,9 @@ class FolderTree:
 
     def images(self, folder: str) -> tuple[IndexedImages, PackedStrings]:
         """Return all images in a folder and below, sorted, and their paths relative to it; ValueError if none."""
-        names = PackedStrings(find_images(self.path / folder))
-        return ImageFiles(self.path / folder, names), names
+        found = find_images(self.path / folder)
+        names = PackedStrings(found.names)
+        return ImageFiles(found.folder, names, found.notes), names
 
 
 class ArchiveTree:
@@ -76,7 +78,7 @@ def open_tree(tree: FolderTree | ArchiveTree, split: Split) -> SplitImages:
 
     Raises:
         ValueError: if there are no images, a test folder but no training folder, images outside of class folders, class
-            folders without images, or classes that the training images do not have.
+            folders without images, classes that the training images do not have, or the parts of another layout.
     """
     root = ""
     while len(folders := tree.subfolders(root)) == 1 and folders[0] not in SPLITS and not tree.has_images(root):
@@ -87,6 +89,7 @@ def open_tree(tree: FolderTree | ArchiveTree, split: Split) -> SplitImages:
     train = os.path.join(root, "train") if splits else root
     images, names = tree.images(folder)
     classes = tuple(tree.subfolders(train))
+    check_classes(tree.description, classes)
     description = f"{tree.description}, {chosen}," if splits else tree.description
     labels = _folder_labels(names, classes, description, require_all=folder == train)
     return SplitImages(tree.description, chosen, undivided, images, names, labels, classes)

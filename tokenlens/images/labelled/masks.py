@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import numpy as np
 from PIL import Image
 
 from tokenlens.images.decoding import UnreadableImageError, describe_error
-from tokenlens.images.files import ImageFiles, find_images, preview_names, printable_name
+from tokenlens.images.files import ImageFiles, RawImage, find_images, preview_names, printable_name
 from tokenlens.images.labelled.splits import SPLITS, Split, check_split, choose_split, describe_split, read_class_names
+from tokenlens.images.layouts import SEGMENTATION as LAYOUT
+from tokenlens.images.layouts import describe_mismatch
 from tokenlens.images.packed_strings import PackedStrings
 
 IGNORE = 255
 """Mask value of pixels that belong to no class and are not counted."""
-
-LAYOUT = "FOLDER/classes.txt, FOLDER/train/images, FOLDER/train/masks and the same for val, validation or test"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,10 @@ def read_mask(path: Path) -> np.ndarray:
     """
     name = f"the mask {printable_name(path.name)}"
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        raw = RawImage.from_file(path.name, path)
+        if not isinstance(raw.content, bytes):
+            raise OSError(raw.reason)
+        with Image.open(BytesIO(raw.content), formats=("PNG",)) as image:
             raw_mode = str(image.tile[0][3]) if image.tile else ""
             image.load()
             mode, values_HW = image.mode, np.asarray(image)
@@ -112,10 +116,13 @@ def open_masks(folder: str | os.PathLike[str], split: Split = "train") -> Masked
     root = Path(folder).expanduser()
     check_split(split)
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; expected images with masks as {LAYOUT}")
+        problem = f"{root} is a file" if root.is_file() else f"there is no folder {root}"
+        raise ValueError(f"{problem}; expected images with masks as {LAYOUT}")
     found = [name for name in SPLITS if (root / name).is_dir()]
     if not found:
-        raise ValueError(f"no folder train in {root}, only {_preview_folder(root)}; expected {LAYOUT}")
+        raise ValueError(
+            f"no folder train in {root}, only {_preview_folder(root)}; expected {LAYOUT}{describe_mismatch(root)}"
+        )
     chosen, undivided = choose_split(found, split, f"folder {root}")
     if split == "test" and undivided:
         raise ValueError(f"no test folder in {root}, only {preview_names(found)}; expected {LAYOUT}")
@@ -123,16 +130,18 @@ def open_masks(folder: str | os.PathLike[str], split: Split = "train") -> Masked
         if not (root / chosen / part).is_dir():
             raise ValueError(
                 f"no folder {part} in {root / chosen}, only {_preview_folder(root / chosen)}; expected {LAYOUT}"
+                + describe_mismatch(root)
             )
     if not (root / "classes.txt").is_file():
         raise ValueError(f"no classes.txt in {root}, with one class name per line; expected {LAYOUT}")
     classes = read_class_names(root / "classes.txt")
     if len(classes) > IGNORE:
         raise ValueError(f"{root / 'classes.txt'} lists {len(classes)} classes; 8-bit masks allow at most {IGNORE}")
-    images, masks = _find_by_stem(root / chosen / "images"), _find_by_stem(root / chosen / "masks")
+    found_images = find_images(root / chosen / "images")
+    images, masks = _by_stem(found_images), _by_stem(find_images(root / chosen / "masks"))
     _check_match(root / chosen, images, masks)
     names, mask_names = PackedStrings(images.values()), PackedStrings(masks[stem] for stem in images)
-    description = describe_split(f"folder {root}", chosen, names, None, classes)
+    description = describe_split(f"folder {root}", chosen, names, None, classes, found_images.notes)
     return MaskedImages(names, classes, description, root / chosen, mask_names)
 
 
@@ -140,14 +149,14 @@ def _preview_folder(folder: Path) -> str:
     return preview_names(sorted(path.name for path in folder.iterdir()))
 
 
-def _find_by_stem(folder: Path) -> dict[str, str]:
-    """Return path without extension → path, of the images below a folder, relative to it."""
+def _by_stem(images: ImageFiles) -> dict[str, str]:
+    """Return path without extension → path, of the images of a folder."""
     found: dict[str, str] = {}
-    for name in find_images(folder):
+    for name in images.names:
         other = found.setdefault(os.path.splitext(name)[0], name)
         if other != name:
             raise ValueError(
-                f"{folder} has {printable_name(other)} and {printable_name(name)}; expected one file per name"
+                f"{images.folder} has {printable_name(other)} and {printable_name(name)}; expected one file per name"
             )
     return found
 

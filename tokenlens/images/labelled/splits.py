@@ -71,13 +71,18 @@ def choose_split(available: Iterable[str], split: Split, source: str) -> tuple[s
 
 
 def describe_split(
-    source: str, split: str, names: PackedStrings, labels: np.ndarray | None, classes: tuple[str, ...]
+    source: str,
+    split: str,
+    names: PackedStrings,
+    labels: np.ndarray | None,
+    classes: tuple[str, ...],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describe the images of a split for a run folder.
 
     Returns:
-        ``source``, ``split``, ``count``, ``classes`` (number of classes) and ``sha256`` of names, labels and class
-        names, but not of pixels.
+        ``source``, ``split``, ``count``, ``classes`` (number of classes), ``sha256`` of names, labels and class names,
+        but not of pixels, and, if anything was left out or lost, ``notes`` with sentences about it.
     """
     digest = hashlib.sha256(names.text.tobytes())
     digest.update(names.ends.astype("<i8").tobytes())
@@ -90,6 +95,7 @@ def describe_split(
         "count": len(names),
         "classes": len(classes),
         "sha256": digest.hexdigest(),
+        **({"notes": list(notes)} if notes else {}),
     }
 
 

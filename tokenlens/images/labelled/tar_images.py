@@ -21,6 +21,9 @@ class TarImages:
         paths: of the archives.
         indices: of the archives, one each.
         prefix_names: whether an image's name begins with the name of its archive.
+
+    Attributes:
+        notes: which archives are broken, as sentences.
     """
 
     def __init__(self, paths: Sequence[Path], indices: Sequence[TarIndex], prefix_names: bool) -> None:
@@ -34,6 +37,7 @@ class TarImages:
         self.offsets = np.concatenate([index.offsets for index in indices])
         self.sizes = np.concatenate([index.sizes for index in indices])
         self.labels = np.concatenate([index.labels for index in indices])
+        self.notes = [f"{path}: {index.problem}" for path, index in zip(paths, indices, strict=True) if index.problem]
         self._open_files = OpenFiles()
 
     def __len__(self) -> int:

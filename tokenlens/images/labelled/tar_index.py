@@ -22,11 +22,13 @@ import numpy as np
 
 from tokenlens.images.decoding import image_extensions, is_image_name
 from tokenlens.images.packed_strings import PackedStrings
-from tokenlens.images.webdataset import choose_image
+from tokenlens.images.tar_files import TarFiles, split_sample_name
+from tokenlens.images.webdataset import choose_image, describe_break
 from tokenlens.storage.cache import cache_folder
 from tokenlens.storage.files import replacing
+from tokenlens.storage.wording import counted
 
-VERSION = 1
+VERSION = 2
 """Version of the cached index; an index of another version is built again."""
 
 LABEL_FIELDS = ("label", "cls")
@@ -45,12 +47,14 @@ class TarIndex:
         offsets: (N,) int64, of an image's first byte in the archive.
         sizes: (N,) int64, bytes; -1 where a webdataset sample has no image.
         labels: (N,) int64, class numbers of webdataset samples; -1 where there is none.
+        problem: where and how the archive breaks off, or "" for a complete one.
     """
 
     names: PackedStrings
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
+    problem: str = ""
 
 
 def index_images(path: Path) -> TarIndex:
@@ -65,10 +69,11 @@ def index_images(path: Path) -> TarIndex:
 def index_samples(path: Path) -> TarIndex:
     """Index all samples of a webdataset shard, in their order: ``KEY.jpg`` with ``KEY.cls`` or ``KEY.json``.
 
-    The label is the number in the .cls file or, without one, the field "label" or "cls" of the JSON.
+    The label is the number in the .cls file or, without one, the field "label" or "cls" of the JSON. Of a shard that is
+    cut off, the complete samples before the break are indexed, and ``problem`` says where it breaks off.
 
     Raises:
-        ValueError: if it is not a complete, uncompressed tar archive, or a label is not a whole number from 0.
+        ValueError: if it is not an uncompressed tar archive, or a label is not a whole number from 0.
     """
     return _cached(path, "samples", _build_sample_index)
 
@@ -81,12 +86,14 @@ def _cached(path: Path, kind: str, build: Callable[[Path], TarIndex]) -> TarInde
     try:
         with open(cached, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = PackedStrings.from_arrays(arrays["text"], arrays["ends"])
-            return TarIndex(names, arrays["offsets"], arrays["sizes"], arrays["labels"])
+            problem = str(arrays["problem"])
+            return TarIndex(names, arrays["offsets"], arrays["sizes"], arrays["labels"], problem)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         pass  # missing or damaged
     index = build(path)
     arrays = {"text": index.names.text, "ends": index.names.ends}
     arrays |= {"offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
+    arrays["problem"] = np.array(index.problem)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as temporary, temporary.open("wb") as new:
@@ -96,67 +103,76 @@ def _cached(path: Path, kind: str, build: Callable[[Path], TarIndex]) -> TarInde
     return index
 
 
-def _read_headers(path: Path) -> dict[str, ByteRange]:
-    """Return the byte range of every file in an archive by name; a link has the range of its target."""
-    if not tarfile.is_tarfile(path):
-        raise ValueError(f"{path} is not a tar archive")
+def _read_headers(path: Path) -> tuple[dict[str, ByteRange], TarFiles]:
+    """Return the byte range of every complete file in an archive by name, and the archive.
+
+    A link has the range of its target.
+    """
     files: dict[str, ByteRange] = {}
     links: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                name = posixpath.normpath(member.name).lstrip("/")
-                if member.isreg():
-                    files[name] = (member.offset_data, member.size)
-                elif member.islnk() or member.issym():
-                    links[name] = posixpath.normpath(
-                        member.linkname if member.islnk() else posixpath.join(posixpath.dirname(name), member.linkname)
-                    )
+        archive = TarFiles(path)
     except tarfile.ReadError as error:
-        try:
-            tarfile.open(path, "r:").close()
-        except tarfile.ReadError:
+        if tarfile.is_tarfile(path):
             raise ValueError(
                 f"{path} is a compressed archive, where finding an image means reading everything before it; expected "
                 "a plain .tar (decompress it with gunzip, unxz or bunzip2)"
             ) from error
-        raise ValueError(f"the archive {path} is cut off or damaged ({error}); copy it again") from error
-    return {**files, **{name: files.get(target, (0, 0)) for name, target in links.items()}}
+        raise ValueError(f"{path} is not a tar archive") from error
+    for member in archive:
+        name = posixpath.normpath(member.name).lstrip("/")
+        if member.isreg():
+            files[name] = (member.offset_data, member.size)
+        elif member.islnk() or member.issym():
+            links[name] = posixpath.normpath(
+                member.linkname if member.islnk() else posixpath.join(posixpath.dirname(name), member.linkname)
+            )
+    archive.close()
+    return {**files, **{name: files.get(target, (0, 0)) for name, target in links.items()}}, archive
 
 
 def _build_image_index(path: Path) -> TarIndex:
-    files = _read_headers(path)
+    files, archive = _read_headers(path)
+    if archive.problem:  # whole classes may be missing
+        raise ValueError(f"the archive {path} is broken: {archive.problem}; copy it again")
     images = sorted(
         name for name in files if is_image_name(name) and not any(part.startswith(".") for part in name.split("/"))
     )
     if not images:
         expected = " ".join(sorted(image_extensions()))
-        raise ValueError(f"no images in {path}, but {len(files)} other files; expected files that end in {expected}")
+        found = counted(len(files), "other file")
+        raise ValueError(f"no images in {path}, but {found}; expected files that end in {expected}")
     return _build_index({name: files[name] for name in images})
 
 
 def _build_sample_index(path: Path) -> TarIndex:
     samples: dict[str, dict[str, ByteRange]] = {}
-    for name, byte_range in _read_headers(path).items():
-        folder, base = posixpath.split(name)
-        key, dot, extension = base.partition(".")
-        # Files without an extension and webdataset's internal files (__…__) belong to no sample.
-        if key and dot and not base.startswith("__"):
-            samples.setdefault(posixpath.join(folder, key), {})[extension.lower()] = byte_range
+    files, shard = _read_headers(path)
+    for name, byte_range in files.items():
+        if parts := split_sample_name(name):
+            samples.setdefault(parts[0], {})[parts[1]] = byte_range
+    if shard.problem and samples:
+        last = next(reversed(samples))
+        incomplete = split_sample_name(posixpath.normpath(shard.incomplete))
+        if (incomplete and incomplete[0] == last) or next(iter(samples.values())).keys() - samples[last].keys():
+            del samples[last]
     if not samples:
-        raise ValueError(f"no samples in {path}; expected files KEY.jpg and KEY.cls or KEY.json")
+        problem = f": {shard.problem}" if shard.problem else "; expected files KEY.jpg and KEY.cls or KEY.json"
+        raise ValueError(f"no samples in {path}{problem}")
     images, labels = {}, []
     with path.open("rb") as archive:
-        for key, files in samples.items():
-            image = choose_image(list(files))
-            images[key if image is None else f"{key}.{image}"] = (0, -1) if image is None else files[image]
-            labels.append(_read_label(f"{path}/{key}", files, archive))
-    return _build_index(images, labels)
+        for key, sample in samples.items():
+            image = choose_image(list(sample))
+            images[key if image is None else f"{key}.{image}"] = (0, -1) if image is None else sample[image]
+            labels.append(_read_label(f"{path}/{key}", sample, archive))
+    problem = describe_break(shard.problem, len(samples)) if shard.problem else ""
+    return _build_index(images, labels, problem)
 
 
-def _build_index(files: Mapping[str, ByteRange], labels: Sequence[int] | None = None) -> TarIndex:
+def _build_index(files: Mapping[str, ByteRange], labels: Sequence[int] | None = None, problem: str = "") -> TarIndex:
     offsets, sizes = np.array(list(files.values()), dtype=np.int64).reshape(-1, 2).T.copy()
-    return TarIndex(PackedStrings(files), offsets, sizes, np.array(labels or [-1] * len(files), dtype=np.int64))
+    numbers = np.array(labels or [-1] * len(files), dtype=np.int64)
+    return TarIndex(PackedStrings(files), offsets, sizes, numbers, problem)
 
 
 def _read_label(sample: str, files: Mapping[str, ByteRange], archive: BinaryIO) -> int:
