@@ -88,6 +88,7 @@ def _say_what_is_missing(analysis: Analysis) -> None:
 
 def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool) -> None:
     from tokenlens.analysis import judge
+    from tokenlens.storage.wording import counted
 
     findings = judge(analysis)
     page = folder / "report.html" if report else None
@@ -111,8 +112,9 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
         return
     untrained = ", untrained (random weights)" if analysis.untrained else ""
     typer.echo(
-        f"{analysis.model}{untrained}: {len(analysis.table)} numbers from {len(analysis.metrics)} metrics, "
-        f"{analysis.blocks} blocks, {analysis.images} images, {analysis.provenance['seconds']:.1f} s"
+        f"{analysis.model}{untrained}: {counted(len(analysis.table), 'number')} from "
+        f"{counted(len(analysis.metrics), 'metric')}, {counted(analysis.blocks, 'block')}, "
+        f"{counted(analysis.images, 'image')}, {analysis.provenance['seconds']:.1f} s"
     )
     for finding in findings:
         typer.echo(f"{finding.name} {finding.verdict}: {finding.sentence}")

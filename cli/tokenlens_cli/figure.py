@@ -87,8 +87,11 @@ def command(
 
     from tokenlens.figures import draw, save_figure
     from tokenlens.storage.result import Result
+    from tokenlens.storage.run_folder import check_can_create
 
     subject = Result.load(run)
+    for path in paths:
+        check_can_create(path)
     sizes: dict[str, Any] = {"width": parse_width(width), "height": height, "style": style, "blocks": blocks}
     if reserved := sorted(chosen.keys() & {*sizes, "ax", "subject", "name"}):
         raise typer.BadParameter(

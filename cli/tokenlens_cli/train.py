@@ -167,7 +167,10 @@ def _print_lines(title: str) -> ProgressCallback:
         nonlocal last_line
         now = time.monotonic()
         if not last_line:
-            say(f"training {title}: {steps} steps" + (f", {done - 1} of them done already" if done > 1 else ""))
+            say(
+                f"training {title}: {steps} step{'s' if steps != 1 else ''}"
+                + (f", {done - 1} of them done already" if done > 1 else "")
+            )
         elif now - last_line < SECONDS_BETWEEN_LINES:
             return
         last_line = now

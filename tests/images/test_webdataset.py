@@ -55,7 +55,7 @@ def test_the_rest_of_a_shard_that_is_cut_off_is_lost_and_named(shards: Path) -> 
     assert "part-000.tar/sample3.jpg" not in names
     (broken,) = (item for item in source.skipped if item["name"] == "part-000.tar")
     assert is_break(broken["reason"])
-    assert "cut off at byte 3,500, inside sample1.jpg; 1 sample before it was read" in broken["reason"]
+    assert "cut off at byte 3,500, inside sample1.jpg; 1 sample before it was read, and what" in broken["reason"]
 
 
 def test_missing_shards(shards: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
 from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
 from tokenlens.storage.tables import COLUMNS, read_table, select_rows
+from tokenlens.storage.wording import counted
 from tokenlens.tokens import Site, TokenLayout
 
 SITE_ORDER = [str(site) for site in Site]
@@ -132,8 +133,8 @@ class Analysis(Result):
     def __repr__(self) -> str:
         untrained = ", untrained" if self.untrained else ""
         return (
-            f"Analysis({self.model}{untrained}: {self.blocks} blocks, {self.images} images, {len(self.table)} numbers "
-            f"from {len(self.metrics)} metrics)"
+            f"Analysis({self.model}{untrained}: {counted(self.blocks, 'block')}, {counted(self.images, 'image')}, "
+            f"{counted(len(self.table), 'number')} from {counted(len(self.metrics), 'metric')})"
         )
 
 

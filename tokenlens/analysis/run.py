@@ -232,10 +232,11 @@ def check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
         for row, image in (~torch.isfinite(values.flatten(2)).all(-1)).nonzero().tolist():
             block, site = stack.keys[stack.rows.index(row)]
             order = SITE_ORDER.index(str(site)) - (0.5 if prefix else 0)
-            found.append((block is None, -1 if block is None else block, order, image, f"{prefix}{site}"))
-    _, first, _, image, site = min(found)
+            overflow = not bool(values[row, image].isnan().any())
+            found.append((block is None, -1 if block is None else block, order, image, f"{prefix}{site}", overflow))
+    _, first, _, image, site, overflow = min(found)
     where = site if first < 0 else f"block {first}, {site}"
-    if all(bool(torch.isinf(values[~torch.isfinite(values)]).all()) for _, values, _ in checked):
+    if overflow:
         raise NonFiniteActivation(
             f"the activations at {where} are infinite, or so large (above about 1e19) that their squares are, first "
             f"for image {names[image]!r}. Check the weights and the images."

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlens.analysis.analysis import Analysis
+from tokenlens.storage.wording import counted
 
 Rows = NDArray[np.int64]
 
@@ -59,9 +60,9 @@ def match_images(analysis: Analysis, baseline: Analysis, pair: bool | None) -> M
     if len(rows):
         over = "" if len(rows) == seen else f" over the {len(rows)} whose numbers were kept"
         reason = (
-            f"the same {seen} images, paired by image{over}"
+            f"the same {counted(seen, 'image')}, paired by image{over}"
             if same
-            else (f"{len(rows)} images in common (of {total}), paired by image")
+            else (f"{counted(len(rows), 'image')} in common (of {total}), paired by image")
         )
         sizes = [tuple(each.provenance.get("image_size", ())) for each in (analysis, baseline)]
         if sizes[0] != sizes[1]:
@@ -71,7 +72,7 @@ def match_images(analysis: Analysis, baseline: Analysis, pair: bool | None) -> M
     requested = " as requested" if pair is False else ""
     hint = "; pass pair=True (--pair) to pair them" if common and pair is None and not same else ""
     if same:
-        what = f"the same {seen} images" if pair is False else f"the same {seen} images, but no values by image"
+        what = f"the same {counted(seen, 'image')}" + ("" if pair is False else ", but no values by image")
     elif common == seen == len(other):
         what = f"the same {seen} images in another order"
     else:

@@ -13,6 +13,7 @@ import pandas as pd
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.comparison.pairing import hashes_of, matching_positions
 from tokenlens.metrics.cka import Array, cka_with_interval, gram
+from tokenlens.storage.wording import counted
 
 COLUMNS = ("label_1", "label_2", "group", "value", "ci_low", "ci_high", "n", "unit")
 GROUPS = ("cls", "patch")
@@ -41,7 +42,7 @@ def feature_similarity(analyses: Mapping[str, Analysis]) -> tuple[pd.DataFrame, 
         names = [hashes_of(analyses[label])[: len(features[label][0])] for label in (one, two)]
         rows = matching_positions(*names)
         if len(rows[0]) < MIN_IMAGES:
-            missing.append(f"{one} and {two} have {len(rows[0])} images in common, CKA needs {MIN_IMAGES}")
+            missing.append(f"{one} and {two} have {counted(len(rows[0]), 'image')} in common, CKA needs {MIN_IMAGES}")
             continue
         sides = [[feature_nD[at] for feature_nD in features[label]] for label, at in zip((one, two), rows, strict=True)]
         values[one, two] = values[two, one] = [_cka(x_nD, y_nD) for x_nD, y_nD in zip(*sides, strict=True)]

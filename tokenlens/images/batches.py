@@ -17,6 +17,7 @@ from tokenlens.images.preprocessing import Batch, Collated, PreparedImage, Skipp
 from tokenlens.images.pytorch import READ_ERRORS, TensorImages, check_tensor, describe_kind, extract_image
 from tokenlens.images.sources import ImageSource
 from tokenlens.storage.hashing import tensor_sha256
+from tokenlens.storage.wording import counted
 
 
 def iterate_batches(
@@ -64,7 +65,7 @@ def _report_skipped(source: ImageSource, collated: Iterable[Collated], world_siz
         first = "; ".join(f"{image['name']}: {image['reason']}" for image in source.skipped[:3])
         raise ValueError(
             f"no readable image in {source.description}: "
-            + (f"all {len(source.skipped)} are unreadable ({first})" if source.skipped else "it is empty")
+            + (f"{counted(len(source.skipped), 'image')} unreadable ({first})" if source.skipped else "it is empty")
         )
 
 

@@ -118,7 +118,7 @@ class _SeenImages:
             )
         if self.low == self.high:
             notes.append(f"All values of all images are equal ({self.low:g}): there is nothing to see in them.")
-        elif max(-self.low, self.high) > LARGEST:
+        if max(-self.low, self.high) > LARGEST:
             notes.append(
                 f"The images have values from {self.low:g} to {self.high:g}, but normalized images lie within about "
                 "±3. Apply the model's transform (LoadedModel.transform()), or divide by 255 and normalize."

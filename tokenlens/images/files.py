@@ -23,10 +23,11 @@ from tokenlens.images.decoding import (
 )
 from tokenlens.storage.wording import counted
 
-OTHER_FORMATS = frozenset(
+_OTHERS = (
     ".heic .heif .hif .avif .jxl .svg .exr .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .psd .nii .npy .npz .mat "
-    ".mp4 .mov .avi .mkv .webm".split()  # noqa: SIM905
+    ".mp4 .mov .avi .mkv .webm"
 )
+OTHER_FORMATS = frozenset(_OTHERS.split())
 """Extensions of pictures, arrays and videos. Those that the installed PIL can read are images."""
 
 
@@ -122,8 +123,8 @@ def find_images(folder: Path) -> ImageFiles:
     note = describe_other_formats(others)
     if not found:
         expected = " ".join(sorted(image_extensions()))
-        hint = f". {note}" if note else ""
-        raise ValueError(f"no images in {folder} or its subfolders; expected files that end in {expected}{hint}")
+        hint = f" ({note})" if note else ""
+        raise ValueError(f"no images in {folder} or its subfolders{hint}; expected files that end in {expected}")
     return ImageFiles(folder, sorted(found), [note] if note else [])
 
 

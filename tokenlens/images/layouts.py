@@ -6,13 +6,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenlens.images.decoding import is_image_name
+
 PHOTOGRAPHS = frozenset(["images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "photos", "rgb"])
 """Names, in lower case, of folders that hold the photographs of a segmentation data set."""
 
-MASKS = frozenset(
+_MASKS = (
     "masks mask labels label annotations annotation segmentation segmentations gt trimaps groundtruth ground_truth "
-    "segmentationclass segmentationclassaug segmentationobject gtfine gtcoarse stuffthingmaps".split()  # noqa: SIM905
+    "segmentationclass segmentationclassaug segmentationobject gtfine gtcoarse stuffthingmaps"
 )
+MASKS = frozenset(_MASKS.split())
 """Names of folders that hold its masks."""
 
 _SPLIT = re.compile(r"(train|training|trainval|val|valid|validation|test|testing|dev)(\d{4})?")
@@ -113,7 +116,7 @@ def describe_mismatch(folder: Path) -> str:
         layout = name_layout(subfolders)
         if layout and not layout.startswith(("splits", "images with masks")):
             return f". This is {layout}, which has to be rearranged"
-        if subfolders and not layout:
+        if not layout and any(is_image_name(file.name) for name in subfolders for file in (inside / name).iterdir()):
             return (
                 ". This looks like a folder per class, which fits `tokenlens probe --task knn` and `linear`, and "
                 "training with labels"

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from tokenlens.catalog import did_you_mean
 from tokenlens.images.files import (
     ImageFiles,
     IndexedImages,
@@ -165,6 +166,8 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
         description = f"sample: {views} views (crops, seed {seed}) of {len(PHOTOGRAPHS)} photographs: {photographs}"
         return description, SampleViews(views, seed)
     prefix, _, rest = name.partition("/")
+    if prefix.lower() in ("hfds", "wds") and not rest:
+        raise ValueError(f"{name} names no data; expected {FORMS} as images")
     if prefix.lower() == "hfds":
         rows = HuggingFaceImages(rest)
         return rows.description, rows
@@ -196,7 +199,9 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
         raise ValueError(f"{path} is a pipe or a device; expected {FORMS} as images")
     if set(name) & set("*?["):
         raise ValueError(f"{path} is a pattern; give the folder, whose image files are all read, or in Python a list")
-    raise ValueError(f"there is no {path}; expected {FORMS} as images")
+    raise ValueError(
+        f"there is no {path}; expected {FORMS} as images.{did_you_mean(name, ['sample'])}".removesuffix(".")
+    )
 
 
 def check_seed(seed: int) -> None:
@@ -215,7 +220,7 @@ def _select(
             total = len(images.dataset)
         if limit is None:
             return total, None, ""
-        return None if total is None else min(total, limit), None, f", the first {limit} images"
+        return None if total is None else min(total, limit), None, f", the first {counted(limit, 'image')}"
     count = len(images)
     if count == 0:
         raise ValueError(f"{description} is empty; expected at least one image")

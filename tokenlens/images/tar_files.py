@@ -92,7 +92,7 @@ class TarFiles:
             self._archive.close()
 
     def _position(self) -> int:
-        position = int(self._archive.fileobj.tell())
+        position = int(self._archive.fileobj.tell())  # of a compressed archive, in its decompressed content
         return position if self._path is None else min(position, self._path.stat().st_size)
 
     def _break(self, problem: str, incomplete: str = "") -> None:

@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 
 from tokenlens.images._optional import import_data_package
-from tokenlens.images.decoding import describe_error, is_image_name
+from tokenlens.images.decoding import is_image_name
 from tokenlens.images.files import RawImage
 from tokenlens.images.tar_files import TarFiles, split_sample_name
 from tokenlens.storage.wording import counted
@@ -46,7 +46,7 @@ class WebDatasetImages:
                         count += 1
                         yield _raw_image(name, *sample)
             except Exception as error:  # whatever a server, a pipe or a decompressor raises
-                problem = f"it cannot be read on ({describe_error(error)})"
+                problem = f"it cannot be read on ({error})"
             else:
                 problem = files.problem
             if problem:
@@ -88,8 +88,8 @@ def choose_image(extensions: Sequence[str]) -> str | None:
 
 def describe_break(problem: str, samples: int) -> str:
     """Return what a break in a shard costs, as text."""
-    were = "were" if samples != 1 else "was"
-    return f"{BROKEN}: {problem}; {counted(samples, 'sample')} before it {were} read, what follows is lost"
+    before = f"{counted(samples, 'sample')} before it {'were' if samples > 1 else 'was'}" if samples else "nothing was"
+    return f"{BROKEN}: {problem}; {before} read, and what follows is lost"
 
 
 def is_break(reason: str) -> bool:

@@ -24,7 +24,8 @@ def dimension_selectivity(cls_magnitude: Array, patch_magnitude: Array) -> Array
     >>> dimension_selectivity(np.array([3.0, 1.0]), np.array([1.0, 1.0])).tolist()
     [0.5, 0.0]
     """
-    return (cls_magnitude - patch_magnitude) / (cls_magnitude + patch_magnitude)
+    with np.errstate(invalid="ignore"):  # undefined where both are 0
+        return (cls_magnitude - patch_magnitude) / (cls_magnitude + patch_magnitude)
 
 
 def top_overlap(first: Array, second: Array, share: float = TOP_SHARE) -> Array:

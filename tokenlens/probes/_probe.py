@@ -25,6 +25,7 @@ from tokenlens.probes._result import ProbeResult
 from tokenlens.probes.base import ImageFeatures, PatchFeatures, Probe, probes
 from tokenlens.statistics.bootstrap import DRAWS
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.wording import counted
 
 INTERVAL_TEXT = f"95 %, percentiles of {DRAWS} draws of the test images with replacement (seed 0)"
 
@@ -251,7 +252,7 @@ def describe_split(images: Any, features: SplitFeatures) -> str:
     """Return the source and number of a split's images in words."""
     readable, chosen = int(features.readable.sum()), len(features.indices)
     source = f"{images.description.get('source', 'images')}, {images.description.get('split', '')}".rstrip(", ")
-    text = f"{source}: {readable} images"
+    text = f"{source}: {counted(readable, 'image')}"
     if chosen < len(images):
         text += f" (a random {chosen} of {len(images)}, seed {SUBSET_SEED})"
     if readable < chosen:

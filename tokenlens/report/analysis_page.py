@@ -16,6 +16,7 @@ from tokenlens.report.downloads import download
 from tokenlens.report.number_format import with_decimals
 from tokenlens.report.specialized_weights import specialized_sentences, specialized_table
 from tokenlens.report.tables import Table, TableEntry, table_of, text_column
+from tokenlens.storage.wording import counted
 
 
 def content(analysis: Analysis) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def summary(analysis: Analysis) -> str:
     )
     return (
         f"<div><strong>{escape(str(analysis.model))}</strong>{untrained}<br>"
-        f"{source.get('count', 0)} images from {escape(str(source.get('source', '')))}, {analysis.blocks} blocks, "
-        f"{len(analysis.table)} numbers: {escape(names)}<ul>{findings}</ul></div>"
+        f"{counted(source.get('count', 0), 'image')} from {escape(str(source.get('source', '')))}, "
+        f"{counted(analysis.blocks, 'block')}, {counted(len(analysis.table), 'number')}: "
+        f"{escape(names)}<ul>{findings}</ul></div>"
     )

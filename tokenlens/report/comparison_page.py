@@ -16,11 +16,12 @@ from tokenlens.figures.base import quantity_title
 from tokenlens.figures.style import model_colour
 from tokenlens.report.downloads import download
 from tokenlens.report.main_differences import DIFFERENCE, difference_texts, main_differences
-from tokenlens.report.number_format import counted, with_decimals
+from tokenlens.report.number_format import with_decimals
 from tokenlens.report.page_figures import page_colour
 from tokenlens.report.provenance import provenance_rows
 from tokenlens.report.specialized_weights import specialized_sentences
 from tokenlens.report.tables import Column, Table, TableEntry, number_column, table_of, text_column
+from tokenlens.storage.wording import counted
 
 
 def content(comparison: Comparison) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import pandas as pd
 
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures.base import quantity_title
-from tokenlens.report.number_format import aligned_numbers, counted, with_digits
+from tokenlens.report.number_format import aligned_numbers, with_digits
 from tokenlens.report.specialized_weights import counterparts
 from tokenlens.storage.tables import select_rows
+from tokenlens.storage.wording import counted
 
 MOST = 5
 """Number of differences listed, the largest one of each metric."""

@@ -51,11 +51,6 @@ def aligned_numbers(values: Sequence[float], interval: tuple[float, float]) -> l
     return [with_decimals(value, max(decimals, 0)) for value in written]
 
 
-def counted(count: int, thing: str) -> str:
-    """Return a count and a noun, in the plural if necessary: "1 image", "1,734 rows"."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
 def unbroken(text: str) -> str:
     """Insert no-break spaces into percentages and equations."""
     return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")

@@ -11,8 +11,9 @@ from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.overview import overview
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures.base import GROUP_NAMES
-from tokenlens.report.number_format import counted, with_decimals, with_digits
+from tokenlens.report.number_format import with_decimals, with_digits
 from tokenlens.report.tables import Table, TableEntry, number_column, table_of, text_column
+from tokenlens.storage.wording import counted
 from tokenlens.verification.wording import join_words
 
 METRIC = "weight_distance"

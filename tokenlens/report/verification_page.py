@@ -13,10 +13,11 @@ import pandas as pd
 from tokenlens.analysis.findings import Finding
 from tokenlens.figures.style import sort_variants, variant_look
 from tokenlens.report.downloads import download
-from tokenlens.report.number_format import counted, with_decimals
+from tokenlens.report.number_format import with_decimals
 from tokenlens.report.page_figures import page_colour
 from tokenlens.report.provenance import commands, provenance_rows
 from tokenlens.report.tables import Column, Table, TableEntry, interval_column, number_column, table_of, text_column
+from tokenlens.storage.wording import counted
 from tokenlens.verification.result import Verification
 from tokenlens.verification.stage_effects import ALL, THIRDS
 

@@ -79,7 +79,10 @@ def check_writable(path: Path, overwrite: bool) -> None:
         OSError: if the folder cannot be made.
     """
     if Path.cwd().is_relative_to(path.resolve()):
-        raise FileExistsError(f"{path} is the current folder or above it, and cannot be replaced; choose another --out")
+        raise FileExistsError(
+            f"{path} is the current folder or above it, and would be replaced; run the command from another folder, or "
+            "choose another --out"
+        )
     check_can_create(path)
     if not path.exists():
         return

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from tokenlens.storage.files import replacing
+from tokenlens.storage.wording import counted
 
 CHECKPOINTS_KEPT = 2
 """The newest checkpoint, and the one before it in case the newest turns out unreadable."""
@@ -100,4 +101,4 @@ def describe_last_checkpoint(folder: Path) -> str:
     found = list_checkpoints(folder)
     if not found:
         return "there is no checkpoint yet"
-    return f"the last good checkpoint is {found[0]}, after {int(found[0].stem.removeprefix('step_'))} steps"
+    return f"the last good checkpoint is {found[0]}, after {counted(int(found[0].stem.removeprefix('step_')), 'step')}"

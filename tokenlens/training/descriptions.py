@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.wording import counted
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -85,8 +86,8 @@ def describe_run(settings: dict[str, Any]) -> str:
     lines = [
         f"# {settings['name']}: {recipe['model']}, {variant}, seed {recipe['seed']}",
         "",
-        f"Trained with tokenlens by the objective `{recipe['objective']}` from {start}, on {data['count']} images of "
-        f"{data['source']} ({data['split']}).",
+        f"Trained with tokenlens by the objective `{recipe['objective']}` from {start}, on "
+        f"{counted(data['count'], 'image')} of {data['source']} ({data['split']}).",
         "",
         f"- State: {settings['state']}, {settings['step']} of {settings['steps']} steps.",
         f"- Time: {settings['seconds']:.0f} s of steps, {settings['images_per_second']:.1f} images per second, "

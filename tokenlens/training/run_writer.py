@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.storage.files import replacing, write_json
-from tokenlens.storage.run_folder import MANIFEST, write_manifest
+from tokenlens.storage.run_folder import MANIFEST, check_can_create, write_manifest
 from tokenlens.training.trained_run import (
     CHANGEABLE_ON_RESUME,
     DIAGNOSTICS,
@@ -127,6 +127,7 @@ def open_run_writer(path: Path, wanted: Mapping[str, Any], *, resume: bool, over
     others = [file for file in path.iterdir() if file.name != LOCK] if path.is_dir() else []
     if others and not (path / RUN).is_file():
         raise FileExistsError(f"{path} exists and is not the run folder of a training; choose another --out")
+    check_can_create(path)
     path.mkdir(parents=True, exist_ok=True)
     writer = RunWriter(path, _lock(path))
     try:

@@ -109,6 +109,8 @@ def open_labelled(source: str | os.PathLike[str], split: Split = "train") -> Lab
 
 def _open_split(name: str, split: Split) -> SplitImages:
     prefix, _, rest = name.partition("/")
+    if prefix.lower() in ("hfds", "wds") and not rest:
+        raise ValueError(f"{name} names no data; expected {FORMS} as labelled images")
     if prefix.lower() == "hfds":
         return open_huggingface(rest, split)
     if prefix.lower() == "wds":

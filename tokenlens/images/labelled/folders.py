@@ -17,6 +17,7 @@ from tokenlens.images.labelled.tar_images import TarImages
 from tokenlens.images.labelled.tar_index import TarIndex, index_images
 from tokenlens.images.layouts import check_classes
 from tokenlens.images.packed_strings import PackedStrings
+from tokenlens.storage.wording import counted
 
 
 class FolderTree:
@@ -107,7 +108,9 @@ def _folder_labels(
     expected = f"expected one folder per class ({preview_names(classes)}), or only images and no folders"
     if outside:
         example = printable_name(names[folders.index(None)])
-        raise ValueError(f"{description} has {outside} images outside of class folders, e.g. {example}; {expected}")
+        raise ValueError(
+            f"{description} has {counted(outside, 'image')} outside of class folders, e.g. {example}; {expected}"
+        )
     found = {name for name in folders if name is not None}
     unknown: Sequence[str] = sorted(found - set(classes))
     if unknown:

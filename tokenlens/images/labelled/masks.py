@@ -117,6 +117,8 @@ def open_masks(folder: str | os.PathLike[str], split: Split = "train") -> Masked
     check_split(split)
     if not root.is_dir():
         problem = f"{root} is a file" if root.is_file() else f"there is no folder {root}"
+        if root.parts[:1] in (("wds",), ("hfds",)):
+            problem = f"{root} is a source of images and labels, but masks are read from folders alone"
         raise ValueError(f"{problem}; expected images with masks as {LAYOUT}")
     found = [name for name in SPLITS if (root / name).is_dir()]
     if not found:
