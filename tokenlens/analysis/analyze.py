@@ -101,9 +101,10 @@ def analyze(
     seen, skipped = merge_ranks(run, seen, source.skipped, world_size)
     if not seen:
         raise no_usable_image(source.description, skipped)
-    source.notes += [f"{item['name']}: {item['reason']}." for item in skipped if is_break(item["reason"])]
+    broken = [f"{item['name']}: {item['reason']}." for item in skipped if is_break(item["reason"])]
+    notes = source.notes + broken + source.remarks
     skipped = [item for item in skipped if not is_break(item["reason"])]
-    for note in source.notes if rank == 0 else ():
+    for note in notes if rank == 0 else ():
         if note != SAMPLE_NOTE:
             warnings.warn(note, ImageWarning, stacklevel=2)
     names = [name for _, name, _ in seen]
@@ -116,7 +117,7 @@ def analyze(
         **_specialized(loaded.module),
         "images": {
             "source": source.description,
-            "notes": source.notes,
+            "notes": notes,
             "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None,
             "limit": limit,
             "count": len(names),

@@ -32,7 +32,7 @@ def iterate_distinct(
 
     Images whose preprocessed pixels are equal to the bit (by SHA-256) are copies: the first one is kept, the others are
     listed in ``source.copies`` and never reach the model. Resized or re-encoded versions of an image are not copies.
-    Afterwards ``source.notes`` says how many copies there were, how many images are nearly black, and which range the
+    Afterwards ``source.remarks`` says how many copies there were, how many images are nearly black, and which range the
     values have if it is not plausible for normalized images.
 
     With several processes, all of them must iterate, in one ``torch.distributed`` group: after each batch they exchange
@@ -42,7 +42,6 @@ def iterate_distinct(
         ValueError: as ``iterate_batches``.
     """
     source.copies.clear()
-    before = list(source.notes)
     seen = _SeenImages()
     batches = iterate_batches(source, batch_size, workers=workers, rank=rank, world_size=world_size)
     while True:
@@ -54,7 +53,7 @@ def iterate_distinct(
         if batch is not None and (chosen := [i for i, index in enumerate(batch.indices) if index in kept]):
             yield batch if len(chosen) == len(batch.indices) else _select(batch, chosen)
     source.copies[:] = seen.copies
-    source.notes[:] = before + seen.notes()
+    source.remarks[:] = seen.remarks()
 
 
 @dataclass(frozen=True)
@@ -100,30 +99,30 @@ class _SeenImages:
                 self.dark += [name] * dark
         return kept
 
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Return what a reader of the numbers must know, as sentences."""
-        notes = []
+        remarks = []
         if self.copies:
             first, many = self.copies[0], len(self.copies) > 1
-            notes.append(
+            remarks.append(
                 f"{counted(len(self.copies), 'image')} {'are copies' if many else 'is a copy'} of others (the same "
                 f"pixels after preprocessing), e.g. {first['name']} of {first['copy_of']}. One of each is analyzed and "
                 f"counted: {counted(len(self.first), 'distinct image')}."
             )
         if self.dark:
-            notes.append(
+            remarks.append(
                 f"{counted(len(self.dark), 'image')} {'are' if len(self.dark) > 1 else 'is'} nearly black (no value "
                 f"above {DARK} of 255), e.g. {self.dark[0]}. Data of 12 bits in a 16-bit file look like this; scale "
                 "such files to the full 16 bits."
             )
         if self.low == self.high:
-            notes.append(f"All values of all images are equal ({self.low:g}): there is nothing to see in them.")
+            remarks.append(f"All values of all images are equal ({self.low:g}): there is nothing to see in them.")
         if max(-self.low, self.high) > LARGEST:
-            notes.append(
+            remarks.append(
                 f"The images have values from {self.low:g} to {self.high:g}, but normalized images lie within about "
                 "±3. Apply the model's transform (LoadedModel.transform()), or divide by 255 and normalize."
             )
-        return notes
+        return remarks
 
 
 def _exchange(facts: _BatchFacts | None, world_size: int) -> list[_BatchFacts | None]:

@@ -67,6 +67,7 @@ class ImageSource:
         transform: RGB image → (3, H, W).
         image_size: (height, width) that the model takes; None accepts any.
         notes: what a reader of the numbers must know about these images, as sentences.
+        remarks: further notes, on what ``iterate_distinct`` saw (on all ranks).
         skipped: ``{"name", "reason"}`` of each image that was unreadable in the last iteration (on this rank).
         copies: ``{"name", "copy_of"}`` of each image that ``iterate_distinct`` left out (on all ranks).
     """
@@ -79,6 +80,7 @@ class ImageSource:
     transform: Transform = field(repr=False)
     image_size: tuple[int, int] | None
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     copies: list[dict[str, str]] = field(default_factory=list)
 
