@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.command_line import MODEL, TINY, finished, process, tiny_analyze, tokenlens
+from tests.support.image_files import encoded, picture
 from tokenlens.analysis import Analysis
 
 
@@ -148,12 +149,15 @@ def test_every_option_reads_its_environment_variable(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
+    for number, seed in enumerate((0, 1, 2, 0, 3, 4, 2, 5, 6, 6, 7)):  # copies in batches of both processes
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{number:02}.png").write_bytes(encoded(picture(seed)))
     arguments = (
         "analyze",
         MODEL,
         *TINY[:3],
-        "--limit",
-        9,
+        "--images",
+        tmp_path / "images",
         "--batch-size",
         2,
         "--metrics",
@@ -176,7 +180,8 @@ def test_two_processes_give_the_result_of_one(tmp_path):
         torch.set_num_threads(threads)
     (first_code, stdout, stderr), (second_code, *silent) = map(finished, ranks)
     assert (first_code, second_code) == (0, 0), stderr
-    assert json.loads(stdout)["images"] == 9
+    assert json.loads(stdout)["images"] == 8
+    assert [copy["copy_of"] for copy in json.loads(stdout)["copies"]] == ["00.png", "02.png", "08.png"]
     assert f"loading {MODEL}" in stderr
     assert silent == ["", ""]
     one, two = Analysis.load(tmp_path / "one"), Analysis.load(tmp_path / "two")

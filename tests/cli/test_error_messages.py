@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.support.command_line import MODEL, REPOSITORY, TINY, finished, process, refused, tiny_analyze, tokenlens
+from tests.support.image_files import write_pets
 from tokenlens.analysis.analysis import Analysis
 
 QUICK = ("--no-report", "--metrics", "token_norm")
@@ -212,6 +214,29 @@ def test_nan(out, tmp_path, weights):
     nothing_in(out.parent)
 
 
+def test_overflow(out, tmp_path, weights):
+    """activations whose squares are infinite"""
+    tensors = load_file(weights)
+    tensors["blocks.3.mlp.fc2.bias"] += 1e25
+    save_file(tensors, tmp_path / "large.safetensors")
+    result = tokenlens("analyze", MODEL, "--checkpoint", tmp_path / "large.safetensors", *TINY[1:], "--out", out)
+    assert "NaN" not in refused(result, "block 3, mlp_out", "so large (above about 1e19)", "china-view000")
+
+
+def test_weights_of_zero(out, tmp_path, weights, recwarn):
+    """weights that are all zero"""
+    save_file({name: torch.zeros_like(value) for name, value in load_file(weights).items()}, tmp_path / "0.safetensors")
+    arguments = ("--checkpoint", tmp_path / "0.safetensors", *TINY[1:], "--metrics", "all", "--no-report", "--out", out)
+    assert tokenlens("analyze", MODEL, *arguments).exit_code == 0
+    assert not recwarn.list
+
+
+def test_no_metric_applies(out):
+    """metrics none of which applies to the model"""
+    refused(tiny_analyze(out, "--metrics", "reg_cls_cosine"), "none of the chosen metrics", "no register token")
+    nothing_in(out.parent)
+
+
 # -- options
 
 
@@ -230,17 +255,66 @@ def test_device(out):
 
 @pytest.mark.parametrize(
     "option",
-    [("--limit", 0), ("--limit", -3), ("--batch-size", 0), ("--workers", -1), ("--img-size", 0), ("--limit", "x")],
+    [
+        *(("--limit", 0), ("--limit", -3), ("--batch-size", 0), ("--workers", -1), ("--img-size", 0), ("--limit", "x")),
+        *(("--seed", 2**32), ("--seed", 10**30)),
+    ],
 )
 def test_wrong_numbers(out, option):
-    """`--limit 0`, `--batch-size 0`, a negative number"""
+    """`--limit 0`, `--batch-size 0`, a negative number, a seed above 2³² − 1"""
     result = tiny_analyze(out, *option)
     assert result.exit_code == 2
     assert option[0] in result.stderr
     nothing_in(out.parent)
 
 
+@pytest.mark.parametrize("option", ["--out", "--images", "--device", "--out="])
+def test_empty_text(tmp_path, monkeypatch, option):
+    """an option or an argument that is an empty text"""
+    monkeypatch.chdir(tmp_path)
+    result = tokenlens("analyze", MODEL, *TINY, *((option,) if option.endswith("=") else (option, "")))
+    assert result.exit_code == 2
+    assert f"Invalid value for {option.rstrip('=')}: it is empty" in result.stderr
+    assert tokenlens("analyze", "").exit_code == 2
+    nothing_in(tmp_path)
+
+
+def test_wrong_kind_of_value(out, tmp_path):
+    """a value of `--set` that is a word where a number is expected, or the like"""
+    write_pets(tmp_path / "pets")
+    train = ("train", "tiny_supervised", "--data", tmp_path / "pets", "--out", out, "--set")
+    refused(tokenlens(*train, "lr=abc"), "lr must be a number, got 'abc'")
+    refused(tokenlens(*train, "seed=none"), "seed must be a whole number, got None")
+    nothing_in(out.parent)
+
+
+def test_reader_that_stops(tmp_path):
+    """a reader of stdout that stops, as `head -1` does"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    # A command that prints, without the seconds that importing torch takes.
+    code = "import typer; from tokenlens_cli._errors import guarded; typer.run(guarded(lambda: typer.echo('a line')))"
+    exit_code, _, stderr = finished(process("-c", code, cwd=tmp_path, stdout=writing))
+    os.close(writing)
+    assert (exit_code, stderr) == (0, "")
+
+
 # -- run folders
+
+
+def test_place_that_cannot_be_written(tmp_path, monkeypatch):
+    """a run folder under a file, in a place that cannot be written, or that is the current folder"""
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(import_module("tokenlens.analysis.analyze"), "load_model", None)  # is not reached
+    refused(tiny_analyze(tmp_path / "file" / "run"), "cannot be written", "file is not a folder", "--out")
+    refused(tiny_analyze(Path("/proc/run")), "/proc/run cannot be written")
+    refused(tiny_analyze(tmp_path / ("x" * 240)), "File name too long")
+    for folder in (".", "..", tmp_path / "work"):
+        refused(tiny_analyze(folder), "the current folder or above it")
+    refused(tokenlens("specialize", MODEL, "--no-pretrained", "--out", tmp_path / "file" / "m"), "file is not a folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "work"]
 
 
 def test_existing_run(run, tmp_path, monkeypatch):
@@ -419,7 +493,11 @@ def test_html_in_names(tmp_path, photographs):
 def test_the_page_lists_exactly_these():
     page = (REPOSITORY / "docs" / "error-messages.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (?!situation |---)(.+?) \|", page, re.MULTILINE)
-    tested = {value.__doc__ for name, value in globals().items() if name.startswith("test_") and value.__doc__}
+    files = [Path(__file__), Path(__file__).with_name("test_image_errors.py")]
+    functions = [
+        node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)
+    ]
+    tested = {text for node in functions if node.name.startswith("test_") and (text := ast.get_docstring(node))}
     # Tested with the other tests of several processes, in test_analyze.py.
     assert tested == set(rows) - {"an error in one of several processes"}
     assert len(set(rows)) == len(rows)

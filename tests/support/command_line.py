@@ -44,7 +44,12 @@ def refused(result: Any, *parts: str) -> str:
 
 
 def process(
-    *command: object, cwd: Path, tree: Path = REPOSITORY, own_group: bool = False, **env: str
+    *command: object,
+    cwd: Path,
+    tree: Path = REPOSITORY,
+    own_group: bool = False,
+    stdout: int = subprocess.PIPE,
+    **env: str,
 ) -> subprocess.Popen[str]:
     """Start a Python process with one thread that imports tokenlens from a source tree.
 
@@ -59,7 +64,7 @@ def process(
         [sys.executable, *map(str, command)],
         cwd=cwd,
         text=True,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         env={**os.environ, **settings, "PYTHONPATH": path.rstrip(os.pathsep), **env},
         start_new_session=own_group,
