@@ -7,7 +7,9 @@ import pytest
 
 from tests.support.image_batches import read_names, shrink
 from tests.support.image_files import encoded, picture
-from tokenlens.images.files import find_images, preview_names
+from tokenlens.images.decoding import UnreadableImageError
+from tokenlens.images.files import RawImage, find_images, preview_names
+from tokenlens.images.labelled.masks import read_mask
 from tokenlens.images.sources import open_images
 
 
@@ -38,3 +40,21 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
 
 def test_long_lists_of_names_are_shortened() -> None:
     assert [preview_names(list("abcdefg"[:n])) for n in (0, 2, 6)] == ["none", "a, b", "a, b, c, d, e … (6 in total)"]
+
+
+def test_pictures_in_other_formats_are_counted(folder: Path) -> None:
+    assert find_images(folder).notes == []
+    for name in ("one.HEIC", "b/two.heic", "b/three.mp4", ".four.heic"):
+        (folder / name).write_bytes(b"")
+    assert find_images(folder).notes == [
+        "3 files in formats that are not read were left out (2 .heic, 1 .mp4), e.g. b/three.mp4; convert them to JPEG "
+        "or PNG"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert RawImage.from_file("pipe.png", tmp_path / "pipe.png").reason == "a pipe or a device, not a file"
+    with pytest.raises(UnreadableImageError, match=r"the mask pipe\.png: a pipe or a device"):
+        read_mask(tmp_path / "pipe.png")

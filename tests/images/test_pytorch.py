@@ -34,6 +34,8 @@ class Items(Dataset[Any]):
             "list": [tensor, 3],
             "dict": {"image": image, "label": 3},
             "pixels": {"pixel_values": tensor},
+            "photo": {"photo": image, "label": torch.tensor(3)},
+            "photos": {"left": image, "right": image},
             "text": "a.png",
             "bytes": torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
             "label": {"label": 3},
@@ -41,7 +43,7 @@ class Items(Dataset[Any]):
         }[self.form]
 
 
-@pytest.mark.parametrize("form", ["image", "tensor", "tuple", "list", "dict", "pixels"])
+@pytest.mark.parametrize("form", ["image", "tensor", "tuple", "list", "dict", "pixels", "photo"])
 def test_data_sets_of_every_form(form: str) -> None:
     source = open_images(Items(form), transform=shrink, image_size=(SIZE, SIZE))
     batches = read_all(source, workers=int(form == "dict"))
@@ -57,6 +59,10 @@ def test_data_sets_of_every_form(form: str) -> None:
     [
         ("text", "^item 0 of the data set is no image but the text .*; expected a PIL image"),
         ("label", "^item 0 of the data set is no image but a dict with "),
+        (
+            "photos",
+            "^item 0 of the data set is no image but a dict with left, right; expected .* a dict with one image",
+        ),
         ("bytes", r"^item 0 must hold preprocessed floating-point numbers, got torch\.uint8"),
         ("sizes", r"^the images of a batch differ in shape: item 0 has \(3, 16, 16\), item 1 has \(3, 16, 17\)"),
     ],

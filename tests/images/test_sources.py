@@ -70,3 +70,23 @@ def test_missing_paths_and_archives(tmp_path: Path) -> None:
 def test_limit_must_be_a_number_of_images(folder: Path, limit: object) -> None:
     with pytest.raises(ValueError, match="limit must be a whole number of images, at least 1"):
         open_images(folder, limit=limit)  # type: ignore[arg-type]
+
+
+def test_a_list_of_files(folder: Path) -> None:
+    paths = [folder / "b" / "img1.png", folder / "a" / "img0.png"]
+    source = open_images([str(path) for path in paths], transform=shrink)
+    assert source.description == "list of 2 files"
+    assert read_names(source) == [str(path) for path in paths]
+    with pytest.raises(ValueError, match=r"1 of 3 paths are no files: nowhere\.png"):
+        open_images([*paths, "nowhere.png"])
+
+
+def test_several_data_sets_are_not_one(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"by name \(train, test\); give one of them, e\.g\. images\['train'\]"):
+        open_images({"train": [1], "test": [2]})  # type: ignore[arg-type]
+
+
+def test_seeds_have_a_range(folder: Path) -> None:
+    for seed in (-1, 2**32, True, 1.5):
+        with pytest.raises(ValueError, match="a seed is a whole number from 0 to 4294967295"):
+            open_images(folder, seed=seed)  # type: ignore[arg-type]

@@ -141,7 +141,7 @@ def open_images(
     elif isinstance(images, list | tuple) and images and all(isinstance(one, str | os.PathLike) for one in images):
         paths = [Path(one).expanduser() for one in images]
         if missing := [str(path) for path in paths if not path.is_file()]:
-            raise ValueError(f"{counted(len(missing), 'path')} of {len(paths)} are no files: {preview_names(missing)}")
+            raise ValueError(f"{len(missing)} of {counted(len(paths), 'path')} are no files: {preview_names(missing)}")
         description, content = f"list of {counted(len(paths), 'file')}", ImageFiles(Path(), [str(p) for p in paths])
     elif isinstance(images, Mapping):
         first = next(iter(images), "")

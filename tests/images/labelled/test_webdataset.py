@@ -1,5 +1,6 @@
 """Labelled webdataset shards: their splits and classes, and what wrong shards get."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,34 @@ def test_wrong_shards(tmp_path: Path) -> None:
         open_labelled(f"wds/{tmp_path}/none-{{00..01}}.tar")
     with pytest.raises(ValueError, match=r"https://example\.org/shard-00\.tar is not on this machine"):
         open_labelled("wds/https://example.org/shard-{00..01}.tar")
+
+
+def test_a_broken_shard_keeps_its_complete_samples_and_is_described(tmp_path: Path) -> None:
+    files = {}
+    for number in range(3):
+        files |= {f"s{number}.png": encoded(picture(number)), f"s{number}.cls": str(number).encode()}
+    write_tar(tmp_path / "train-0.tar", files)
+    write_tar(tmp_path / "val-0.tar", files)
+    path = tmp_path / "train-0.tar"
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        second, label, third = (archive.getmember(name) for name in ("s1.png", "s1.cls", "s2.png"))
+    for end, complete, place in (
+        (second.offset + 100, 1, "in the header after s0.cls"),
+        (second.offset_data + 9, 1, "inside s1.png"),
+        (label.offset, 1, "without an end mark"),  # no label is left of the second sample
+        (label.offset_data, 1, "inside s1.cls"),
+        (third.offset, 2, "without an end mark"),
+        (third.offset_data + 9, 2, "inside s2.png"),
+    ):
+        path.write_bytes(content[:end])
+        for _ in range(2):  # the second time from the cache
+            images = open_labelled(f"wds/{tmp_path}")
+            assert read_seeds(images) == read_labels(images) == list(range(complete))
+            (note,) = images.description["notes"]
+            assert note.startswith(f"{path}: the shard is broken: ")
+            assert place in note
+    with pytest.raises(ValueError, match=r"s2\.png: 2; expected 0 to 1 \(.*train-0\.tar: the shard is broken"):
+        open_labelled(f"wds/{tmp_path}", "test")
+    path.write_bytes(content)
+    assert "notes" not in open_labelled(f"wds/{tmp_path}", "test").description

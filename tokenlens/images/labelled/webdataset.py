@@ -43,7 +43,12 @@ def open_webdataset(pattern: str, split: Split) -> SplitImages:
     else:
         train = images if chosen not in TEST_SPLITS or undivided else _open_shards(shards["train"])
         classes = _class_names(Path(pattern).expanduser(), images.paths[0].parent, int(train.labels.max()) + 1)
-        check_labels(images.labels, images.names, classes, source)
+        try:
+            check_labels(images.labels, images.names, classes, source)
+        except ValueError as error:
+            if not train.notes:
+                raise
+            raise ValueError(f"{error} ({'; '.join(train.notes)})") from error
     count = f"{len(images.paths)} {'shard' if len(images.paths) == 1 else 'shards'}"
     return SplitImages(source, f"{chosen or 'all'}, {count}", undivided, images, images.names, labels, classes)
 
