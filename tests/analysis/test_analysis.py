@@ -78,7 +78,6 @@ def tree(folder: Path) -> dict[str, str]:
         ("specialized", "all"),
         ("layer", ("token_norm",)),
         ("layer", ("cls_cls_cosine", "cka")),  # nothing per image
-        ("layer", ("weight_distance",)),  # nothing at all
         ("specialized", ("weight_distance",)),
     ],
 )

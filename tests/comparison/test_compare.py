@@ -27,6 +27,7 @@ from tokenlens.comparison.compare import compare
 from tokenlens.comparison.comparison import DIFFERENCES, SUMMARY, Comparison
 from tokenlens.comparison.numbers import nearest_blocks
 from tokenlens.comparison.similarity import COLUMNS as SIMILARITY
+from tokenlens.images import ImageWarning
 from tokenlens.metrics import NamedArray
 from tokenlens.storage.result import Result
 from tokenlens.storage.run_folder import MANIFEST
@@ -428,9 +429,20 @@ def test_subjects_that_do_not_do(tmp_path):
 
 
 def test_models_without_a_common_number():
-    for metric, name in (("cka", "cka"), ("weight_distance", "none")):
-        with pytest.raises(ValueError, match=f"no number in common; their metrics are {name} and token_norm"):
-            compare(analysis("layer", "token_norm"), analysis("layer", metric))
+    with pytest.raises(ValueError, match="no number in common; their metrics are cka and token_norm"):
+        compare(analysis("layer", "token_norm"), analysis("layer", "cka"))
+
+
+def test_copies_of_an_image_pair_once():
+    pixels = images("layer", 8)
+    subjects = []
+    for name in ("layer", "registers"):
+        with pytest.warns(ImageWarning, match="3 images are copies of others"):
+            subjects.append(tokenlens.analyze(model(name), pixels[[0, 1, 1, 2, 3, 4, 0, 5, 5]], metrics="token_norm"))
+    found = compare(*subjects)
+    (pairing,) = found.pairing.values()
+    assert (pairing.paired, pairing.n) == (True, 6)
+    assert set(found.differences["n"]) == {6}
 
 
 def test_undefined_numbers_are_no_differences():

@@ -176,11 +176,7 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     if prefix.lower() == "wds":
         shards = WebDatasetImages(rest)
         return shards.description, shards
-    if re.match(r"[a-z][a-z0-9+]+://", name):
-        raise ValueError(
-            f"{name} is a URL, and images are not downloaded; download them and give the folder. Webdataset shards can "
-            f"be read from a server: wds/{name}"
-        )
+    check_local(name)
     path = Path(name).expanduser()
     if path.is_dir():
         found = find_images(path)
@@ -189,9 +185,7 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     if path.is_file():
         if path.suffix.lower() == ".tar":
             raise ValueError(f"{path} is an archive; to read it as a webdataset shard, write wds/{path}")
-        for extensions, hint in HINTS.items():
-            if path.suffix.lower() in extensions.split():
-                raise ValueError(f"{path} is {hint.format(path=path, folder=path.parent)}")
+        check_image_file(path)
         if is_other_format(path.name):
             raise ValueError(
                 f"{path} has the format {path.suffix.lower()}, which is not read; convert it to JPEG or PNG"
@@ -204,6 +198,22 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     raise ValueError(
         f"there is no {path}; expected {FORMS} as images.{did_you_mean(name, ['sample'])}".removesuffix(".")
     )
+
+
+def check_local(name: str) -> None:
+    """Raise ValueError for a URL."""
+    if re.match(r"[a-z][a-z0-9+]+://", name):
+        raise ValueError(
+            f"{name} is a URL, and images are not downloaded; download them and give the folder. Webdataset shards can "
+            f"be read from a server: wds/{name}"
+        )
+
+
+def check_image_file(path: Path) -> None:
+    """Raise ValueError with what to do for a file that is an archive, a table or a list."""
+    for extensions, hint in HINTS.items():
+        if path.suffix.lower() in extensions.split():
+            raise ValueError(f"{path} is {hint.format(path=path, folder=path.parent)}")
 
 
 def check_seed(seed: int) -> None:

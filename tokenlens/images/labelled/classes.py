@@ -19,6 +19,7 @@ from tokenlens.images.labelled.splits import Split, SplitImages, check_split, de
 from tokenlens.images.labelled.webdataset import open_webdataset
 from tokenlens.images.layouts import check_classes, check_photographs
 from tokenlens.images.packed_strings import PackedStrings
+from tokenlens.images.sources import check_image_file, check_local
 
 HELD_OUT = 0.1
 """Share of each class that is held out for testing where a source has no test split."""
@@ -115,11 +116,13 @@ def _open_split(name: str, split: Split) -> SplitImages:
         return open_huggingface(rest, split)
     if prefix.lower() == "wds":
         return open_webdataset(rest, split)
+    check_local(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_tree(FolderTree(path), split)
     if path.is_file() and path.suffix.lower() == ".tar":
         return open_tree(ArchiveTree(path), split)
+    check_image_file(path)
     problem = f"{path} is a file" if path.is_file() else f"there is no {path}"
     raise ValueError(f"{problem}; expected {FORMS} as labelled images")
 
