@@ -1,5 +1,7 @@
 """Load models by name or file, with published weights or a checkpoint."""
 
+from tokenlens.models.architectures import list_architectures
+from tokenlens.models.check import ModelCheck, check
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
 from tokenlens.models.creation import create_meta_model
 from tokenlens.models.fitting import FittedWeights, fit_weights
@@ -10,11 +12,14 @@ __all__ = [
     "Checkpoint",
     "FittedWeights",
     "LoadedModel",
+    "ModelCheck",
     "ModelSource",
+    "check",
     "create_meta_model",
     "find_model_source",
     "find_weights_file",
     "fit_weights",
+    "list_architectures",
     "load_model",
     "read_checkpoint",
     "read_training_settings",

@@ -65,7 +65,7 @@ def create_meta_model(name: str, *, img_size: int | tuple[int, int] | None = Non
     Raises:
         LookupError, ValueError: as ``load_model``.
     """
-    return _create_on_meta(find_model_source(name), None if img_size is None else check_size(img_size)).eval()
+    return create_on_meta(find_model_source(name), None if img_size is None else check_size(img_size)).eval()
 
 
 def create_with_checkpoint(
@@ -103,15 +103,15 @@ def fit_checkpoint(source: ModelSource, checkpoint: Checkpoint, size: Size) -> t
     Returns:
         The number of classes, and the fitted weights; their ``problem`` is not None if the checkpoint does not fit.
     """
-    headless = _create_on_meta(source, size, num_classes=0)
+    headless = create_on_meta(source, size, num_classes=0)
     heads = classifier_names(headless)
     fits = [(0, fit_weights(checkpoint, headless, tuple(f"{head}." for head in heads)))]
     shapes = [shape for name, shape in fits[0][1].left_out.items() if name in [f"{head}.weight" for head in heads]]
     counts = [shape[0] for shape in shapes if len(shape) == 2][:1]
     if fits[0][1].problem is not None and not counts:
-        counts = [int(getattr(_create_on_meta(source, size), "num_classes", 0))]
+        counts = [int(getattr(create_on_meta(source, size), "num_classes", 0))]
     # Checkpoints of OpenCLIP and OpenAI may name their head differently, and show it only to a model that has one.
-    fits += [(count, fit_weights(checkpoint, _create_on_meta(source, size, num_classes=count))) for count in counts]
+    fits += [(count, fit_weights(checkpoint, create_on_meta(source, size, num_classes=count))) for count in counts]
     return min(reversed(fits), key=lambda each: len(each[1].problem or ""))
 
 
@@ -144,7 +144,7 @@ def create_with_published_weights(
         )
     file = find_cached_weights(source)
     if file is None and family is None:
-        find_family(_create_on_meta(source, size))  # if this is not a ViT, say so before a download
+        find_family(create_on_meta(source, size))  # if this is not a ViT, say so before a download
     if file is None or file.name in INDEX_NAMES:
         try:
             file = download_weights(source)
@@ -161,7 +161,7 @@ def create_with_published_weights(
         raise ValueError(f"the pretrained weights of {name} in {file} cannot be loaded: {reason}") from error
     steps = []
     if size is not None:
-        steps = describe_resizing(_create_on_meta(source, None).state_dict(), module.state_dict())
+        steps = describe_resizing(create_on_meta(source, None).state_dict(), module.state_dict())
     source_and_steps = ", ".join([from_where, *steps])
     return module, {"source": source_and_steps, "sha256": file_sha256(file), "pretrained": True, "steps": steps}
 
@@ -199,7 +199,7 @@ def check_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _create_on_meta(source: ModelSource, size: Size, **options: Any) -> nn.Module:
+def create_on_meta(source: ModelSource, size: Size, **options: Any) -> nn.Module:
     """Create a model on the meta device: 0.1 s for ViT-L, which otherwise takes 4 s."""
     with torch.device("meta"):
         return create_model(source, size, **options)
