@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_skipped, show_progress
+from tokenlens_cli._output import print_json, say, say_skipped, say_weights, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -74,6 +74,7 @@ def command(
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
+    say_weights(analysis.model, analysis.provenance["weights"])
     images = analysis.provenance["images"]
     if images.get("note"):
         say(images["note"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, show_progress
+from tokenlens_cli._output import print_json, say_weights, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -104,7 +104,11 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
     if not models:
         return compare(*subjects, **settings)
     with show_progress(f"analyzing {', '.join(models)}") as progress:
-        return compare(*subjects, **settings, progress=progress)
+        comparison = compare(*subjects, **settings, progress=progress)
+    for analysis in comparison.analyses.values():
+        if analysis.model in models:
+            say_weights(analysis.model, analysis.provenance["weights"])
+    return comparison
 
 
 def _short_name(subject: str) -> str:

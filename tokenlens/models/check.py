@@ -22,7 +22,7 @@ from tokenlens.models.creation import (
 )
 from tokenlens.models.fitting import FittedWeights, join_keys
 from tokenlens.models.names import ModelSource, find_model_source, find_weights
-from tokenlens.models.transformers_format import fit_transformers_checkpoint
+from tokenlens.models.transformers_format import load_transformers_checkpoint, stated_image_size
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def check(
     except ValueError as error:
         return ModelCheck(subject, found.model, problem=found.problem or str(error))
     if source.transformers is not None:
-        fitted = fit_transformers_checkpoint(source.transformers, source.name, content)
+        module, fitted = load_transformers_checkpoint(source.transformers, source.name, content)
     else:
         classes, fitted = fit_checkpoint(source, content, size)
-        found = _check_model(subject, create_on_meta(source, size, num_classes=classes), family, size)
         module = create_on_meta(source, size, num_classes=classes)
+        found = _check_model(subject, module, family, size)
     problem = found.problem or (fitted.problem and f"the checkpoint does not fit: {fitted.problem}")
     return ModelCheck(subject, found.model, _describe(where or str(file), content, fitted, module), problem=problem)
 
@@ -202,7 +202,7 @@ def check(
 def _check_model(subject: str, module: nn.Module, family: Family | None, size: Size) -> ModelCheck:
     try:
         family = family or find_family(module)
-        image_size = size or image_size_of(module) or (224, 224)
+        image_size = size or stated_image_size(module) or image_size_of(module) or (224, 224)
         layout = family.layout(module, image_size)
         blocks = len(family.blocks(module))
     except (LookupError, ValueError) as error:

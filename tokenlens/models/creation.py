@@ -79,15 +79,20 @@ def create_with_checkpoint(
     Raises:
         ValueError: if the checkpoint does not fit, with the keys.
     """
+    if source.transformers is not None:
+        create_on_meta(source, size)  # if the model cannot be created, say so before reading the weights
     checkpoint = read_checkpoint(path)
     if source.transformers is not None:
-        module, steps = load_transformers_checkpoint(source.transformers, source.name, checkpoint)
-        return specialize_by_name(module, source), describe_weights(checkpoint, steps, label)
-    classes, fitted = fit_checkpoint(source, checkpoint, size)
+        module, fitted = load_transformers_checkpoint(source.transformers, source.name, checkpoint)
+    else:
+        classes, fitted = fit_checkpoint(source, checkpoint, size)
     if fitted.problem is not None:
         raise ValueError(f"checkpoint {path} does not fit {source.name}: {fitted.problem}")
-    module = create_model(source, size, num_classes=classes)
-    module.load_state_dict(fitted.tensors)
+    if source.transformers is not None:
+        specialize_by_name(module, source)
+    else:
+        module = create_model(source, size, num_classes=classes)
+        module.load_state_dict(fitted.tensors)
     return module, describe_weights(checkpoint, fitted.steps, label)
 
 

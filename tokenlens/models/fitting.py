@@ -24,6 +24,7 @@ MAX_NAMES = 8
 """Number of keys of each kind that a message names."""
 MAX_CANDIDATES = 32
 """Number of prefixes that are tried."""
+HALF = (torch.float16, torch.bfloat16)
 
 AVERAGED = frozenset(("ema", "teacher", "averaged", "average", "avg", "swa", "momentum", "target"))
 """Words in a prefix of averaged weights, which papers evaluate: taken before those of a student."""
@@ -64,7 +65,7 @@ class FittedWeights:
     def problem(self) -> str | None:
         """Why the weights do not fit, with at most ``MAX_NAMES`` keys of each kind; None if they do."""
         parts = [
-            f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}: {join_keys(keys)}"
+            f"{counted(keys)} {kind}: {join_keys(keys)}"
             for kind, keys in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
@@ -98,9 +99,9 @@ def fit_weights(checkpoint: Checkpoint, model: nn.Module, optional: tuple[str, .
     fitted = _fit(checkpoint.tensors, best, model, wanted, optional)
     others = tuple(prefix for prefix in complete if not _is_inside(prefix, best) and not _is_inside(best, prefix))
     steps = (*_describe_prefix(checkpoint, best, others), *fitted.steps)
-    outside = len(checkpoint.tensors) - sum(name.startswith(f"{best}." if best else "") for name in checkpoint.tensors)
+    outside = [name for name in checkpoint.tensors if best and not name.startswith(f"{best}.")]
     if outside:
-        steps += (f"{outside} tensors outside it not used",)
+        steps += (f"{counted(outside)} elsewhere in the file not used",)
     return FittedWeights(**{**vars(fitted), "steps": steps, "others": others})
 
 
@@ -140,7 +141,7 @@ def _fit(
     raw = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     steps: list[str] = []
     raw = _join_chunks(raw, steps)
-    half = {tensor.dtype for tensor in raw.values() if tensor.dtype in (torch.float16, torch.bfloat16)}
+    half = {tensor.dtype for tensor in raw.values() if tensor.dtype in HALF}
     if half:
         # Before any resampling, which would round again.
         raw = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in raw.items()}
@@ -148,7 +149,7 @@ def _fit(
     timm_names = adapt_to_timm(raw, model)
     renamed = [name for name in raw if name not in timm_names]
     if renamed:
-        steps.append(f"{len(renamed)} keys renamed, merged or removed as timm does: {join_keys(renamed, 3)}")
+        steps.append(f"{counted(renamed)} renamed, merged or removed as timm does: {join_keys(renamed, 3)}")
     adapted = expand_standard_weights(timm_names, model)
     if len(adapted) > len(timm_names):
         steps.append(f"{len(adapted) - len(timm_names)} standard weights copied for both token groups")
@@ -158,7 +159,7 @@ def _fit(
     foreign = _find_foreign(adapted, wanted, model) - left_out.keys()
     if foreign:
         modules = sorted({name.split(".")[0] for name in foreign})
-        steps.append(f"{len(foreign)} tensors beside the model left out: {join_keys(modules, 4)}")
+        steps.append(f"{counted(foreign)} beside the model left out: {join_keys(modules, 4)}")
     adapted = {name: tensor for name, tensor in adapted.items() if name not in foreign | left_out.keys()}
     resized = describe_resizing(raw, adapted)
     common = wanted.keys() & adapted.keys()
@@ -222,8 +223,8 @@ def _describe_prefix(checkpoint: Checkpoint, prefix: str, others: tuple[str, ...
     if parts[opened:]:
         yield f"without the prefix {'.'.join(parts[opened:]) + '.'!r}"
     if others:
-        kind = "averaged weights preferred" if _words(prefix) & AVERAGED else "the first one taken"
-        yield f"{kind}; also complete, not used: {join_keys([repr(other or 'the top') for other in others], 4)}"
+        kind = "averaged weights preferred" if _words(prefix) & AVERAGED else "the first complete set taken"
+        yield f"{kind}, not the weights under {join_keys([repr(other) for other in others], 4)}"
 
 
 def adapt_to_timm(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -252,6 +253,15 @@ def describe_resizing(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
         for name, tensor in before.items()
         if name in after and after[name].shape != tensor.shape
     ]
+
+
+def counted(keys: Collection[object]) -> str:
+    """Return the number of keys with the noun.
+
+    >>> counted(["norm.bias"]), counted([])
+    ('1 key', '0 keys')
+    """
+    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}"
 
 
 def join_keys(keys: Iterable[str], most: int = MAX_NAMES) -> str:

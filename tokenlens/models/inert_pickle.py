@@ -155,7 +155,8 @@ class InertUnpickler(pickle.Unpickler):
             module in ("builtins", "__builtin__") and name in DANGEROUS_BUILTINS
         ):
             raise DangerousPickleError(f"{module}.{name}")
-        self.ignored.add(f"{module}.{name}")
+        if module not in ("builtins", "__builtin__"):
+            self.ignored.add(f"{module}.{name}")
         return _Frozen("InertObject", (InertObject,), {"origin": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:

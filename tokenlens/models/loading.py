@@ -17,6 +17,7 @@ from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.models.checkpoints import weights_sha256
 from tokenlens.models.creation import check_size, create_model, create_with_checkpoint, create_with_published_weights
 from tokenlens.models.names import FORMS, find_model_source
+from tokenlens.models.transformers_format import stated_image_size
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def load_model(
     else:
         raise ValueError(f"a model is a name or an nn.Module, got {type(model).__qualname__}; a name is {FORMS}")
     family = family or find_family(module)
-    image_size = size or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
+    image_size = size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
     if image_size is None:
         raise ValueError(f"the {name} does not define its image size; pass img_size=…")
     family.layout(module, image_size)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tokenlens.models.checkpoints import Checkpoint
 from tokenlens.models.file_formats import read_json
-from tokenlens.models.fitting import FittedWeights, fit_weights, join_keys
+from tokenlens.models.fitting import HALF, FittedWeights, counted, fit_weights, join_keys
 
 PREPROCESSING = "preprocessor_config.json"
 
@@ -39,48 +39,58 @@ def create_transformers_model(folder: Path, name: str) -> nn.Module:
     return with_preprocessing(module, folder)
 
 
-def fit_transformers_checkpoint(folder: Path, name: str, checkpoint: Checkpoint) -> FittedWeights:
-    """Fit a checkpoint to the model of a folder by its names; those of older releases only load through Transformers."""
-    with torch.device("meta"):
-        return fit_weights(checkpoint, create_transformers_model(folder, name))
-
-
-def load_transformers_checkpoint(folder: Path, name: str, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[str, ...]]:
+def load_transformers_checkpoint(folder: Path, name: str, checkpoint: Checkpoint) -> tuple[nn.Module, FittedWeights]:
     """Create the model of a folder with the weights of a checkpoint.
 
-    Names of older releases are renamed as Transformers does it.
+    Names of older releases, under which Transformers still saves, are renamed as it does it.
 
     Returns:
-        The model in float32, and a sentence for each step.
+        The model in float32, and how the weights fit; if they have a ``problem``, some are random.
 
     Raises:
-        ValueError: if Transformers does not know the model, or any weight is missing, left over or of another shape.
+        ValueError: if Transformers cannot create the model.
     """
     cls, config = _read_config(folder, name)
-    fitted = fit_transformers_checkpoint(folder, name, checkpoint)
+    with torch.device("meta"):
+        fitted = fit_weights(checkpoint, create_transformers_model(folder, name))
     tensors = fitted.tensors if fitted.problem is None else checkpoint.tensors
     try:
         with _quiet():
             module, loading = cls.from_pretrained(
-                None, config=config, state_dict=dict(tensors), output_loading_info=True, dtype=torch.float32
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported below
             )
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = fitted.problem or " ".join(str(error).split())
-        raise ValueError(f"checkpoint {checkpoint.source} does not fit {name}: {reason}") from error
-    problems = [
-        f"{len(keys)} keys {kind.removesuffix('_keys')}: {join_keys(sorted(map(str, keys)))}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (keys := loading.get(kind))
-    ]
-    if problems:
-        raise ValueError(f"checkpoint {checkpoint.source} does not fit {name}: {'; '.join(problems)}")
-    steps = fitted.steps
-    if fitted.problem is not None:
-        renamed = [key for key in tensors if key not in module.state_dict()]
-        half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.dtype.itemsize == 2})
-        steps = (f"{len(renamed)} keys renamed or split as transformers does: {join_keys(renamed, 3)}",) * bool(renamed)
-        steps += (f"{' and '.join(half)} to float32",) * bool(half)
-    return with_preprocessing(module, folder), steps
+        if fitted.problem is not None:
+            return create_transformers_model(folder, name), fitted
+        raise ValueError(f"transformers cannot load {checkpoint.source}: {' '.join(str(error).split())}") from error
+    with_preprocessing(module, folder)
+    if fitted.problem is None:
+        return module, fitted
+    return module, _describe_loading(tensors, module, loading)
+
+
+def _describe_loading(tensors: dict[str, Tensor], module: nn.Module, loading: Any) -> FittedWeights:
+    """Describe what Transformers renamed, and what it could not load."""
+    wanted = module.state_dict()
+    renamed = [key for key in tensors if key not in wanted]
+    half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.dtype in HALF})
+    steps = [f"{' and '.join(half)} to float32"] * bool(half)
+    steps += [f"{counted(renamed)} renamed as transformers does: {join_keys(renamed, 3)}"] * bool(renamed)
+    missing, unexpected = (tuple(sorted(map(str, loading.get(f"{kind}_keys", ())))) for kind in ("missing", "unexpected"))
+    misshaped = tuple(" ".join(map(str, each)) for each in loading.get("mismatched_keys", ()))
+    return FittedWeights(
+        dict(wanted),
+        steps=tuple(steps),
+        matched=len(wanted) - len(missing) - len(misshaped),
+        missing=missing,
+        unexpected=unexpected,
+        misshaped=misshaped,
+    )
 
 
 def with_preprocessing(module: nn.Module, folder: Path) -> nn.Module:
@@ -89,6 +99,17 @@ def with_preprocessing(module: nn.Module, folder: Path) -> nn.Module:
     if file.is_file():
         vars(module)["pretrained_cfg"] = read_preprocessing(file)
     return module
+
+
+def stated_image_size(module: nn.Module) -> tuple[int, int] | None:
+    """Return the (height, width) of a Transformers model's preprocessing, which may differ from its configuration's.
+
+    DINOv2's configuration states the 518 pixels that it was trained for, its preprocessing the 224 that users run it at.
+    """
+    if not type(module).__module__.startswith("transformers."):
+        return None
+    size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size")
+    return None if size is None else (int(size[-2]), int(size[-1]))
 
 
 def read_preprocessing(file: Path) -> dict[str, Any]:
