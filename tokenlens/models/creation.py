@@ -117,7 +117,7 @@ def fit_checkpoint(source: ModelSource, checkpoint: Checkpoint, size: Size) -> t
         counts = [int(getattr(create_on_meta(source, size), "num_classes", 0))]
     # Checkpoints of OpenCLIP and OpenAI may name their head differently, and show it only to a model that has one.
     fits += [(count, fit_weights(checkpoint, create_on_meta(source, size, num_classes=count))) for count in counts]
-    return min(reversed(fits), key=lambda each: len(each[1].problem or ""))
+    return min(reversed(fits), key=lambda each: each[1].misfits)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:

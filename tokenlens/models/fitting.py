@@ -62,6 +62,11 @@ class FittedWeights:
     others: tuple[str, ...] = ()
 
     @property
+    def misfits(self) -> int:
+        """Number of keys that do not fit."""
+        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+    @property
     def problem(self) -> str | None:
         """Why the weights do not fit, with at most ``MAX_NAMES`` keys of each kind; None if they do."""
         parts = [
@@ -161,7 +166,7 @@ def _fit(
         modules = sorted({name.split(".")[0] for name in foreign})
         steps.append(f"{counted(foreign)} beside the model left out: {join_keys(modules, 4)}")
     adapted = {name: tensor for name, tensor in adapted.items() if name not in foreign | left_out.keys()}
-    resized = describe_resizing(raw, adapted)
+    resized = describe_resizing(_match_renamed(raw, adapted), adapted)
     common = wanted.keys() & adapted.keys()
     misshaped = {name for name in common if adapted[name].shape != wanted[name].shape}
     return FittedWeights(
@@ -188,6 +193,22 @@ def _join_chunks(tensors: dict[str, Tensor], steps: list[str]) -> dict[str, Tens
         return tensors
     steps.append(f"{len({match[1] for match in matches})} chunks of blocks joined")
     return {f"blocks.{match[2]}.{match[3]}" if (match := chunked.get(name)) else name: tensors[name] for name in tensors}
+
+
+def _match_renamed(raw: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors before adaptation under their new names, also the renamed ones that timm may resize."""
+    found = {name: tensor for name, tensor in raw.items() if name in adapted}
+    gone = {name: tensor for name, tensor in raw.items() if name not in adapted}
+    for name, sources in (
+        ("pos_embed", [tensor for key, tensor in gone.items() if "pos" in key and tensor.ndim in (2, 3)]),
+        ("patch_embed.proj.weight", [tensor for tensor in gone.values() if tensor.ndim == 4]),
+    ):
+        if name in adapted and name not in raw and len(sources) == 1 and sources[0].numel() != adapted[name].numel():
+            found[name] = sources[0]
+    before, after = found.get("pos_embed"), adapted.get("pos_embed")
+    if gone and before is not None and after is not None and before.ndim == 3 and before.shape[1] == after.shape[1] + 1:
+        del found["pos_embed"]  # not resized: the position of CLS was added to the CLS token
+    return found
 
 
 def _find_optional(adapted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], optional: tuple[str, ...]) -> list[str]:
