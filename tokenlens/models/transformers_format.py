@@ -162,8 +162,9 @@ def _read_config(folder: Path, name: str) -> tuple[Any, Any]:
         )
     try:
         config = transformers.CONFIG_MAPPING[kind].from_dict(given)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name!r}: {folder / 'config.json'} is no configuration of a {kind!r}: {error}") from error
+    except Exception as error:  # a damaged configuration can fail anywhere, also with Transformers' own errors
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name!r}: {folder / 'config.json'} is no configuration of a {kind!r}: {reason}") from error
     for architecture in given.get("architectures") or []:
         cls = getattr(transformers, architecture, None)
         if isinstance(cls, type) and issubclass(cls, nn.Module):
