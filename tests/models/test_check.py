@@ -19,7 +19,11 @@ TINY = "vit_tiny_patch16_224"
 def test_a_named_model_without_any_weights_here():
     found = check(NAME)
     assert found.readable
-    assert (found.model.class_name, found.model.library, found.model.family) == ("VisionTransformer", "timm", "timm_vit")
+    assert (found.model.class_name, found.model.library, found.model.family) == (
+        "VisionTransformer",
+        "timm",
+        "timm_vit",
+    )
     assert (found.model.image_size, found.model.grid) == ((160, 160), (10, 10))
     assert found.model.tokens == {"cls": 1, "patch": 100}
     parameters = sum(parameter.numel() for parameter in timm.create_model(NAME).parameters())
@@ -41,7 +45,9 @@ def test_cached_weights_are_compared(empty_cache, tmp_path):
 
 def test_a_checkpoint_of_a_model(tmp_path):
     state = timm_state(num_classes=0)
-    torch.save({"teacher": {f"net.{key}": value.half() for key, value in state.items()}, "student": {}}, tmp_path / "a.pt")
+    torch.save(
+        {"teacher": {f"net.{key}": value.half() for key, value in state.items()}, "student": {}}, tmp_path / "a.pt"
+    )
     found = check(NAME, checkpoint=tmp_path / "a.pt")
     assert found.readable
     assert found.weights.prefix == "teacher.net"
@@ -54,7 +60,7 @@ def test_a_checkpoint_of_a_model(tmp_path):
     found = check(NAME, checkpoint=tmp_path / "b.safetensors")
     assert not found.readable
     assert (found.weights.missing, found.weights.unexpected) == (("norm.bias",), ("extra",))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="does not fit") as error:
         load_model(NAME, checkpoint=tmp_path / "b.safetensors")
     assert found.problem.removeprefix("the checkpoint does not fit: ") in str(error.value)
 
@@ -117,7 +123,14 @@ def test_text_and_dict_have_the_same_facts(tmp_path):
     assert content["model"]["tokens"] == {"cls": 1, "patch": 16}
     assert content["weights"]["resized"] == ["pos_embed resampled from 1×101×64 to 1×17×64"]
     text = str(found)
-    for fact in ("tokenlens can read it", "64×64 pixels, 4×4 patches", "1 cls, 16 patch", "0 missing", "1 resized", "pos_"):
+    for fact in (
+        "tokenlens can read it",
+        "64×64 pixels, 4×4 patches",
+        "1 cls, 16 patch",
+        "0 missing",
+        "1 resized",
+        "pos_",
+    ):
         assert fact in text
 
 

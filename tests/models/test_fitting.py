@@ -43,9 +43,9 @@ def is_state(fitted, state) -> bool:
 
 
 PREFIXES = (
-    "pretrained. encoder. vit. trunk. teacher_backbone. base_model.model. module. _orig_mod. backbone. model.net.0. "
-    "image_encoder.visual. module.module.student. a.very.unusual.place."
-).split()
+    *("pretrained.", "encoder.", "vit.", "trunk.", "teacher_backbone.", "base_model.model.", "module.", "_orig_mod."),
+    *("backbone.", "model.net.0.", "image_encoder.visual.", "module.module.student.", "a.very.unusual.place."),
+)
 WRAPPERS = ("state_dict", "model", "ema", "weights", "model_state", "teacher", "checkpoint.network")
 
 
@@ -163,7 +163,11 @@ def test_a_lightning_file(tmp_path, state, model):
 
 def test_what_stands_beside_the_model_under_the_same_prefix_is_left_out_and_named(tmp_path, state, model):
     """As in MAE's and iBOT's files."""
-    extra = {"mask_token": torch.zeros(1, 1, 64), "decoder_pos_embed": torch.zeros(1, 9, 8), "decoder_norm.bias": torch.ones(8)}
+    extra = {
+        "mask_token": torch.zeros(1, 1, 64),
+        "decoder_pos_embed": torch.zeros(1, 9, 8),
+        "decoder_norm.bias": torch.ones(8),
+    }
     extra |= {"criterion.weight": torch.zeros(2)}
     fitted = fit_file(tmp_path, {"model": state | extra}, model)
     assert is_state(fitted, state)
@@ -253,7 +257,9 @@ def test_every_step_is_said(tmp_path):
         ):
             key = key.replace(ours, theirs)
         key = re.sub(r"^norm\.", "ln_post.", key)
-        clip[f"visual.{key}"] = (value[0] if key == "positional_embedding" else value.flatten() if "class" in key else value).half()
+        clip[f"visual.{key}"] = (
+            value[0] if key == "positional_embedding" else value.flatten() if "class" in key else value
+        ).half()
     model = timm.create_model(
         "vit_base_patch16_clip_224", img_size=64, depth=1, embed_dim=32, num_heads=2, num_classes=0
     )

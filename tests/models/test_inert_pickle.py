@@ -131,7 +131,9 @@ def test_no_file_runs_anything(tmp_path, write, payload, suffix):
     write({"state_dict": timm_state(num_classes=0), "deep": [{"inside": payload(trace)}]}, path)
     if payload is Payload:
         for refused in (read_checkpoint, lambda file: load_model(NAME, checkpoint=file)):
-            with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system, which runs commands.*nothing of it was"):
+            with pytest.raises(
+                ValueError, match=r"asks for (posix|nt)\.system, which runs commands.*nothing of it was"
+            ):
                 refused(path)
         assert "posix.system" in check(str(path)).problem
         assert "posix.system" in check(NAME, checkpoint=path).problem
@@ -155,9 +157,7 @@ def write_hostile_folder(folder: Path, trace: Path, config: dict[str, object]) -
 def test_no_folder_or_hub_model_runs_anything(tmp_path, empty_cache, config):
     trace = tmp_path / "trace"
     write_hostile_folder(tmp_path / "model", trace, config)
-    snapshot = in_cache(
-        empty_cache, "me/it", {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
-    )
+    snapshot = in_cache(empty_cache, "me/it", {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()})
     assert snapshot.exists()
     for name in (f"local-dir:{tmp_path / 'model'}", str(tmp_path / "model"), "hf-hub:me/it"):
         with pytest.raises(ValueError, match=r"system, which runs commands"):
@@ -171,7 +171,9 @@ def test_no_shard_runs_anything(tmp_path):
     names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
     torch.save({"a": torch.zeros(1)}, tmp_path / names[0])
     torch.save({"b": torch.zeros(1), "x": Payload(trace)}, tmp_path / names[1])
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names))}))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
     for path in (tmp_path, tmp_path / "pytorch_model.bin.index.json"):
         with pytest.raises(ValueError, match="which runs commands"):
             read_checkpoint(path)
@@ -251,7 +253,10 @@ def test_an_optimizer_is_mapped_and_not_copied(tmp_path, reader):
 
 def test_compressed_archives_are_read_too(tmp_path):
     torch.save({"a": torch.arange(5.0)}, tmp_path / "file.pt")
-    with zipfile.ZipFile(tmp_path / "file.pt") as old, zipfile.ZipFile(tmp_path / "new.pt", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "file.pt") as old,
+        zipfile.ZipFile(tmp_path / "new.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert read_checkpoint(tmp_path / "new.pt").tensors["a"].tolist() == [0, 1, 2, 3, 4]
@@ -268,7 +273,10 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path, write):
 
 
 FORMATS = {
-    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer.*git lfs pull"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "Git LFS pointer.*git lfs pull",
+    ),
     "HTML": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
     "gzip": (gzip.compress(b"x"), "compressed with gzip"),
     "JSON": (b'{"a": 1}', "a JSON file, which holds no weights"),

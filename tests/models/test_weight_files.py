@@ -14,7 +14,9 @@ from tokenlens.models import load_model, read_checkpoint
 from tokenlens.models.weight_files import find_weight_files, read_index
 
 
-def write_shards(folder: Path, kind: str = "safetensors", index: bool = True, count: int = 3) -> dict[str, torch.Tensor]:
+def write_shards(
+    folder: Path, kind: str = "safetensors", index: bool = True, count: int = 3
+) -> dict[str, torch.Tensor]:
     """Write the weights of a small model as Transformers does, and return them."""
     folder.mkdir(exist_ok=True)
     state = timm_state(num_classes=0)

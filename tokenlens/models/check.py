@@ -233,9 +233,9 @@ def _check_checkpoint(subject: str, path: Path, family: Family | None, size: Siz
         return ModelCheck(
             subject,
             weights=weights,
-            problem=f"no architecture of timm was found that it fits (its first keys: {names}). With a name, `tokenlens "
-            f"check MODEL --checkpoint {subject}` says what does not fit; models of Transformers need the folder of "
-            "their config.json",
+            problem=f"no architecture of timm was found that it fits (its first keys: {names}). With a name, "
+            f"`tokenlens check MODEL --checkpoint {subject}` says what does not fit; models of Transformers need the "
+            "folder of their config.json",
         )
     first = next(iter(fits))
     source = find_model_source(first)
@@ -262,7 +262,9 @@ def _find_weights(source: ModelSource, checkpoint: str | os.PathLike[str] | None
     return f"{where} (in the cache)", None if source.custom_loader else cached
 
 
-def _describe(source: str, content: Checkpoint, fitted: FittedWeights, module: nn.Module | None) -> CheckpointDescription:
+def _describe(
+    source: str, content: Checkpoint, fitted: FittedWeights, module: nn.Module | None
+) -> CheckpointDescription:
     wanted = [] if module is None else [key for key, value in module.state_dict().items() if isinstance(value, Tensor)]
     return CheckpointDescription(
         source=source,

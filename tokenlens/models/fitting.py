@@ -98,7 +98,9 @@ def fit_weights(checkpoint: Checkpoint, model: nn.Module, optional: tuple[str, .
     tried = {prefix: _fit(meta, prefix, model, wanted, optional) for prefix in _find_prefixes(meta, wanted)}
     complete = [prefix for prefix, fitted in tried.items() if fitted.problem is None]
     if complete:
-        best = min(complete, key=lambda prefix: (not _words(prefix) & AVERAGED, prefix.count("."), complete.index(prefix)))
+        best = min(
+            complete, key=lambda prefix: (not _words(prefix) & AVERAGED, prefix.count("."), complete.index(prefix))
+        )
     else:
         best = max(tried, key=lambda prefix: (tried[prefix].matched, -len(tried[prefix].unexpected)))
     fitted = _fit(checkpoint.tensors, best, model, wanted, optional)
@@ -189,10 +191,16 @@ def _join_chunks(tensors: dict[str, Tensor], steps: list[str]) -> dict[str, Tens
     """Undo DINOv2's chunks of blocks, in which block 7 is ``blocks.0.7`` or ``blocks.1.7``."""
     chunked = {name: _CHUNKED.fullmatch(name) for name in tensors if name.startswith("blocks.")}
     matches = [match for match in chunked.values() if match is not None]
-    if not matches or len(matches) < len(chunked) or len({(m[1], m[2]) for m in matches}) > len({m[2] for m in matches}):
+    if (
+        not matches
+        or len(matches) < len(chunked)
+        or len({(m[1], m[2]) for m in matches}) > len({m[2] for m in matches})
+    ):
         return tensors
     steps.append(f"{len({match[1] for match in matches})} chunks of blocks joined")
-    return {f"blocks.{match[2]}.{match[3]}" if (match := chunked.get(name)) else name: tensors[name] for name in tensors}
+    return {
+        f"blocks.{match[2]}.{match[3]}" if (match := chunked.get(name)) else name: tensors[name] for name in tensors
+    }
 
 
 def _match_renamed(raw: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,9 +276,12 @@ def adapt_to_timm(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 def describe_resizing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Return a sentence for each tensor whose shape differs."""
+
+    def verb(name: str) -> str:
+        return "reshaped" if before[name].numel() == after[name].numel() else "resampled"
+
     return [
-        f"{name} {'reshaped' if tensor.numel() == after[name].numel() else 'resampled'} from {_format_shape(tensor)} to "
-        f"{_format_shape(after[name])}"
+        f"{name} {verb(name)} from {_format_shape(tensor)} to {_format_shape(after[name])}"
         for name, tensor in before.items()
         if name in after and after[name].shape != tensor.shape
     ]

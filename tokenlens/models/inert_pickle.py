@@ -40,8 +40,10 @@ STORAGE_DTYPES = {
 }
 
 DANGEROUS_MODULES = frozenset(
-    "os posix nt posixpath subprocess commands pty sys shutil socket runpy importlib imp ctypes code codeop webbrowser "
-    "asyncio multiprocessing signal threading _thread".split()
+    (
+        *("os", "posix", "nt", "subprocess", "commands", "pty", "sys", "shutil", "socket", "runpy", "importlib", "imp"),
+        *("ctypes", "code", "codeop", "webbrowser", "asyncio", "multiprocessing", "threading", "_thread"),
+    )
 )
 DANGEROUS_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint"))
 """Names that no checkpoint needs: a file with them is refused as an attack, although nothing in it would run."""
@@ -207,7 +209,9 @@ def _rebuild_tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> 
     return flat.as_strided(tuple(size), tuple(stride), flat.storage_offset() + offset)
 
 
-def _rebuild_tensor_of_dtype(flat: Any, offset: int, size: Any, stride: Any, _g: Any, _h: Any, dtype: Any, *_: Any) -> Any:
+def _rebuild_tensor_of_dtype(
+    flat: Any, offset: int, size: Any, stride: Any, _g: Any, _h: Any, dtype: Any, *_: Any
+) -> Any:
     if isinstance(flat, Tensor) and isinstance(dtype, torch.dtype):
         return _rebuild_tensor(flat.view(dtype), offset, size, stride)
     return InertObject()

@@ -105,7 +105,12 @@ def load_model(
                 "yourself"
             )
         family = family or find_family(module)
-        weights = {"source": "module as handed over", "sha256": weights_sha256(module), "pretrained": pretrained, "steps": []}
+        weights = {
+            "source": "module as handed over",
+            "sha256": weights_sha256(module),
+            "pretrained": pretrained,
+            "steps": [],
+        }
     elif isinstance(model, str):
         name, target = model, find_device(device)
         # Models are created on the CPU, whatever the device; the caller's random state is restored.
@@ -123,7 +128,9 @@ def load_model(
     else:
         raise ValueError(f"a model is a name or an nn.Module, got {type(model).__qualname__}; a name is {FORMS}")
     family = family or find_family(module)
-    image_size = size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
+    image_size = (
+        size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
+    )
     if image_size is None:
         raise ValueError(f"the {name} does not define its image size; pass img_size=…")
     family.layout(module, image_size)

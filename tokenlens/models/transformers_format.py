@@ -81,7 +81,9 @@ def _describe_loading(tensors: dict[str, Tensor], module: nn.Module, loading: An
     half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.dtype in HALF})
     steps = [f"{' and '.join(half)} to float32"] * bool(half)
     steps += [f"{counted(renamed)} renamed as transformers does: {join_keys(renamed, 3)}"] * bool(renamed)
-    missing, unexpected = (tuple(sorted(map(str, loading.get(f"{kind}_keys", ())))) for kind in ("missing", "unexpected"))
+    missing, unexpected = (
+        tuple(sorted(map(str, loading.get(f"{kind}_keys", ())))) for kind in ("missing", "unexpected")
+    )
     misshaped = tuple(" ".join(map(str, each)) for each in loading.get("mismatched_keys", ()))
     return FittedWeights(
         dict(wanted),
@@ -104,7 +106,7 @@ def with_preprocessing(module: nn.Module, folder: Path) -> nn.Module:
 def stated_image_size(module: nn.Module) -> tuple[int, int] | None:
     """Return the (height, width) of a Transformers model's preprocessing, which may differ from its configuration's.
 
-    DINOv2's configuration states the 518 pixels that it was trained for, its preprocessing the 224 that users run it at.
+    DINOv2's configuration states the 518 pixels that it was trained for, its preprocessing the 224 that it is run at.
     """
     if not type(module).__module__.startswith("transformers."):
         return None

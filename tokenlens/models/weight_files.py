@@ -200,4 +200,6 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
         for kind in ("_parameters", "_buffers", "_modules"):
             entries = state.get(kind)
             if isinstance(entries, dict):
-                yield from ((key, value) for key, value in entries.items() if kind != "_buffers" or key not in temporary)
+                yield from (
+                    (key, value) for key, value in entries.items() if kind != "_buffers" or key not in temporary
+                )
