@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenlens.explorer.explore import explore
     from tokenlens.families.base import BlockTaps, Family, Tap
     from tokenlens.figures import photographs as plot
+    from tokenlens.models.check import ModelCheck, check
     from tokenlens.probes import ProbeResult, probe
     from tokenlens.recording.recording import Recording
     from tokenlens.specialization import Specialization, merge, specialize
@@ -31,6 +32,7 @@ _PACKAGES = {
     "BlockTaps": "families",
     "Comparison": "comparison",
     "Family": "families",
+    "ModelCheck": "models",
     "ProbeResult": "probes",
     "Recording": "recording",
     "Site": "tokens",
@@ -39,6 +41,7 @@ _PACKAGES = {
     "TokenLayout": "tokens",
     "Verification": "verification",
     "analyze": "analysis",
+    "check": "models",
     "compare": "comparison",
     "explore": "explorer",
     "merge": "specialization",
@@ -54,6 +57,7 @@ __all__ = [
     "BlockTaps",
     "Comparison",
     "Family",
+    "ModelCheck",
     "ProbeResult",
     "Recording",
     "Site",
@@ -63,6 +67,7 @@ __all__ = [
     "Verification",
     "__version__",
     "analyze",
+    "check",
     "compare",
     "explore",
     "merge",

@@ -56,7 +56,8 @@ def parse_metrics(text: str | None) -> list[str] | str | None:
 
 MODEL_NAMES = (
     "tokenlens_tiny (comes with tokenlens, no download), a timm name with or without a weights tag (see `tokenlens "
-    "list models`), hf-hub:owner/name, local-dir:PATH, or a run folder of `tokenlens train`"
+    "list models`), hf-hub:owner/name, a folder in the format of timm or Transformers, or a run folder of `tokenlens "
+    "train`"
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {MODEL_NAMES}.")]
@@ -78,8 +79,8 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Load the weights from this file instead of the published ones: safetensors, or a PyTorch file that holds "
-        "only tensors.",
+        help="Load the weights from this file, or folder of shards, instead of the published ones. Whatever the file "
+        "wraps them in is undone and said; nothing in it is executed.",
     ),
 ]
 Pretrained = Annotated[

@@ -38,6 +38,12 @@ def say_about_images(images: Mapping[str, Any]) -> None:
     say_skipped(images.get("skipped", []))
 
 
+def say_weights(model: str, weights: Mapping[str, Any]) -> None:
+    """Print what was unwrapped, renamed, resized or left out when the weights of a model were loaded, to stderr."""
+    if weights.get("steps"):
+        say(f"weights of {model}: {'; '.join(weights['steps'])}")
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout, with NaN and infinity as null."""
     typer.echo(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False, indent=1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_about_images, show_progress
+from tokenlens_cli._output import print_json, say, say_about_images, say_weights, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -78,6 +78,7 @@ def command(
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
+    say_weights(analysis.model, analysis.provenance["weights"])
     say_about_images(analysis.provenance["images"])
     reasons: dict[str, list[str]] = {}
     for metric, reason in analysis.not_applicable.items():

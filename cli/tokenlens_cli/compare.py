@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say_about_images, show_progress
+from tokenlens_cli._output import print_json, say_about_images, say_weights, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -117,6 +117,9 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
     for number, images in enumerate(remarks):
         if images not in remarks[:number]:  # usually all models see the same images
             say_about_images(images)
+    for analysis in comparison.analyses.values():
+        if analysis.model in models:
+            say_weights(analysis.model, analysis.provenance["weights"])
     return comparison
 
 

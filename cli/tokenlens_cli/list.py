@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -101,31 +100,16 @@ def _catalog_entries(kind: Kind) -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     import timm
 
-    from tokenlens.models import shipped
+    from tokenlens.models import list_architectures, shipped
 
     tags: dict[str, list[str]] = {}
     for name in timm.list_pretrained():
         tags.setdefault(name.partition(".")[0], []).append(name)
-    architectures = sorted(name for module in _timm_modules() for name in timm.list_models(module=module))
     return [{"name": name, "description": shipped.describe(name)} for name in shipped.list_names()] + [
         {"name": name, "description": "" if name in tags.get(architecture, ()) else "no published weights"}
-        for architecture in architectures
+        for architecture in list_architectures()
         for name in tags.get(architecture, [architecture])
     ]
-
-
-def _timm_modules() -> Iterable[str]:
-    """Yield timm modules that contain a model class supported by a family."""
-    import timm
-
-    from tokenlens.families import families
-
-    supported = {getattr(families.get(name), "timm_class", None) for name in families.names()}
-    for module in timm.models.list_modules():
-        values = vars(sys.modules.get(f"timm.models.{module}", object)).values()
-        classes = [cls for value in values if isinstance(value, type) for cls in value.__mro__]
-        if any(f"{cls.__module__}.{cls.__qualname__}" in supported for cls in classes):
-            yield module
 
 
 def _sort_figures() -> list[str]:

@@ -99,6 +99,10 @@ def test_untrained_is_said(out):
     assert Analysis.load(out).untrained
 
 
+def with_checkpoint(out, path, *arguments, model=MODEL):
+    return tokenlens("analyze", model, "--checkpoint", path, *TINY[1:], "--out", out, *arguments)
+
+
 def test_checkpoint_that_does_not_fit(out, tmp_path, weights):
     """a checkpoint that does not fit"""
     tensors = load_file(weights)
@@ -106,8 +110,26 @@ def test_checkpoint_that_does_not_fit(out, tmp_path, weights):
     tensors["nonsense"] = torch.zeros(3)
     tensors["norm.bias"] = torch.zeros(7)
     save_file(tensors, tmp_path / "other.safetensors")
-    result = tiny_analyze(out, "--checkpoint", tmp_path / "other.safetensors")
+    result = with_checkpoint(out, tmp_path / "other.safetensors")
     refused(result, "missing: blocks.0.norm1.weight", "unexpected: nonsense", "norm.bias (7 in the checkpoint, 64 in")
+    nothing_in(out.parent)
+
+
+def test_checkpoint_of_another_size(out, tmp_path):
+    """a checkpoint for images of another size"""
+    model = timm.create_model(MODEL, img_size=96, num_classes=0)
+    torch.save({"ema": {"module": model.state_dict()}}, tmp_path / "larger.pth")
+    result = with_checkpoint(out, tmp_path / "larger.pth", "--metrics", "token_norm")
+    assert result.exit_code == 0, result.stderr
+    step = "pos_embed resampled from 1×37×64 to 1×17×64"
+    assert f"weights of {MODEL}: under 'ema.module'; {step}" in result.stderr
+    assert step in (out / "report.html").read_text(encoding="utf-8")
+    assert Analysis.load(out).provenance["weights"]["steps"] == ["under 'ema.module'", step]
+
+
+def test_checkpoint_and_random_weights(out, weights):
+    """`--checkpoint` with `--no-pretrained`"""
+    refused(tiny_analyze(out, "--checkpoint", weights), "--checkpoint", "--no-pretrained", "exclude each other")
     nothing_in(out.parent)
 
 
@@ -117,22 +139,47 @@ class Harmful:
 
 
 def test_pickle(out, tmp_path, monkeypatch):
-    """a pickle that contains more than tensors"""
+    """a pickle that names functions which run commands"""
     monkeypatch.chdir(tmp_path)
     for name, write in (("a.pth", torch.save), ("b.pkl", lambda value, path: path.write_bytes(pickle.dumps(value)))):
         write({"state_dict": {"x": torch.zeros(1), "harm": Harmful()}}, tmp_path / name)
-        refused(tiny_analyze(out, "--checkpoint", tmp_path / name), "refused", "weights_only=True", "safetensors")
+        refused(with_checkpoint(out, tmp_path / name), "system", "refused, and nothing of it was run", "safetensors")
     assert not (tmp_path / "harm").exists()
     nothing_in(out.parent)
 
 
+def test_pickle_with_other_objects(out, tmp_path):
+    """a pickle with other objects beside the weights"""
+    state = timm.create_model(MODEL, num_classes=0).state_dict()
+    torch.save({"model": state, "out": Path("runs"), "run": subprocess.__name__}, tmp_path / "a.pth")
+    assert with_checkpoint(out, tmp_path / "a.pth", *QUICK).exit_code == 0
+
+
 def test_damaged_checkpoint(out, tmp_path):
     """a checkpoint that does not exist, or is damaged"""
-    refused(tiny_analyze(out, "--checkpoint", tmp_path / "none.safetensors"), "does not exist")
+    refused(with_checkpoint(out, tmp_path / "none.safetensors"), "does not exist")
     (tmp_path / "damaged.safetensors").write_bytes(b"not a checkpoint")
-    refused(tiny_analyze(out, "--checkpoint", tmp_path / "damaged.safetensors"), "damaged.safetensors")
+    refused(with_checkpoint(out, tmp_path / "damaged.safetensors"), "damaged.safetensors")
     (tmp_path / "damaged.pth").write_bytes(b"not a checkpoint")
-    refused(tiny_analyze(out, "--checkpoint", tmp_path / "damaged.pth"), "damaged.pth")
+    refused(with_checkpoint(out, tmp_path / "damaged.pth"), "damaged.pth")
+    nothing_in(out.parent)
+
+
+def test_what_a_checkpoint_really_is(out, tmp_path):
+    """a Git LFS pointer, a web page, an archive or a file of another library as checkpoint"""
+    file = tmp_path / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    refused(with_checkpoint(out, file), "Git LFS pointer", "git lfs pull")
+    file.write_text("<!DOCTYPE html><html>Sign in</html>")
+    refused(with_checkpoint(out, file), "a web page")
+    nothing_in(out.parent)
+
+
+def test_single_shard(out, tmp_path):
+    """one shard of a checkpoint"""
+    save_file({"a": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    refused(with_checkpoint(out, tmp_path / "model-00001-of-00002.safetensors"), "number 1 of 2", str(tmp_path))
+    refused(with_checkpoint(out, tmp_path), "lacks 1 of 2 shards", "model-00002-of-00002.safetensors")
     nothing_in(out.parent)
 
 

@@ -84,10 +84,12 @@ def test_published_weights_come_from_the_cache_without_network(empty_cache: Path
     loaded = load_model(NAME, img_size=64)
     assert not loaded.untrained
     assert loaded.weights == {
-        "source": "hf-hub:timm/test_vit.r160_in1k/model.safetensors",
+        "source": "hf-hub:timm/test_vit.r160_in1k/model.safetensors, pos_embed resampled from 1×101×64 to 1×17×64",
         "sha256": file_sha256(snapshot / "model.safetensors"),
         "pretrained": True,
+        "steps": ["pos_embed resampled from 1×101×64 to 1×17×64"],
     }
+    assert load_model(NAME).weights["steps"] == []
     assert torch.equal(loaded.module.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
     assert loaded.module.pos_embed.shape[1] == 17  # 10×10 patches resampled to 4×4, and CLS
 
@@ -105,9 +107,9 @@ def test_hub_and_folder_models_in_timms_format(empty_cache: Path, tmp_path: Path
 
 
 def test_hub_model_of_another_library(empty_cache: Path) -> None:
-    in_cache(empty_cache, "facebook/dinov2-small", {"config.json": b'{"model_type": "dinov2"}'})
+    in_cache(empty_cache, "me/other", {"config.json": b'{"backbone": "mine"}'})
     with pytest.raises(ValueError, match="pass the module"):
-        load_model("hf-hub:facebook/dinov2-small")
+        load_model("hf-hub:me/other")
 
 
 def test_folder_without_weights_or_with_a_choice_of_them(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_folder_without_weights_or_with_a_choice_of_them(tmp_path: Path) -> None
 def test_checkpoint_needs_no_network_and_its_file_is_hashed(tmp_path: Path) -> None:
     state = timm_state()
     save_file(state, tmp_path / "weights.safetensors")
-    loaded = load_model(NAME, checkpoint=tmp_path / "weights.safetensors", pretrained=False)
+    loaded = load_model(NAME, checkpoint=tmp_path / "weights.safetensors")
     assert not loaded.untrained
     assert loaded.weights["sha256"] == file_sha256(tmp_path / "weights.safetensors")
     assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())

@@ -72,7 +72,7 @@ def test_wrong_names(name: str, error: type[Exception], message: str) -> None:
 
 
 def test_a_folder_is_no_model_but_may_have_the_name_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=f"local-dir:{tmp_path}"):
+    with pytest.raises(ValueError, match=f"nor a config.json.*--checkpoint {tmp_path}"):
         load_model(str(tmp_path))
     (tmp_path / NAME).mkdir()
     monkeypatch.chdir(tmp_path)

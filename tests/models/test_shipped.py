@@ -60,9 +60,10 @@ def test_loaded_by_name_in_single_precision(name):
     loaded = load_model(name, device="cpu")
     assert (loaded.name, loaded.image_size, loaded.untrained) == (name, (64, 64), False)
     assert loaded.weights == {
-        "source": f"shipped with tokenlens {tokenlens.__version__}",
+        "source": f"shipped with tokenlens {tokenlens.__version__}, float16 to float32",
         "sha256": file_sha256(shipped.find_folder(name) / "model.safetensors"),
         "pretrained": True,
+        "steps": ["float16 to float32"],
     }
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
     assert len(loaded.module.blocks) == RECIPE.model_options["depth"]

@@ -1,27 +1,25 @@
 """Load models by name or file, with published weights or a checkpoint."""
 
-from tokenlens.models.checkpoints import (
-    Checkpoint,
-    adapt_to_timm,
-    describe_mismatch,
-    describe_resampling,
-    read_checkpoint,
-    weights_sha256,
-)
+from tokenlens.models.architectures import list_architectures
+from tokenlens.models.check import ModelCheck, check
+from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
 from tokenlens.models.creation import create_meta_model
+from tokenlens.models.fitting import FittedWeights, fit_weights
 from tokenlens.models.loading import LoadedModel, load_model
 from tokenlens.models.names import ModelSource, find_model_source, find_weights_file, read_training_settings
 
 __all__ = [
     "Checkpoint",
+    "FittedWeights",
     "LoadedModel",
+    "ModelCheck",
     "ModelSource",
-    "adapt_to_timm",
+    "check",
     "create_meta_model",
-    "describe_mismatch",
-    "describe_resampling",
     "find_model_source",
     "find_weights_file",
+    "fit_weights",
+    "list_architectures",
     "load_model",
     "read_checkpoint",
     "read_training_settings",

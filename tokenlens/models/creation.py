@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenlens.families.base import Family, as_height_width, find_family
-from tokenlens.models.checkpoints import adapt_to_timm, describe_mismatch, describe_resampling, read_checkpoint
+from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
+from tokenlens.models.fitting import FittedWeights, describe_resizing, fit_weights
 from tokenlens.models.names import GET_WEIGHTS, ModelSource, find_model_source, find_weights
-from tokenlens.specialization import TIMM_ENTRY_POINT, expand_standard_weights
+from tokenlens.models.transformers_format import create_transformers_model, load_transformers_checkpoint
+from tokenlens.models.weight_files import INDEX_NAMES, read_index
+from tokenlens.specialization import TIMM_ENTRY_POINT, specialize
 from tokenlens.storage.downloads import (
     UnreachableError,
     download_hub_file,
@@ -28,11 +31,13 @@ Size = tuple[int, int] | None
 
 
 def create_model(source: ModelSource, size: Size, **options: Any) -> nn.Module:
-    """Create a model with ``timm.create_model``.
+    """Create a model with timm, or with Transformers, which takes no options.
 
     Raises:
-        ValueError: if timm cannot create it with these options.
+        ValueError: if it cannot be created with these options.
     """
+    if source.transformers is not None:
+        return specialize_by_name(create_transformers_model(source.transformers, source.name), source)
     if size is not None:
         options["img_size"] = size
     name = source.timm_name
@@ -47,13 +52,20 @@ def create_model(source: ModelSource, size: Size, **options: Any) -> nn.Module:
         raise ValueError(f"timm cannot create {source.name}: {error}") from error
 
 
+def specialize_by_name(module: nn.Module, source: ModelSource) -> nn.Module:
+    """Specialize a model of Transformers if its name asks for it; timm's models are created specialized."""
+    if source.specialization is not None:
+        specialize(module, source.specialization)
+    return module
+
+
 def create_meta_model(name: str, *, img_size: int | tuple[int, int] | None = None) -> nn.Module:
     """Create the model of a name on the meta device, without memory for its weights, in eval mode.
 
     Raises:
         LookupError, ValueError: as ``load_model``.
     """
-    return _create_on_meta(find_model_source(name), None if img_size is None else check_size(img_size)).eval()
+    return create_on_meta(find_model_source(name), None if img_size is None else check_size(img_size)).eval()
 
 
 def create_with_checkpoint(
@@ -62,33 +74,56 @@ def create_with_checkpoint(
     """Create a model and load a checkpoint into it, strictly, with timm's adaptation of names and sizes.
 
     Returns:
-        The model and ``LoadedModel.weights``; their source is ``label``, or else the path.
+        The model and ``LoadedModel.weights``; their source starts with ``label``, or else the path.
 
     Raises:
         ValueError: if the checkpoint does not fit, with the keys.
     """
+    if source.transformers is not None:
+        create_on_meta(source, size)  # if the model cannot be created, say so before reading the weights
     checkpoint = read_checkpoint(path)
-    plain = _create_on_meta(source, size)
-    published = int(getattr(plain, "num_classes", 0))
-    head = _count_classes(checkpoint.tensors, plain)
-    mismatches = []
-    # Checkpoints of OpenCLIP and OpenAI may name their head differently: then try the published number of classes too.
-    for classes in dict.fromkeys([head] if head else [0, published]):
-        meta = _create_on_meta(source, size, num_classes=classes)
-        adapted = expand_standard_weights(adapt_to_timm(checkpoint.tensors, meta), meta)
-        mismatch = describe_mismatch(adapted, meta)
-        if mismatch is not None:
-            mismatches.append(mismatch)
-            continue
-        overlay = {"state_dict": checkpoint.tensors, "num_classes": classes, "source": ""}
-        try:
-            module = create_model(source, size, num_classes=classes, pretrained=True, pretrained_cfg_overlay=overlay)
-        except RuntimeError as error:
-            raise ValueError(f"checkpoint {path} does not fit {source.name}: {error}") from error
-        vars(module)["pretrained_cfg"].pop("state_dict")  # timm would keep a copy of all weights there
-        from_where = ", ".join([label or checkpoint.source, *describe_resampling(checkpoint.tensors, adapted)])
-        return module, {"source": from_where, "sha256": checkpoint.sha256, "pretrained": True}
-    raise ValueError(f"checkpoint {path} does not fit {source.name}: {min(mismatches, key=len)}")
+    if source.transformers is not None:
+        module, fitted = load_transformers_checkpoint(source.transformers, source.name, checkpoint)
+    else:
+        classes, fitted = fit_checkpoint(source, checkpoint, size)
+    if fitted.problem is not None:
+        raise ValueError(f"checkpoint {path} does not fit {source.name}: {fitted.problem}")
+    if source.transformers is not None:
+        specialize_by_name(module, source)
+    else:
+        module = create_model(source, size, num_classes=classes)
+        module.load_state_dict(fitted.tensors)
+    return module, describe_weights(checkpoint, fitted.steps, label)
+
+
+def describe_weights(checkpoint: Checkpoint, steps: Sequence[str], label: str) -> dict[str, Any]:
+    """Return ``LoadedModel.weights`` of a checkpoint that was loaded."""
+    source = ", ".join([label or checkpoint.source, *steps])
+    return {"source": source, "sha256": checkpoint.sha256, "pretrained": True, "steps": list(steps)}
+
+
+def fit_checkpoint(source: ModelSource, checkpoint: Checkpoint, size: Size) -> tuple[int, FittedWeights]:
+    """Fit a checkpoint to a named model whose classifier has the checkpoint's number of classes, or is removed.
+
+    Returns:
+        The number of classes, and the fitted weights; their ``problem`` is not None if the checkpoint does not fit.
+    """
+    headless = create_on_meta(source, size, num_classes=0)
+    heads = classifier_names(headless)
+    fits = [(0, fit_weights(checkpoint, headless, tuple(f"{head}." for head in heads)))]
+    shapes = [shape for name, shape in fits[0][1].left_out.items() if name in [f"{head}.weight" for head in heads]]
+    counts = [shape[0] for shape in shapes if len(shape) == 2][:1]
+    if fits[0][1].problem is not None and not counts:
+        counts = [int(getattr(create_on_meta(source, size), "num_classes", 0))]
+    # Checkpoints of OpenCLIP and OpenAI may name their head differently, and show it only to a model that has one.
+    fits += [(count, fit_weights(checkpoint, create_on_meta(source, size, num_classes=count))) for count in counts]
+    return min(reversed(fits), key=lambda each: each[1].misfits)
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a timm model's classifier, usually ``head``."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def create_with_published_weights(
@@ -112,32 +147,50 @@ def create_with_published_weights(
             f"no pretrained weights are published for {name}. Pass a file with --checkpoint FILE (checkpoint=…), or "
             "analyze random weights with --no-pretrained (pretrained=False)."
         )
-    if source.repo:
-        file = find_cached_hub_file(source.repo, source.files, source.revision)
-    else:
-        file = find_cached_url(source.url or "")
-    if file is None:
-        if family is None:
-            find_family(_create_on_meta(source, size))  # if this is not a ViT, say so before a download
+    file = find_cached_weights(source)
+    if file is None and family is None:
+        find_family(create_on_meta(source, size))  # if this is not a ViT, say so before a download
+    if file is None or file.name in INDEX_NAMES:
         try:
-            file = (
-                download_hub_file(source.repo, source.files, source.revision)
-                if source.repo
-                else download_url(source.url or "")
-            )
+            file = download_weights(source)
         except UnreachableError as error:
             raise ValueError(f"the pretrained weights of {name} are not available: {error}. {GET_WEIGHTS}") from error
     from_where = f"hf-hub:{source.repo}/{file.name}" if source.repo else str(source.url)
-    if source.timm_name.startswith("local-dir:"):
-        module, weights = create_with_checkpoint(source, file, size)
-        return module, {**weights, "source": from_where}
+    if not source.timm_name or source.timm_name.startswith("local-dir:"):
+        return create_with_checkpoint(source, file, size, from_where)
     overlay = {"file": str(file), "source": "", "custom_load": source.custom_loader and file.suffix in (".npz", ".npy")}
     try:
         module = create_model(source, size, pretrained=True, pretrained_cfg_overlay=overlay)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"the pretrained weights of {name} in {file} cannot be loaded: {reason}") from error
-    return module, {"source": from_where, "sha256": file_sha256(file), "pretrained": True}
+    steps = []
+    if size is not None:
+        steps = describe_resizing(create_on_meta(source, None).state_dict(), module.state_dict())
+    source_and_steps = ", ".join([from_where, *steps])
+    return module, {"source": source_and_steps, "sha256": file_sha256(file), "pretrained": True, "steps": steps}
+
+
+def find_cached_weights(source: ModelSource) -> Path | None:
+    """Return the published file of weights, or index of shards, that is in the local cache; uses no network."""
+    if source.repo:
+        return find_cached_hub_file(source.repo, source.files, source.revision)
+    return find_cached_url(source.url or "")
+
+
+def download_weights(source: ModelSource) -> Path:
+    """Download the published weights: a file, or an index with all its shards.
+
+    Raises:
+        UnreachableError: if they cannot be downloaded.
+    """
+    if not source.repo:
+        return download_url(source.url or "")
+    file = download_hub_file(source.repo, source.files, source.revision)
+    if file.name in INDEX_NAMES:
+        for shard in sorted(set(read_index(file).values())):
+            download_hub_file(source.repo, [shard], source.revision)
+    return file
 
 
 def check_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -151,17 +204,7 @@ def check_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _create_on_meta(source: ModelSource, size: Size, **options: Any) -> nn.Module:
+def create_on_meta(source: ModelSource, size: Size, **options: Any) -> nn.Module:
     """Create a model on the meta device: 0.1 s for ViT-L, which otherwise takes 4 s."""
     with torch.device("meta"):
         return create_model(source, size, **options)
-
-
-def _count_classes(tensors: Mapping[str, Tensor], model: nn.Module) -> int:
-    """Return the number of classes of a checkpoint's classifier; 0 if it has none."""
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    for name in [names] if isinstance(names, str) else names:
-        weight = tensors.get(f"{name}.weight")
-        if weight is not None and weight.ndim == 2:
-            return int(weight.shape[0])
-    return 0

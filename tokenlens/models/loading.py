@@ -17,6 +17,7 @@ from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.models.checkpoints import weights_sha256
 from tokenlens.models.creation import check_size, create_model, create_with_checkpoint, create_with_published_weights
 from tokenlens.models.names import FORMS, find_model_source
+from tokenlens.models.transformers_format import stated_image_size
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class LoadedModel:
         image_size: (height, width) in pixels of the images that the model takes.
         data_config: ``input_size`` (3, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
             ``crop_mode``; and ``assumed`` if the model states no preprocessing.
-        weights: ``source``, ``sha256`` (of the checkpoint file, or else of the state dict) and ``pretrained`` (bool).
+        weights: ``source``, ``sha256`` (of the checkpoint file, or else of the state dict), ``pretrained`` (bool) and
+            ``steps`` (a sentence for each thing that was unwrapped, renamed, resized or left out).
         untrained: whether the weights are random.
     """
 
@@ -71,12 +73,14 @@ def load_model(
 
     Args:
         model: the name of a model that comes with tokenlens (``tokenlens_tiny``), a timm name with or without a
-            weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH`` (both in timm's format), the run folder
-            of a training, ``specialized:PRESET:NAME`` of one of these, or an ``nn.Module`` of any family.
+            weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH`` (in the format of timm or Transformers),
+            the path of such a folder or of the run folder of a training, ``specialized:PRESET:NAME`` of one of these,
+            or an ``nn.Module`` of any family.
         pretrained: load the published weights. ``False`` gives random weights from ``seed`` and marks the model as
             untrained; for a module it declares that its weights are random.
-        checkpoint: file of weights to load strictly instead of the published ones. Position embeddings of another grid
-            are resampled as in timm, and the classifier gets the checkpoint's number of classes (or is removed).
+        checkpoint: weights to load strictly instead of the published ones: a file, a folder of shards, or their index.
+            The model is found under whatever the file wraps it in. Position embeddings of another grid are resampled as
+            in timm, and the classifier gets the checkpoint's number of classes (or is removed).
         img_size: pixels, or (height, width); by default the size that the model is published for.
         device: ``"auto"`` is cuda, else mps, else cpu; a module stays where it is.
         seed: seed of the random weights; the global random state is not changed.
@@ -88,6 +92,11 @@ def load_model(
             does not fit (with the keys), and an invalid size or device.
     """
     size = None if img_size is None else check_size(img_size)
+    if checkpoint is not None and not pretrained:
+        raise ValueError(
+            "a checkpoint and random weights exclude each other: leave out --checkpoint (checkpoint=…) or "
+            "--no-pretrained (pretrained=False)"
+        )
     if isinstance(model, nn.Module):
         module, name, target = model, type(model).__qualname__, None if device == "auto" else find_device(device)
         if checkpoint is not None:
@@ -96,7 +105,12 @@ def load_model(
                 "yourself"
             )
         family = family or find_family(module)
-        weights = {"source": "module as handed over", "sha256": weights_sha256(module), "pretrained": pretrained}
+        weights = {
+            "source": "module as handed over",
+            "sha256": weights_sha256(module),
+            "pretrained": pretrained,
+            "steps": [],
+        }
     elif isinstance(model, str):
         name, target = model, find_device(device)
         # Models are created on the CPU, whatever the device; the caller's random state is restored.
@@ -109,12 +123,14 @@ def load_model(
                 module, weights = create_with_published_weights(source, size, family)
             else:
                 module, label = create_model(source, size), f"random initialisation, seed {seed}"
-                weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False}
+                weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False, "steps": []}
         module.eval()
     else:
         raise ValueError(f"a model is a name or an nn.Module, got {type(model).__qualname__}; a name is {FORMS}")
     family = family or find_family(module)
-    image_size = size or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
+    image_size = (
+        size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
+    )
     if image_size is None:
         raise ValueError(f"the {name} does not define its image size; pass img_size=…")
     family.layout(module, image_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from huggingface_hub.utils import HFValidationError
 
 from tokenlens.catalog import did_you_mean
 from tokenlens.models import shipped, timm_registration
+from tokenlens.models.file_formats import read_json
+from tokenlens.models.transformers_format import PREPROCESSING
+from tokenlens.models.weight_files import CHOOSE_WEIGHTS, INDEX_NAMES, WEIGHT_NAMES, find_weight_files
 from tokenlens.storage.downloads import UnreachableError, download_hub_file
 from tokenlens.storage.result import SETTINGS
 
 assert timm_registration, "imported to register specialized and shipped models in timm"
 
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FORMS = (
     "one that comes with tokenlens (tokenlens_tiny), a timm name (vit_base_patch16_224.augreg_in21k), "
     "hf-hub:owner/name, local-dir:PATH, the run folder of a training or specialized:PRESET:NAME"
@@ -38,7 +41,9 @@ class ModelSource:
 
     Args:
         name: the name as the user gave it.
-        timm_name: the name for ``timm.create_model``; for a hub model the folder of its snapshot in the cache.
+        timm_name: the name for ``timm.create_model``; for a hub model the folder of its snapshot in the cache; empty
+            for a model of Transformers.
+        transformers: folder of the configuration of a model in Transformers' format; None for a model of timm.
         repo: Hugging Face repository of the weights, with ``revision`` and the ``files`` to look for.
         revision: branch, tag or commit; None is the main branch.
         files: possible names of the file of weights, the preferred one first.
@@ -61,6 +66,7 @@ class ModelSource:
     custom_loader: bool = False
     specialization: str | None = None
     training: str = ""
+    transformers: Path | None = None
 
 
 def find_model_source(name: str) -> ModelSource:
@@ -68,7 +74,7 @@ def find_model_source(name: str) -> ModelSource:
 
     Raises:
         LookupError: for an unknown name or weights tag, with the available ones.
-        ValueError: for a repository or folder without the configuration of a timm model.
+        ValueError: for a repository or folder without the configuration of a model of timm or Transformers.
     """
     if name in shipped.list_names():
         folder = shipped.find_folder(name)
@@ -86,16 +92,22 @@ def find_model_source(name: str) -> ModelSource:
         except (UnreachableError, HFValidationError) as error:
             raise ValueError(
                 f"the model {name!r} is not available: {error}. Download it once on a machine with network (it stays "
-                "in the cache), or use a folder that timm saved with local-dir:PATH."
+                "in the cache), or use a folder that timm or Transformers saved with local-dir:PATH."
             ) from error
-        _check_config(name, config)
-        return ModelSource(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None)
+        files = tuple(each for pair in zip(WEIGHT_NAMES, INDEX_NAMES, strict=True) for each in pair)
+        source = ModelSource(name, f"local-dir:{config.parent}", repo=repo, revision=revision or None, files=files)
+        if not _is_transformers(name, config):
+            return source
+        with suppress(UnreachableError):  # a repository need not have it
+            download_hub_file(repo, [PREPROCESSING], revision or None)
+        return replace(source, timm_name="", transformers=config.parent)
     folder = Path(name).expanduser()
     if folder.is_dir() and not timm.is_model(name.partition(".")[0]):
-        if read_training_settings(folder) is None:
+        if read_training_settings(folder) is None and not (folder / "config.json").is_file():
             raise ValueError(
-                f"{name!r} is a folder without the {SETTINGS['training']} of a `tokenlens train` run; for a model in "
-                f"timm's format write local-dir:{name}"
+                f"{name!r} is a folder with neither the {SETTINGS['training']} of a `tokenlens train` run nor a "
+                "config.json of timm or Transformers; for a folder of weights alone, name the model and pass "
+                f"--checkpoint {name}"
             )
         return _find_folder(name, folder)
     if colon or "/" in name:
@@ -171,8 +183,12 @@ def _find_folder(name: str, folder: Path) -> ModelSource:
             "to resume"
         )
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf)")
-    _check_config(name, folder / "config.json")
+        raise ValueError(
+            f"{name!r}: {folder} holds no config.json; expected a folder saved by timm (save_for_hf) or Transformers "
+            "(save_pretrained)"
+        )
+    if _is_transformers(name, folder / "config.json"):
+        return ModelSource(name, "", folder=folder, transformers=folder)
     described = ""
     if training is not None:
         described = (
@@ -187,19 +203,25 @@ def _format_progress(training: Mapping[str, Any]) -> str:
     return f"step {step} of {steps}" + (" (unfinished)" if step < steps else "")
 
 
-def _check_config(name: str, file: Path) -> None:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        architecture = config.get("architecture")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{name!r}: {file} is not a JSON object") from error
+def _is_transformers(name: str, file: Path) -> bool:
+    """Return whether a ``config.json`` is in Transformers' format, not timm's.
+
+    Raises:
+        LookupError: for an architecture that timm lacks.
+        ValueError: for a file in neither format.
+    """
+    config = read_json(file)
+    architecture = config.get("architecture")
     if architecture is None:
+        if "model_type" in config:
+            return True
         raise ValueError(
-            f'{name!r} is not in timm\'s format: its config.json has no "architecture". Load a model of another '
-            "library with that library, and pass the module"
+            f'{name!r}: its config.json has neither the "architecture" of timm\'s format nor the "model_type" of '
+            "Transformers'. Load the model with its own library, and pass the module"
         )
-    if not timm.is_model(architecture):
+    if not timm.is_model(str(architecture)):
         raise LookupError(f"{name!r} is a {architecture!r}, which timm {timm.__version__} does not have")
+    return False
 
 
 def find_weights_file(given: str | os.PathLike[str]) -> Path:
@@ -214,19 +236,12 @@ def find_weights_file(given: str | os.PathLike[str]) -> Path:
 
 
 def find_weights(name: str, folder: Path) -> Path:
-    """Return the file of weights in the folder of a model.
+    """Return the file of weights in the folder of a model, or the folder itself if they are in shards.
 
     Raises:
-        ValueError: if there is none, or a choice of several.
+        ValueError: if there is none, a choice of several, or shards are missing.
     """
-    for known in WEIGHT_NAMES:
-        if (folder / known).is_file():
-            return folder / known
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
-    if len(files) == 1:
-        return files[0]
-    found = f"{len(files)} files of weights ({', '.join(file.name for file in files[:8])})" if files else "no weights"
-    raise ValueError(
-        f"{name!r}: {folder} holds {found}; expected {' or '.join(WEIGHT_NAMES)}. Choose a file with --checkpoint "
-        "FILE (checkpoint=…), or analyze random weights with --no-pretrained (pretrained=False)."
-    )
+    files = find_weight_files(folder)
+    if not files:
+        raise ValueError(f"{name!r}: {folder} holds no weights; expected {' or '.join(WEIGHT_NAMES)}. {CHOOSE_WEIGHTS}")
+    return files[0] if len(files) == 1 else folder

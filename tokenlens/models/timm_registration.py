@@ -113,7 +113,8 @@ def _register_shipped(name: str) -> None:
         folder = shipped.find_folder(name)
         if pretrained and not {"file", "state_dict"} & overlay.keys():
             # In float32, so that resampling for another size does not round to float16 again.
-            overlay |= {"state_dict": read_checkpoint(folder / "model.safetensors").tensors, "source": ""}
+            tensors = read_checkpoint(folder / "model.safetensors").tensors
+            overlay |= {"state_dict": {key: tensor.float() for key, tensor in tensors.items()}, "source": ""}
         model = timm.create_model(f"local-dir:{folder}", pretrained, pretrained_cfg_overlay=overlay, **kwargs)
         vars(model)["pretrained_cfg"].pop("state_dict", None)  # timm would keep a copy of all weights there
         return model

@@ -53,6 +53,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         "Patches": "{} × {}".format(*analysis.layout.grid),
         "Prefix tokens": ", ".join(analysis.layout.prefix) or "none",
         "Family": provenance.get("family"),
+        "Weights": "; ".join(provenance.get("weights", {}).get("steps", ())),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 

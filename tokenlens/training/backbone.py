@@ -8,9 +8,11 @@ import timm
 import torch
 from torch import nn
 
-from tokenlens.models.checkpoints import Checkpoint, adapt_to_timm, describe_mismatch, describe_resampling
+from tokenlens.models.checkpoints import Checkpoint
+from tokenlens.models.creation import classifier_names
+from tokenlens.models.fitting import fit_weights
 from tokenlens.models.names import find_model_source
-from tokenlens.specialization import as_specialization, expand_standard_weights, specialize
+from tokenlens.specialization import as_specialization, specialize
 from tokenlens.training.recipe import Recipe
 
 
@@ -30,7 +32,7 @@ def make_backbone(recipe: Recipe, classes: int, start: Checkpoint | None = None)
         ValueError: for options that the model does not accept, or weights that do not fit.
     """
     source = find_model_source(recipe.model)
-    if source.specialization is not None or source.folder is not None:
+    if source.specialization is not None or source.folder is not None or source.transformers is not None:
         raise ValueError(
             f"model={recipe.model!r}: expected the timm name of a standard model; use specialization=… to "
             "specialize it, and a checkpoint to start from weights"
@@ -58,20 +60,12 @@ def load_start(model: nn.Module, start: Checkpoint) -> dict[str, Any]:
     Raises:
         ValueError: if anything but the classifier does not fit; lists the keys.
     """
+    heads = tuple(f"{name}." for name in classifier_names(model))
+    fitted = fit_weights(start, model, optional=heads)
+    if fitted.problem is not None:
+        raise ValueError(f"checkpoint {start.source} does not fit the model: {fitted.problem}")
     wanted = model.state_dict()
-    adapted = expand_standard_weights(adapt_to_timm(start.tensors, model), model)
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
-    heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    adapted = {
-        name: tensor
-        for name, tensor in adapted.items()
-        if not (name.startswith(heads) and (name not in wanted or wanted[name].shape != tensor.shape))
-    }
-    left_out = sorted(name for name in wanted if name.startswith(heads) and name not in adapted)
-    adapted |= {name: wanted[name] for name in left_out}
-    problem = describe_mismatch(adapted, model)
-    if problem is not None:
-        raise ValueError(f"checkpoint {start.source} does not fit the model: {problem}")
-    model.load_state_dict(adapted)
-    source = ", ".join([start.source, *describe_resampling(start.tensors, adapted)])
+    left_out = sorted(name for name in wanted if name not in fitted.tensors)
+    model.load_state_dict(fitted.tensors | {name: wanted[name] for name in left_out})
+    source = ", ".join([start.source, *fitted.steps])
     return {"source": source, "sha256": start.sha256, "left_out": left_out}
