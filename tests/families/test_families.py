@@ -26,7 +26,7 @@ def test_family_and_layout(name):
     kind, model = KINDS[name], MODELS[name]()
     family = find_family(model)
     assert family.name == kind.family
-    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix)
+    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix, patch_size=kind.patch_size)
     assert len(family.blocks(model)) == 2
     assert (family.final_norm(model) is not None) == kind.final_norm
 

@@ -29,7 +29,7 @@ class Kind:
         make: creates the model.
         family: name of its family.
         prefix, grid: its token layout.
-        image_size: size of its images.
+        image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
         residual: whether its blocks have all the residual sites.
         final_norm: whether it has this site.
@@ -40,6 +40,7 @@ class Kind:
     prefix: tuple[str, ...] = ("cls",)
     grid: tuple[int, int] = (4, 4)
     image_size: tuple[int, int] = (32, 32)
+    patch_size: tuple[int, int] = (8, 8)
     scores: float | None = None
     residual: bool = True
     final_norm: bool = True
@@ -114,7 +115,11 @@ KINDS: dict[str, Kind] = {
         partial(_timm, "vit_pwee_patch16_reg1_gap_256"), "timm_vit", ("reg",), residual=False, **_POOLED
     ),
     "timm_hybrid": Kind(
-        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64), "timm_vit", grid=(2, 2), image_size=(64, 64)
+        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64),
+        "timm_vit",
+        grid=(2, 2),
+        image_size=(64, 64),
+        patch_size=(32, 32),
     ),
     # timm's Eva
     "timm_eva02": Kind(partial(_timm, "eva02_tiny_patch14_224"), "timm_eva", **_POOLED),

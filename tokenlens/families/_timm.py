@@ -51,7 +51,11 @@ class TimmFamily(Family):
         has_dist = getattr(model, "dist_token", None) is not None
         registers = model.num_prefix_tokens - has_cls - has_dist
         prefix = ("cls",) * has_cls + ("dist",) * has_dist + ("reg",) * registers
-        return TokenLayout(grid=self.grid(model, image_size), prefix=prefix)
+        return TokenLayout(self.grid(model, image_size), prefix, patch_size=self.patch_size(model))
+
+    def patch_size(self, model: Any) -> tuple[int, int]:
+        """Return height and width of a patch in pixels of the image, all strides of the embedding together."""
+        return as_height_width(model.patch_embed.feat_ratio(as_scalar=False))
 
     def grid(self, model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the patch grid; raise ValueError if the model does not take images of this size."""
@@ -65,7 +69,7 @@ class TimmFamily(Family):
                 )
         elif not patch_embed.dynamic_img_pad:
             # Models that take any size require this; those of a fixed size drop the remainder.
-            grid_of(image_size, as_height_width(patch_embed.feat_ratio(as_scalar=False)))
+            grid_of(image_size, self.patch_size(model))
         rows, columns = patch_embed.dynamic_feat_size(tuple(image_size))
         return (int(rows), int(columns))
 

@@ -51,7 +51,8 @@ class DinoHub(Family):
         """Return the layout: CLS, registers (DINOv2), then the patches of an image of any size."""
         registers = getattr(model, "register_tokens", None)
         prefix = ("cls",) + ("reg",) * (0 if registers is None else registers.shape[1])
-        return TokenLayout(grid_of(image_size, as_height_width(model.patch_embed.patch_size)), prefix)
+        patch_size = as_height_width(model.patch_embed.patch_size)
+        return TokenLayout(grid_of(image_size, patch_size), prefix, patch_size=patch_size)
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """Return ``model.blocks``, without their chunks."""

@@ -58,11 +58,19 @@ def find_special_tokens(layout: TokenLayout, registers: str) -> tuple[Positions,
 
     Positions behind the patches are negative, so that they are valid for images of any size.
 
+    Raises:
+        ValueError: for a token between patches, whose position depends on the size of the image.
+
     >>> find_special_tokens(TokenLayout((4, 4), ("cls", "reg", "reg")), "patch")
     ((0,), ('cls',))
     >>> find_special_tokens(TokenLayout((4, 4), ("cls",), patch_start=0), "cls")
     ((-1,), ('cls',))
     """
+    if not layout.contiguous:
+        raise ValueError(
+            "special tokens stand between the patches of this model, at positions that depend on the image size; a "
+            "specialization needs them in front of the patches or behind them"
+        )
     tokens = [
         (position - layout.tokens if position >= layout.patch_slice.stop else position, group)
         for position, group in zip(layout.prefix_positions, layout.prefix, strict=True)
