@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.support.dino_layouts import DinoVisionTransformer, VisionTransformer
+from tests.support.capi_layout import EncoderDecoder
+from tests.support.dino_layouts import Dinov3VisionTransformer, DinoVisionTransformer, VisionTransformer
 
 DIM, HEADS, DEPTH = 32, 2, 2
 HEAD_SCALE = (DIM // HEADS) ** -0.5
@@ -32,6 +33,7 @@ class Kind:
         image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
         residual: whether its blocks have all the residual sites.
+        norms: whether its blocks have the sites ``norm1`` and ``norm2``.
         final_norm: whether it has this site.
     """
 
@@ -43,6 +45,7 @@ class Kind:
     patch_size: tuple[int, int] = (8, 8)
     scores: float | None = None
     residual: bool = True
+    norms: bool = True
     final_norm: bool = True
 
 
@@ -90,6 +93,7 @@ def _torchvision() -> nn.Module:
 
 
 _REGISTERS = ("cls", "reg", "reg", "reg", "reg")
+_RADIO = ("cls", "summary", "summary", *("reg",) * 7)
 _POOLED = {"final_norm": False}
 _naflex = partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8)
 _any_size = partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True)
@@ -114,6 +118,8 @@ KINDS: dict[str, Kind] = {
     "timm_parallel": Kind(
         partial(_timm, "vit_pwee_patch16_reg1_gap_256"), "timm_vit", ("reg",), residual=False, **_POOLED
     ),
+    "timm_parallel_things": Kind(partial(_timm, "vit_small_patch16_18x2_224"), "timm_vit", norms=False),
+    "timm_radio": Kind(partial(_timm, "vit_so400m_patch16_radio_v4"), "timm_vit", _RADIO, **_POOLED),
     "timm_hybrid": Kind(
         partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64),
         "timm_vit",
@@ -169,6 +175,10 @@ KINDS: dict[str, Kind] = {
     "dinov2_hub_registers": Kind(
         partial(DinoVisionTransformer, registers=4, layer_scale=False), "dino_hub", _REGISTERS, scores=1.0
     ),
+    "dinov3_hub": Kind(Dinov3VisionTransformer, "dino_hub", _REGISTERS, grid=(2, 5), image_size=(20, 41)),
+    "dinov3_hub_untied": Kind(partial(Dinov3VisionTransformer, untie_cls=True), "dino_hub", _REGISTERS),
+    "dinov3_hub_untied_local": Kind(partial(Dinov3VisionTransformer, untie_local=True), "dino_hub", _REGISTERS),
+    "capi_rms": Kind(EncoderDecoder, "capi", ("reg",) * 4),
 }
 
 

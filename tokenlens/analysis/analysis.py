@@ -152,7 +152,9 @@ def read_numbers(folder: Path) -> Analysis:
     per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
     keys = _keys(table.iloc[rows])
     labels = settings["arrays"]
-    layout: dict[str, Any] = {name: value and tuple(value) for name, value in settings["layout"].items()}
+    layout: dict[str, Any] = {
+        name: None if value is None else tuple(value) for name, value in settings["layout"].items()
+    }
     return Analysis(
         model=settings["model"],
         layout=TokenLayout(**layout),

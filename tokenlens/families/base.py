@@ -23,10 +23,16 @@ class Tap:
     """The tensor of a site: the input or the output of a module.
 
     Of a tuple, as Hugging Face and ``nn.MultiheadAttention`` return, the first tensor is taken.
+
+    Args:
+        module: the module.
+        side: its input or its output.
+        plus: further modules whose outputs are added, where a block has several branches in parallel.
     """
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
+    plus: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,14 @@ class BlockTaps:
         sites: a tap for each site of the block. Those of ``norm1`` and ``norm2`` are the norm modules, whose input and
             output are both read. Sites that the block lacks are left out (a parallel block has no ``resid_mid``), and
             so are ``q``, ``k`` and ``v``, which are read at the attention kernel.
-        attention: the module inside which the attention kernel runs, once per forward pass.
+        attention: the module inside which the attention kernel runs, once per forward pass; None where attention is
+            left out, because its pattern is not what the block mixes tokens with.
+        parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
     """
 
     sites: Mapping[Site, Tap]
-    attention: nn.Module
+    attention: nn.Module | None
+    parallel: int = 1
 
 
 @dataclass(frozen=True)

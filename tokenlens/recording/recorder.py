@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.families import Family
+from tokenlens.families import Family, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
@@ -146,15 +146,24 @@ class Recorder:
             if site in NORM_SITES:
                 self._hook_norm(block, site, tap.module)
             else:
-                self._hook_tokens(block, site, tap.module, tap.side)
-        if self.sites & {*HEAD_SITES}:
-            self._hook_attention(block, taps.attention)
+                self._hook_tokens(block, site, tap)
+        if self.sites & {*HEAD_SITES} and taps.attention is not None:
+            self._hook_attention(block, taps.attention, taps.parallel)
 
-    def _hook_tokens(self, block: int, site: Site, module: nn.Module, side: str) -> None:
+    def _hook_tokens(self, block: int, site: Site, tap: Tap) -> None:
         self.expected.add((block, site))
+        modules = (tap.module, *tap.plus)
+        parts: list[Tensor] = []
 
         def observe(value: Any) -> None:
-            x = self._check_tokens(block, site, _first_tensor(value))
+            x = _first_tensor(value)
+            if len(modules) > 1 and x is not None:
+                parts.append(x)
+                if len(parts) < len(modules):
+                    return
+                x = torch.stack(parts).sum(0)
+                parts.clear()
+            x = self._check_tokens(block, site, x)
             self._notify(x, self.observer.tokens, block, site, x)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -163,13 +172,17 @@ class Recorder:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             observe(output)
 
-        if side == "input":
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        else:
-            self._handles.append(module.register_forward_hook(after))
+        for module in modules:
+            if tap.side == "input":
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(after))
 
     def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
         self.expected.add((block, site))
+        if isinstance(module, SplitNorm):
+            self._hook_split_norm(block, site, module)
+            return
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             y = self._check_tokens(block, site, _first_tensor(output))
@@ -180,7 +193,25 @@ class Recorder:
 
         self._handles.append(module.register_forward_hook(after, with_kwargs=True))
 
-    def _hook_attention(self, block: int, module: nn.Module) -> None:
+    def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
+        """Join the special tokens, which come first, and the patches that a model norms one after the other."""
+        parts: list[tuple[Tensor, Tensor]] = []
+
+        def after(_module: nn.Module, args: Any, output: Any) -> None:
+            x, y = _first_tensor(args), _first_tensor(output)
+            assert x is not None
+            assert y is not None
+            parts.append((x, y))
+            if len(parts) == 2:
+                inputs, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+                parts.clear()
+                y = self._check_tokens(block, site, outputs)
+                self._notify(y, self.observer.norm, block, site, module, inputs, y)
+
+        for norm in dict.fromkeys((module.cls, module.patch)):
+            self._handles.append(norm.register_forward_hook(after))
+
+    def _hook_attention(self, block: int, module: nn.Module, parallel: int) -> None:
         self.expected.add((block, "attention"))
         # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
         fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
@@ -188,7 +219,7 @@ class Recorder:
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
-            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
+            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens, parallel)
             self._mode = capture if fast_path else SelectiveCapture(capture)
             self._mode.__enter__()
 
