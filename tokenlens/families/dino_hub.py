@@ -78,7 +78,17 @@ class DinoHub(Family):
         return residual_taps(block, block.attn, (block.norm1, block.norm2), branches)
 
     def components(self, block: Any) -> BlockComponents:
-        """Return the components; DINO has no LayerScale, DINOv2 has it or Identity."""
+        """Return the components; DINO has no LayerScale, DINOv2 has it or Identity.
+
+        Raises:
+            LookupError: for a DINOv3 block with drop_path, which in training flattens the tokens of all crops into one
+                list, so that their positions are lost.
+        """
+        if hasattr(block.attn, "forward_list") and getattr(block, "sample_drop_ratio", 0) > 0:
+            raise LookupError(
+                "the blocks of DINOv3 with drop_path flatten the tokens of all crops in training, so that CLS cannot be "
+                "told from patches; create the model with drop_path_rate=0 to specialize it"
+            )
         scales = ("ls1", "ls2") if isinstance(getattr(block, "ls1", None), nn.Module) else ()
         return BlockComponents(
             norm=("norm1", "norm2"),

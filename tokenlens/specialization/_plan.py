@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tokenlens.families import SplitNorm
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.specialization._functions import Positions
 from tokenlens.specialization._specialization import Specialization, SpecializationLike, as_specialization, blocks_of
@@ -141,6 +142,8 @@ def _find_modules(
         norm = family.final_norm(model)
         if norm is None:
             notes.append("There is no norm over all tokens after the last block.")
+        elif isinstance(norm, SplitNorm):
+            notes.append("The model itself norms special tokens and patches apart after the last block; left as it is.")
         else:
             path = _path_of(model, norm)
             found.append(PlannedModule(name, path, None, path))
