@@ -19,6 +19,7 @@ from tokenlens.images.sources import ImageSource, open_images
 from tokenlens.metrics import (
     PATTERN_REDUCTIONS,
     TOKEN_REDUCTIONS,
+    LatentMetric,
     Metric,
     NamedArray,
     PerImageMetric,
@@ -71,6 +72,8 @@ class AnalysisRun:
         sites |= {str(site) for site in HEAD_SITES}
         if family.final_norm(module) is not None:
             sites.add(str(Site.FINAL_NORM))
+        if family.pooling(module) is not None:
+            sites.add(str(Site.POOL))
         subject = Subject(
             module,
             self.layout.with_contiguous_patches(),
@@ -104,7 +107,11 @@ class AnalysisRun:
             norm_stages="norm_stages" in needs,
             updates="updates" in needs,
             pattern="pattern" in needs,
-            raw=[(m.name, m.chosen_sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
+            raw=[
+                (m.name, m.chosen_sites, m.look)
+                for m in self.applicable
+                if isinstance(m, RawTokenMetric | LatentMetric)
+            ],
             whole_pattern=PATTERN_REDUCTIONS & needs,
             kernels=kernels_for(layout, next(self.loaded.module.parameters()).device),
         )
@@ -128,7 +135,8 @@ class AnalysisRun:
         pixels = to_model(batch.images, module)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         observer = reducer if self.layout.contiguous else ReorderingObserver(reducer, self.layout)
-        with Recorder(module, self.loaded.family, self.layout, observer, sites=sites) as recorder, autocast:
+        recorder = Recorder(module, self.loaded.family, self.layout, observer, sites=sites, pooled=reducer.pooled)
+        with recorder, autocast:
             if not reducer.has_shapes:
                 keep_freed_memory()
                 # One image shows what has to be kept, so that buffers for it exist before the first whole batch.

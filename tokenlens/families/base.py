@@ -81,6 +81,21 @@ class BlockComponents:
         return paths
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """The module in which a latent, a query that is a weight, pools the tokens by attention (a MAP head).
+
+    Args:
+        module: takes tokens (B, T, D), and returns the latent (B, D), or (B, latents, D).
+        latents: number of latents.
+        patches_only: whether it gets the patches without the special tokens.
+    """
+
+    module: nn.Module
+    latents: int = 1
+    patches_only: bool = False
+
+
 class Family(ABC):
     """The knowledge about one kind of Vision Transformer; a family never converts or changes a model."""
 
@@ -115,6 +130,10 @@ class Family(ABC):
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """Return the norm over all tokens after the last block, or None if there is none."""
+        return None
+
+    def pooling(self, model: nn.Module) -> Pooling | None:
+        """Return the module that pools the tokens by the attention of a latent, or None if there is none."""
         return None
 
     def forward(self, model: nn.Module, images: Tensor) -> Any:

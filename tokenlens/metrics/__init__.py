@@ -3,6 +3,7 @@
 from tokenlens.metrics._jackknife import JackknifeMetric
 from tokenlens.metrics._per_image import (
     AttentionMetric,
+    LatentMetric,
     NormMetric,
     PatternMetric,
     PerImageMetric,
@@ -31,6 +32,7 @@ __all__ = [
     "TOKEN_REDUCTIONS",
     "AttentionMetric",
     "JackknifeMetric",
+    "LatentMetric",
     "Metric",
     "NamedArray",
     "NormMetric",

@@ -1,7 +1,7 @@
 """Forward hooks on an unmodified model, and recordings of its activations."""
 
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
+from tokenlens.recording.recorder import IncompleteRecording, Observer, PooledTokens, Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
 from tokenlens.recording.reordering import ReorderingObserver
 
@@ -9,6 +9,7 @@ __all__ = [
     "AttentionCall",
     "IncompleteRecording",
     "Observer",
+    "PooledTokens",
     "Recorder",
     "Recording",
     "RecordingObserver",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels
 from tokenlens.reduction.pattern import WholePattern
@@ -58,7 +59,7 @@ class Reducer:
         norm_stages: bool = True,
         updates: bool = True,
         pattern: bool = True,
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Tensor], Any]]] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         kernels: ReductionKernels | None = None,
     ) -> None:
@@ -194,6 +195,14 @@ class Reducer:
             reduced = self._whole_pattern.reduce(block, call)
             fields = {name: self._copy(name, x) for name, x in reduced.items()}
             self._keep(PatternSummary, (block, "pattern"), fields)
+
+    def pooled(self, pooled: PooledTokens) -> None:
+        """Compute the metrics of the latent that pools the tokens."""
+        for name, sites, function in self.raw:
+            if Site.POOL in sites:
+                self._raw.setdefault(name, {}).setdefault((None, str(Site.POOL)), []).append(
+                    function(self.layout, pooled)
+                )
 
     # -- reductions into buffers
 
