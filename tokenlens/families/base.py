@@ -46,11 +46,13 @@ class BlockTaps:
         attention: the module inside which the attention kernel runs, once per forward pass; None where attention is
             left out, because its pattern is not what the block mixes tokens with.
         parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
+        queries: number of tokens that attend, the first ones; None for all.
     """
 
     sites: Mapping[Site, Tap]
     attention: nn.Module | None
     parallel: int = 1
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ class Family(ABC):
     @abstractmethod
     def layout(self, model: nn.Module, image_size: tuple[int, int]) -> TokenLayout:
         """Return the token layout for images of (height, width) pixels; raise ValueError if they do not fit."""
+
+    def block_layout(self, block: nn.Module, layout: TokenLayout) -> TokenLayout:
+        """Return the tokens of one block of a model with this layout: the same, unless the block lacks some of them."""
+        return layout
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Return sentences on what is left out of this model and why, for its reports."""
+        return []
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:

@@ -3,7 +3,7 @@
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.recorder import IncompleteRecording, Observer, PooledTokens, Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
-from tokenlens.recording.reordering import ReorderingObserver
+from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
 
 __all__ = [
     "AttentionCall",
@@ -14,5 +14,6 @@ __all__ = [
     "Recording",
     "RecordingObserver",
     "ReorderingObserver",
+    "RoutingObserver",
     "evaluating",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.families import Family, Pooling, SplitNorm, Tap
+from tokenlens.families import BlockTaps, Family, Pooling, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
@@ -114,6 +114,7 @@ class Recorder:
         self.pooled = pooled
         self.sites = {Site(site) for site in (Site if sites is None else sites)}
         self._modules = list(family.blocks(model))
+        self._layouts = [family.block_layout(module, layout) for module in self._modules]
         if not self._modules:
             raise LookupError(f"the family found no transformer block in a {type(model).__qualname__}")
         count = len(self._modules)
@@ -172,7 +173,7 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-            self._hook_attention(block, taps.attention, taps.parallel)
+            self._hook_attention(block, taps)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap) -> None:
         self.expected.add((block, site))
@@ -235,14 +236,15 @@ class Recorder:
         for norm in dict.fromkeys((module.cls, module.patch)):
             self._handles.append(norm.register_forward_hook(after))
 
-    def _hook_attention(self, block: int, module: nn.Module, parallel: int) -> None:
+    def _hook_attention(self, block: int, taps: BlockTaps) -> None:
+        assert taps.attention is not None
         self.expected.add((block, "attention"))
 
         def observe(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
             self._mark_seen((block, "attention"))
             self._notify(call.q_BHTd, self.observer.attention, block, call)
 
-        self._capture(module, self.layout.tokens, parallel, None, observe)
+        self._capture(taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe)
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
         key, layout = (None, str(Site.POOL)), self.layout
@@ -297,7 +299,7 @@ class Recorder:
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
-        self.layout.check(x.shape[1])
+        (self.layout if block is None else self._layouts[block]).check(x.shape[1])
         self._mark_seen((block, site))
         return x
 

@@ -175,7 +175,7 @@ class Reducer:
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
-            if site in self.wanted:
+            if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
                 sums = tuple(name for name in _LINEAR if name in self.wanted[site])
                 tokens = as_float(x)
                 fields, norms, rows = self._token_slots(tokens, sums)
@@ -186,7 +186,7 @@ class Reducer:
             fields, row_BHT, columns_BHR = {}, None, None
             if self.layout.has("cls"):
                 fields["cls_row"], row_BHT = self._buffers.next_slot("cls_row", (heads, self.layout.tokens), like)
-            if self.layout.prefix:
+            if self.layout.prefix and call.q_BHTd.shape[-2] == self.layout.tokens:
                 tail = (heads, len(self.layout.prefix))
                 fields["patch_to_prefix"], columns_BHR = self._buffers.next_slot("patch_to_prefix", tail, like)
             self._kernels.reduce_attention(call, row_BHT, columns_BHR)
