@@ -79,6 +79,8 @@ def command(
 
 def _say_what_is_missing(analysis: Analysis) -> None:
     say_weights(analysis.model, analysis.provenance["weights"])
+    for note in analysis.provenance.get("notes", ()):
+        say(note)
     say_about_images(analysis.provenance["images"])
     reasons: dict[str, list[str]] = {}
     for metric, reason in analysis.not_applicable.items():
@@ -100,9 +102,10 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "untrained": analysis.untrained,
                 "blocks": analysis.blocks,
                 "images": analysis.images,
-                **{name: analysis.provenance["images"][name] for name in ("skipped", "copies", "notes")},
+                **{name: analysis.provenance["images"][name] for name in ("skipped", "copies")},
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
+                "notes": [*analysis.provenance["images"]["notes"], *analysis.provenance.get("notes", ())],
                 "numbers": len(analysis.table),
                 "findings": [asdict(finding) for finding in findings],
                 "seconds": analysis.provenance["seconds"],

@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.support.dino_layouts import DinoVisionTransformer, VisionTransformer
+from tests.support.capi_layout import EncoderDecoder
+from tests.support.dino_layouts import Dinov3VisionTransformer, DinoVisionTransformer, VisionTransformer
 
 DIM, HEADS, DEPTH = 32, 2, 2
 HEAD_SCALE = (DIM // HEADS) ** -0.5
@@ -29,9 +30,12 @@ class Kind:
         make: creates the model.
         family: name of its family.
         prefix, grid: its token layout.
-        image_size: size of its images.
+        image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
+        blocks: number of its blocks.
+        special_blocks: whether the blocks have layouts of their own, and are tested apart.
         residual: whether its blocks have all the residual sites.
+        norms: whether its blocks have the sites ``norm1`` and ``norm2``.
         final_norm: whether it has this site.
     """
 
@@ -40,8 +44,12 @@ class Kind:
     prefix: tuple[str, ...] = ("cls",)
     grid: tuple[int, int] = (4, 4)
     image_size: tuple[int, int] = (32, 32)
+    patch_size: tuple[int, int] = (8, 8)
     scores: float | None = None
+    blocks: int = DEPTH
+    special_blocks: bool = False
     residual: bool = True
+    norms: bool = True
     final_norm: bool = True
 
 
@@ -89,6 +97,7 @@ def _torchvision() -> nn.Module:
 
 
 _REGISTERS = ("cls", "reg", "reg", "reg", "reg")
+_RADIO = ("cls", "summary", "summary", *("reg",) * 7)
 _POOLED = {"final_norm": False}
 _naflex = partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8)
 _any_size = partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True)
@@ -113,8 +122,14 @@ KINDS: dict[str, Kind] = {
     "timm_parallel": Kind(
         partial(_timm, "vit_pwee_patch16_reg1_gap_256"), "timm_vit", ("reg",), residual=False, **_POOLED
     ),
+    "timm_parallel_things": Kind(partial(_timm, "vit_small_patch16_18x2_224"), "timm_vit", norms=False),
+    "timm_radio": Kind(partial(_timm, "vit_so400m_patch16_radio_v4"), "timm_vit", _RADIO, **_POOLED),
     "timm_hybrid": Kind(
-        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64), "timm_vit", grid=(2, 2), image_size=(64, 64)
+        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64),
+        "timm_vit",
+        grid=(2, 2),
+        image_size=(64, 64),
+        patch_size=(32, 32),
     ),
     # timm's Eva
     "timm_eva02": Kind(partial(_timm, "eva02_tiny_patch14_224"), "timm_eva", **_POOLED),
@@ -140,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "timm_relpos": Kind(partial(_timm, "vit_relpos_medium_patch16_cls_224"), "timm_relpos"),
     "timm_relpos_post_norm": Kind(partial(_timm, "vit_relpos_medium_patch16_rpn_224"), "timm_relpos", ()),
     "timm_naflexvit": Kind(_naflex, "timm_naflexvit", ("reg",) * 4, (2, 5), (16, 40), **_POOLED),
+    "timm_cait": Kind(partial(_timm, "cait_xxs24_224"), "timm_cait", blocks=4, special_blocks=True),
     # Hugging Face transformers
     "hf_vit": Kind(partial(_hf, "ViTModel"), "hf_vit"),
     "hf_vit_eager": Kind(partial(_hf, "ViTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
@@ -164,6 +180,10 @@ KINDS: dict[str, Kind] = {
     "dinov2_hub_registers": Kind(
         partial(DinoVisionTransformer, registers=4, layer_scale=False), "dino_hub", _REGISTERS, scores=1.0
     ),
+    "dinov3_hub": Kind(Dinov3VisionTransformer, "dino_hub", _REGISTERS, grid=(2, 5), image_size=(20, 41)),
+    "dinov3_hub_untied": Kind(partial(Dinov3VisionTransformer, untie_cls=True), "dino_hub", _REGISTERS),
+    "dinov3_hub_untied_local": Kind(partial(Dinov3VisionTransformer, untie_local=True), "dino_hub", _REGISTERS),
+    "capi_rms": Kind(EncoderDecoder, "capi", ("reg",) * 4),
 }
 
 

@@ -129,6 +129,7 @@ def analyze(
         },
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items()},
         "image_size": list(run.image_size),
+        **({"notes": run.notes} if run.notes else {}),
         "seed": seed,
         "device": str(weights.device),
         "kernels": describe_kernels(weights.device),

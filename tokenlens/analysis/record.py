@@ -63,10 +63,22 @@ def record(
     pixels_B3HW = torch.cat(parts)
     height, width = pixels_B3HW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
+    block_layouts = {
+        number: own
+        for number, block in enumerate(loaded.family.blocks(loaded.module))
+        if (own := loaded.family.block_layout(block, layout)) != layout
+    }
     wanted = {Site(site) for site in (Site if sites is None else sites)}
     mean, std = (tuple(loaded.data_config[key]) for key in ("mean", "std"))
     recording = Recording(
-        layout, model=loaded.name, images=pixels_B3HW, names=names, mean=mean, std=std, untrained=loaded.untrained
+        layout,
+        model=loaded.name,
+        images=pixels_B3HW,
+        names=names,
+        mean=mean,
+        std=std,
+        untrained=loaded.untrained,
+        block_layouts=block_layouts,
     )
     keeper = RecordingObserver(recording, wanted, patterns, max_bytes)
     watched = wanted | (set() if patterns is False else {Site.Q})

@@ -1,10 +1,11 @@
 """Families of Vision Transformers: where the tokens are, and which module is behind each site. One file per family."""
 
-from tokenlens.families._norms import NormParameters, norm_parameters
+from tokenlens.families._norms import NormParameters, SplitNorm, norm_parameters
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
     Family,
+    Pooling,
     Tap,
     as_height_width,
     families,
@@ -21,6 +22,8 @@ __all__ = [
     "BlockTaps",
     "Family",
     "NormParameters",
+    "Pooling",
+    "SplitNorm",
     "Tap",
     "as_height_width",
     "families",

@@ -23,10 +23,16 @@ class Tap:
     """The tensor of a site: the input or the output of a module.
 
     Of a tuple, as Hugging Face and ``nn.MultiheadAttention`` return, the first tensor is taken.
+
+    Args:
+        module: the module.
+        side: its input or its output.
+        plus: further modules whose outputs are added, where a block has several branches in parallel.
     """
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
+    plus: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,16 @@ class BlockTaps:
         sites: a tap for each site of the block. Those of ``norm1`` and ``norm2`` are the norm modules, whose input and
             output are both read. Sites that the block lacks are left out (a parallel block has no ``resid_mid``), and
             so are ``q``, ``k`` and ``v``, which are read at the attention kernel.
-        attention: the module inside which the attention kernel runs, once per forward pass.
+        attention: the module inside which the attention kernel runs, once per forward pass; None where attention is
+            left out, because its pattern is not what the block mixes tokens with.
+        parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
+        queries: number of tokens that attend, the first ones; None for all.
     """
 
     sites: Mapping[Site, Tap]
-    attention: nn.Module
+    attention: nn.Module | None
+    parallel: int = 1
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,21 @@ class BlockComponents:
         return paths
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """The module in which a latent, a query that is a weight, pools the tokens by attention (a MAP head).
+
+    Args:
+        module: takes tokens (B, T, D), and returns the latent (B, D), or (B, latents, D).
+        latents: number of latents.
+        patches_only: whether it gets the patches without the special tokens.
+    """
+
+    module: nn.Module
+    latents: int = 1
+    patches_only: bool = False
+
+
 class Family(ABC):
     """The knowledge about one kind of Vision Transformer; a family never converts or changes a model."""
 
@@ -84,6 +110,14 @@ class Family(ABC):
     @abstractmethod
     def layout(self, model: nn.Module, image_size: tuple[int, int]) -> TokenLayout:
         """Return the token layout for images of (height, width) pixels; raise ValueError if they do not fit."""
+
+    def block_layout(self, block: nn.Module, layout: TokenLayout) -> TokenLayout:
+        """Return the tokens of one block of a model with this layout: the same, unless the block lacks some of them."""
+        return layout
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Return sentences on what is left out of this model and why, for its reports."""
+        return []
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -106,6 +140,10 @@ class Family(ABC):
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """Return the norm over all tokens after the last block, or None if there is none."""
+        return None
+
+    def pooling(self, model: nn.Module) -> Pooling | None:
+        """Return the module that pools the tokens by the attention of a latent, or None if there is none."""
         return None
 
     def forward(self, model: nn.Module, images: Tensor) -> Any:

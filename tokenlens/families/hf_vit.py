@@ -79,7 +79,8 @@ class HuggingFaceViT(Family):
         registers = getattr(embeddings, "register_tokens", None)
         prefix += ("reg",) * (0 if registers is None else registers.shape[1])
         patch_rows, patch_columns = as_height_width(projection.stride)
-        return TokenLayout((image_size[0] // patch_rows, image_size[1] // patch_columns), prefix)
+        grid = (image_size[0] // patch_rows, image_size[1] // patch_columns)
+        return TokenLayout(grid, prefix, patch_size=(patch_rows, patch_columns))
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """Return the blocks, which transformers calls layers."""

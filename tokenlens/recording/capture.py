@@ -17,7 +17,7 @@ from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.attention import AttentionCall, join_heads
 
 aten = torch.ops.aten
 
@@ -51,16 +51,21 @@ class AttentionCapture(TorchDispatchMode):
     Args:
         batch: number of images.
         tokens: number of tokens per image.
+        parallel: number of attentions side by side; ``call`` joins their heads.
+        queries: number of querying tokens, by default all.
 
     Raises:
-        ValueError: inside the mode, if attention runs twice, with a causal mask, or with fewer key than query heads.
+        ValueError: inside the mode, if attention runs more often, with a causal mask, or with fewer key than query
+            heads.
     """
 
-    def __init__(self, batch: int, tokens: int) -> None:
+    def __init__(self, batch: int, tokens: int, parallel: int = 1, queries: int | None = None) -> None:
         super().__init__()
         self.batch = batch
         self.tokens = tokens
-        self.call: AttentionCall | None = None
+        self.parallel = parallel
+        self.queries = tokens if queries is None else queries
+        self._calls: list[AttentionCall] = []
         self._product: tuple[Tensor, Tensor] | None = None
         self._pattern: Tensor | None = None
 
@@ -76,14 +81,20 @@ class AttentionCapture(TorchDispatchMode):
             if self._pattern is not None and args[0].shape[-1] == self.tokens:
                 self._explicit(args[1])
             self._product = (args[0], args[1])
-        elif packet in _SOFTMAX and out.shape[-2:] == (self.tokens, self.tokens) and self._product is not None:
+        elif packet in _SOFTMAX and out.shape[-2:] == (self.queries, self.tokens) and self._product is not None:
             self._pattern = out
         return out
 
+    @property
+    def call(self) -> AttentionCall | None:
+        """The call, with the heads of parallel attentions joined; None before all of them have run."""
+        return join_heads(self._calls) if len(self._calls) == self.parallel else None
+
     def _keep(self, call: AttentionCall) -> None:
-        if self.call is not None:
-            raise ValueError("attention ran twice in one attention module; expected one call per block")
-        self.call = call
+        if len(self._calls) == self.parallel:
+            often = "twice" if self.parallel == 1 else f"more than {self.parallel} times"
+            raise ValueError(f"attention ran {often} in one attention module; expected one call per block")
+        self._calls.append(call)
 
     def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
         given = _by_name(func, args, kwargs)
@@ -94,7 +105,7 @@ class AttentionCapture(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         q, k, v = given["query"], given["key"], given["value"]
-        if q.shape[-2] != self.tokens:
+        if q.shape[-2] != self.queries:
             return out
         if given.get("is_causal"):
             raise ValueError("causal attention is not supported")
@@ -136,7 +147,7 @@ class AttentionCapture(TorchDispatchMode):
     def _explicit(self, value: Tensor) -> None:
         assert self._pattern is not None
         assert self._product is not None
-        heads = self._pattern.numel() // (self.batch * self.tokens * self.tokens)
+        heads = self._pattern.numel() // (self.batch * self.queries * self.tokens)
 
         def by_head(x: Tensor) -> Tensor:
             return x.reshape(self.batch, heads, *x.shape[-2:])

@@ -5,8 +5,8 @@
 >>> tokenlens.plot.attention_overlay(recording, image=1, block=-1, query=(4, 9))  # doctest: +SKIP
 
 Each function draws the photograph as the model saw it, with the normalization undone, beside the map; with ``ax`` it
-draws only the map. The patch grid covers the image evenly. Like all figures, they accept ``width`` ("single", "double"
-or mm), ``height`` (mm) and ``style``, too.
+draws only the map. Pixels that the model drops are not covered by the map. Like all figures, they accept ``width``
+("single", "double" or mm), ``height`` (mm) and ``style``, too.
 """
 
 # Shapes: h, w the patch grid.
@@ -37,13 +37,13 @@ from tokenlens.overlays.maps import (
 )
 from tokenlens.overlays.maps import norm_map as norms_of
 from tokenlens.overlays.selection import (
-    GROUP_PLURALS,
     Token,
     attention_of,
     block_of,
+    group_plural,
     image_title,
+    layout_at,
     model_title,
-    position_of,
     token_title,
     tokens_at,
 )
@@ -77,7 +77,8 @@ def attention_overlay(
         ValueError: for more than one Axes.
     """
     row_T = attention_of(recording, image, block, query, head)
-    map_hw = attention_map(row_T, recording.layout)
+    layout = layout_at(recording, block)
+    map_hw = attention_map(row_T, layout)
     page, panel = _page(recording, image, ax, query)
     high = max(float(np.quantile(map_hw, 0.995)), 1.5)
     drawn = draw_overlay(panel, map_hw, recording, image, SEQUENTIAL, (0, high))
@@ -86,8 +87,8 @@ def attention_overlay(
     largest = float(map_hw.max())
     clipped = largest > high * 1.0001
     _bar(page, drawn, panel, "× uniform", clipped=clipped)
-    shares = attention_shares(row_T, recording.layout).items()
-    to = ", ".join(f"{100 * share:.1f} % to {GROUP_PLURALS[group]}" for group, share in shares)
+    shares = attention_shares(row_T, layout).items()
+    to = ", ".join(f"{100 * share:.1f} % to {group_plural(group)}" for group, share in shares)
     most = f"maximum {largest:.1f} × uniform" if clipped else ""
     _header(page, recording, image, f"block {block_of(recording, block)}", _head_text(head), to, most)
     return page.figure
@@ -120,9 +121,9 @@ def cosine_to_patch(
         LookupError: if the recording lacks the image, block, site, head or token.
         ValueError: for more than one Axes.
     """
-    layout = recording.layout
+    layout = layout_at(recording, block, site)
     x_XTD = tokens_at(recording, image, block, site, head)
-    map_hw = cosine_map(x_XTD, layout, position_of(layout, token))
+    map_hw = cosine_map(x_XTD, layout, token)
     others = np.abs(map_hw)
     if not isinstance(token, str):
         others[token] = 0
@@ -168,7 +169,9 @@ def pca_rgb(
     count = 0 if recording.images is None else len(recording.images)
     chosen = range(count) if image is None else [image]
     features = [tokens_at(recording, index, block, site, head) for index in chosen]
-    patch_NPD = torch.stack([recording.layout.patches_of(x).transpose(0, 1).flatten(1) for x in features])
+    patch_NPD = torch.stack(
+        [layout_at(recording, block, site).patches_of(x).transpose(0, 1).flatten(1) for x in features]
+    )
     components = principal_components(patch_NPD)
     rgb_Nhw3 = as_rgb(components.scores_NPC).reshape(len(chosen), *recording.layout.grid, 3)
     page, maps = _gallery(recording, list(chosen), ax)
@@ -213,7 +216,7 @@ def norm_map(
         LookupError: if the recording lacks the image, block, site or head.
         ValueError: for more than one Axes.
     """
-    found = norms_of(tokens_at(recording, image, block, site, head), recording.layout)
+    found = norms_of(tokens_at(recording, image, block, site, head), layout_at(recording, block, site))
     longest = float(found.norms_hw.max())
     high = min(longest, 5 / HIGH_NORM_RATIO * found.threshold)
     page, panel = _page(recording, image, ax)
@@ -294,7 +297,9 @@ def _bar(page: Canvas, drawn: AxesImage, panel: Axes, label: str, clipped: bool)
 
 def _header(page: Canvas, recording: Recording, image: int | None, *notes: str) -> None:
     shown = "" if image is None or page.new else image_title(recording, image)
-    page.header(pd.DataFrame({"model": [model_title(recording)]}), " · ".join(filter(None, [shown, *notes])))
+    assert recording.images is not None
+    border = recording.layout.border_note((recording.images.shape[-2], recording.images.shape[-1]))
+    page.header(pd.DataFrame({"model": [model_title(recording)]}), " · ".join(filter(None, [shown, *notes, border])))
 
 
 def _site_text(recording: Recording, block: int, site: str) -> tuple[str, ...]:
