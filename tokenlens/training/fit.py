@@ -66,8 +66,8 @@ def fit(
     images = data if isinstance(data, LabelledImages) else open_labelled(data, "train")
     if objectives.get(recipe.objective).labelled and images.labels is None:
         raise ValueError(f"the objective {recipe.objective} needs labels, and {images.description['source']} has none")
-    kind: type[Objective] = objectives.get(recipe.objective)
-    classes = kind.classes(make_options(recipe.objective, recipe.objective_options), tuple(images.classes))
+    objective: type[Objective] = objectives.get(recipe.objective)
+    classes = objective.classes(make_options(recipe.objective, recipe.objective_options), tuple(images.classes))
     given_data = None if isinstance(data, LabelledImages) else os.fspath(data)
     given_start = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
     wanted = {
