@@ -16,7 +16,7 @@ import typer
 
 from tokenlens_cli import _options as options
 from tokenlens_cli._errors import INTERRUPTED
-from tokenlens_cli._output import SECONDS_BETWEEN_LINES, format_duration, make_bar, print_json, say
+from tokenlens_cli._output import SECONDS_BETWEEN_LINES, format_duration, make_bar, print_json, say, say_weights
 from tokenlens_cli._processes import is_first_process, join_error_store
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE|RUN|MODEL",
-            help="Weights to start from: safetensors or plain tensors, a run folder of `tokenlens train`, or a model "
+            help="Weights to start from: a file or folder of weights, a run folder of `tokenlens train`, or a model "
             "that ships with tokenlens (tokenlens_tiny).",
         ),
     ] = None,
@@ -191,6 +191,8 @@ def print_result(run: TrainedRun, *, json: bool) -> None:
     """Print the result and the run folder."""
     settings, metrics = run.settings, run.metrics
     loss = float(metrics["loss"].iloc[-1]) if len(metrics) else None
+    if start := settings["start"]:
+        say_weights(start["given"], start)
     if differences := settings["sessions"][-1].get("rounds_differently"):
         say(f"this session rounds differently ({'; '.join(differences)}): weights differ from those of one session")
     for note in settings["data"].get("notes", []):

@@ -26,6 +26,10 @@ def test_the_backbone_starts_from_a_checkpoint(data, tmp_path):
         else:
             assert torch.allclose(weights[name], tensor, atol=1e-6)
     assert run.settings["start"]["source"] == str(file)
+    assert run.settings["start"]["steps"] == [
+        "10 standard weights copied for both token groups",
+        "head left out: head.bias, head.weight",
+    ]
     with pytest.raises(ValueError, match="another configuration: start is"):
         train(tiny_recipe(lr=1e-12, lr_end=0, steps=1), data, tmp_path / "run", specialize="norms")
 

@@ -39,6 +39,8 @@ STORAGE_DTYPES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 
+DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
 DANGEROUS_MODULES = frozenset(
     (
         *("os", "posix", "nt", "subprocess", "commands", "pty", "sys", "shutil", "socket", "runpy", "importlib", "imp"),
@@ -151,8 +153,8 @@ class InertUnpickler(pickle.Unpickler):
             return known if isinstance(known, type) else _Function(known)
         if module.split(".")[0] == "torch" and name in STORAGE_DTYPES:
             return _StorageType(STORAGE_DTYPES[name])
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
         if module.split(".")[0] in DANGEROUS_MODULES or (
             module in ("builtins", "__builtin__") and name in DANGEROUS_BUILTINS
         ):

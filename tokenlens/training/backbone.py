@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenlens.models.checkpoints import Checkpoint
 from tokenlens.models.creation import classifier_names
-from tokenlens.models.fitting import fit_weights
+from tokenlens.models.fitting import FittedWeights, fit_weights
 from tokenlens.models.names import find_model_source
 from tokenlens.specialization import as_specialization, specialize
 from tokenlens.training.recipe import Recipe
@@ -60,12 +60,27 @@ def load_start(model: nn.Module, start: Checkpoint) -> dict[str, Any]:
     Raises:
         ValueError: if anything but the classifier does not fit; lists the keys.
     """
-    heads = tuple(f"{name}." for name in classifier_names(model))
-    fitted = fit_weights(start, model, optional=heads)
-    if fitted.problem is not None:
-        raise ValueError(f"checkpoint {start.source} does not fit the model: {fitted.problem}")
+    fitted = _fit_start(model, start)
     wanted = model.state_dict()
     left_out = sorted(name for name in wanted if name not in fitted.tensors)
     model.load_state_dict(fitted.tensors | {name: wanted[name] for name in left_out})
     source = ", ".join([start.source, *fitted.steps])
     return {"source": source, "sha256": start.sha256, "left_out": left_out}
+
+
+def describe_start(recipe: Recipe, classes: int, start: Checkpoint) -> dict[str, Any]:
+    """Return ``source`` and ``sha256`` of starting weights, and the ``steps`` that fit them to the recipe's model.
+
+    Raises:
+        LookupError, ValueError: as ``make_backbone``.
+    """
+    with torch.device("meta"):
+        model = make_backbone(recipe, classes)
+    return {"source": start.source, "sha256": start.sha256, "steps": list(_fit_start(model, start).steps)}
+
+
+def _fit_start(model: nn.Module, start: Checkpoint) -> FittedWeights:
+    fitted = fit_weights(start, model, optional=tuple(f"{name}." for name in classifier_names(model)))
+    if fitted.problem is not None:
+        raise ValueError(f"checkpoint {start.source} does not fit the model: {fitted.problem}")
+    return fitted

@@ -26,7 +26,7 @@ from tokenlens.reduction.buffers import keep_freed_memory
 from tokenlens.specialization import save_timm_folder
 from tokenlens.storage.files import write_text
 from tokenlens.storage.run_folder import SCHEMA_VERSION, slug
-from tokenlens.training.backbone import make_backbone
+from tokenlens.training.backbone import describe_start, make_backbone
 from tokenlens.training.batches import training_batches
 from tokenlens.training.checkpoints import describe_last_checkpoint
 from tokenlens.training.descriptions import describe_run, describe_session, rounding_differences
@@ -66,6 +66,8 @@ def fit(
     images = data if isinstance(data, LabelledImages) else open_labelled(data, "train")
     if objectives.get(recipe.objective).labelled and images.labels is None:
         raise ValueError(f"the objective {recipe.objective} needs labels, and {images.description['source']} has none")
+    objective: type[Objective] = objectives.get(recipe.objective)
+    classes = objective.classes(make_options(recipe.objective, recipe.objective_options), tuple(images.classes))
     given_data = None if isinstance(data, LabelledImages) else os.fspath(data)
     given_start = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
     wanted = {
@@ -73,7 +75,7 @@ def fit(
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
         "data": {"given": given_data, **images.description},
-        "start": start and {"given": given_start, "source": start.source, "sha256": start.sha256},
+        "start": start and {"given": given_start, **describe_start(recipe, classes, start)},
     }
     fabric = make_fabric(recipe, device, devices, nodes)
     with ExitStack() as stack:
