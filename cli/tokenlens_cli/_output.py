@@ -110,12 +110,13 @@ def make_bar(title: str, *columns: Any) -> Any:
 
 
 def _print_lines(title: str) -> Progress:
-    started = last_line = 0.0
+    started: float | None = None
+    last_line = 0.0
 
     def update(done: int, total: int | None) -> None:
         nonlocal started, last_line
         now = time.monotonic()
-        if not started:
+        if started is None:
             started = last_line = now
             say(title)
         if now - last_line < SECONDS_BETWEEN_LINES:

@@ -31,3 +31,9 @@ def test_the_summary_names_recipe_and_state(reports):
     text = summary_html(reports("training")[0])
     assert "State: stopped" in text
     assert "Objective: dino" in text
+
+
+def test_it_says_what_was_lost_of_the_data(tmp_path):
+    run = trained(blocks=1, steps=(0,))
+    run.settings["data"]["notes"] = ["a.tar: the shard is broken: cut off at byte 700"]
+    assert "the shard is broken: cut off at byte 700" in write_report(run, tmp_path).read_text(encoding="utf-8")

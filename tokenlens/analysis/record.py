@@ -12,6 +12,7 @@ from torch import nn
 from tokenlens.analysis.run import no_usable_image, open_for_model, to_model
 from tokenlens.families.base import Family
 from tokenlens.images.batches import iterate_batches
+from tokenlens.images.sources import check_seed
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
@@ -48,6 +49,7 @@ def record(
     Raises:
         ValueError: before the recording would exceed ``max_bytes``.
     """
+    check_seed(seed)
     loaded = load_model(
         model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
     )

@@ -87,9 +87,18 @@ def prepare(
         return SkippedImage(name, str(error), raw.invalid)
     digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else pixel_sha256(image)
     pixels = transform(image)
+    return PreparedImage(index, name, digest, pixels, tensor_sha256(pixels), is_dark(image))
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Return whether no value of an RGB image is above ``DARK``."""
+    sample = image.resize((16, 16), Image.Resampling.NEAREST)  # in most images it settles the question
+    return _largest(sample) <= DARK and _largest(image) <= DARK
+
+
+def _largest(image: Image.Image) -> int:
     extrema: Any = image.getextrema()  # of each channel
-    dark = all(high <= DARK for _, high in extrema)
-    return PreparedImage(index, name, digest, pixels, tensor_sha256(pixels), dark)
+    return max(high for _, high in extrema)
 
 
 def collate(images: Iterable[PreparedImage | SkippedImage]) -> Collated:

@@ -18,6 +18,7 @@ from tokenlens.families.base import Family
 from tokenlens.images.files import printable_name
 from tokenlens.images.labelled.classes import open_labelled
 from tokenlens.images.labelled.masks import MaskedImages, open_masks
+from tokenlens.images.sources import check_seed
 from tokenlens.models.loading import load_model
 from tokenlens.probes._extraction import SplitFeatures, extract_features
 from tokenlens.probes._features import RAW_PIXELS, Backbone, FeatureKind, FrozenModel, RawPixels
@@ -84,6 +85,7 @@ def probe(
     head: Probe = probes.get(task)()
     kind = head.kind
     _check_options(kind, task, source, limit, batch_size, workers)
+    check_seed(seed)
     splits = open_splits(kind, data)
     data_path = os.path.abspath(data) if isinstance(data, str | os.PathLike) and Path(data).exists() else ""
     if isinstance(model, str) and model == RAW_PIXELS:

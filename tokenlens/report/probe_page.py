@@ -18,7 +18,9 @@ def content(result: ProbeResult) -> dict[str, Any]:
         "untrained": result.untrained,
         "mark": " (untrained)" if result.untrained else "",
         "score": f"{result.in_percent(result.value)} {result.unit} {result.interval_text}",
-        "notes": list(dict.fromkeys(note for data in result.provenance["data"] for note in data.get("notes", []))),
+        "notes": list(
+            dict.fromkeys(note for data in result.provenance.get("data", []) for note in data.get("notes", []))
+        ),
         "protocol": result.protocol_rows(),
         "scores": _scores(result, title),
         "per_image": download(result.per_image, "per_image", title),
