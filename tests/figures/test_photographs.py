@@ -178,7 +178,7 @@ def test_a_map_covers_the_pixels_of_its_patches(kind):
     (height, width), (rows, columns) = KINDS[kind].image_size, recording.layout.grid
     figure = plot.cosine_to_patch(recording, token=(1, 2))
     photo, drawing = figure.axes[:2]
-    assert [image.get_extent() for image in photo.get_images()] == [(0, width, height, 0)]
+    assert [tuple(image.get_extent()) for image in photo.get_images()] == [(0, width, height, 0)]
     grey, drawn = (tuple(image.get_extent()) for image in drawing.get_images())
     assert grey == (0, width, height, 0)
     assert drawn == (0, 8 * columns, 8 * rows, 0) != grey
