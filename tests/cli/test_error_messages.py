@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.command_line import MODEL, REPOSITORY, TINY, finished, process, refused, tiny_analyze, tokenlens
 from tests.support.image_files import write_pets
 from tokenlens.analysis.analysis import Analysis
+from tokenlens.models.loading import load_model
+from tokenlens.probes import FrozenModel
 
 QUICK = ("--no-report", "--metrics", "token_norm")
 
@@ -268,6 +270,35 @@ def test_image_size(out):
     """an image size that the model does not accept"""
     refused(tiny_analyze(out, "--img-size", 63), "63")
     nothing_in(out.parent)
+
+
+def test_image_size_beyond_the_patches(out):
+    """an image size that is no multiple of the patch size"""
+    result = tiny_analyze(out, *QUICK, "--json", "--img-size", 70, model="vit_tiny_patch16_224")
+    note = "4×4 patches of 16×16 pixels cover 64×64 of 70×70 pixels: 6 rows at the bottom are dropped and 6 columns on"
+    assert result.exit_code == 0
+    assert note in result.stderr
+    assert json.loads(result.stdout)["notes"][0].startswith(note)
+    assert Analysis.load(out).provenance["notes"][0].startswith(note)
+    assert tokenlens("report", out).exit_code == 0
+    assert note in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_segmentation_beyond_the_patches(tmp_path):
+    """a segmentation probe of images whose sides are no multiples"""
+    with pytest.raises(
+        ValueError, match=r"4×4 patches of 16×16 .* needs an image size \(--img-size\) that is a multiple"
+    ):
+        FrozenModel(load_model("vit_tiny_patch16_224", pretrained=False, img_size=70), "patches", None, amp=False)
+
+
+def test_blocks_that_lack_tokens(out):
+    """a model whose blocks lack some of its tokens"""
+    result = tiny_analyze(out, "--no-report", "--metrics", "cls_patch_cosine,effective_rank", model="cait_xxs24_224")
+    assert result.exit_code == 0
+    assert "Left out in blocks 0 to 23: the model has no [CLS] token: cls_patch_cosine." in result.stderr
+    assert "Left out in blocks 24 to 25 and the final norm: the model has none of the sites resid_post" in result.stderr
+    assert set(Analysis.load(out).select("cls_patch_cosine", site="norm1")["block"]) == {24, 25}
 
 
 def test_device(out):
