@@ -95,8 +95,12 @@ def test_no_trace_after_an_error(name, error, monkeypatch):
     assert torch.is_grad_enabled()
 
 
-def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
+def position_bias(model: nn.Module, block: nn.Module, attention: nn.Module) -> Tensor | float:
     """Return the relative position bias of a model from its tables."""
+    for part in (block, getattr(attention, "attention", None), getattr(model, "beit", None)):  # transformers
+        for name in ("relative_position_bias", "shared_position_bias"):
+            if getattr(part, name, None) is not None:
+                return getattr(part, name)((4, 4)).double()
     if getattr(attention, "relative_position_bias_table", None) is not None:
         return attention._get_rel_pos_bias().double()
     if getattr(model, "rel_pos_bias", None) is not None:
@@ -106,7 +110,7 @@ def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
 
 def after_attention(attention: nn.Module) -> nn.Module:
     """Return the first module after the heads."""
-    names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output")
+    names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output", "projection_layer", "projection")
     return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
 
@@ -131,7 +135,7 @@ def test_attention_equals_float64_softmax(name):
         q, k, v = (t.double() for t in (call.q_BHTd, call.k_BHTd, call.v_BHTd))
         assert q.shape == k.shape == v.shape == (2, 2, layout.tokens, q.shape[-1])
         scale = q.shape[-1] ** -0.5 if kind.scores is None else kind.scores
-        bias = position_bias(model, attentions[block])
+        bias = position_bias(model, family.blocks(model)[block], attentions[block])
         assert ("beit" in name or "relpos" in name) == (isinstance(bias, Tensor) and bias.std() > 0.05)
         pattern = (q @ k.transpose(-1, -2) * scale + bias).softmax(-1)
         every = range(layout.tokens)
@@ -141,6 +145,7 @@ def test_attention_equals_float64_softmax(name):
         heads = (pattern @ v).transpose(1, 2).flatten(2).float()
         if isinstance(attentions[block], nn.MultiheadAttention):
             heads = attentions[block].out_proj(heads)
+        heads = heads if len(seen[block]) == len(heads) else heads.transpose(0, 1)  # (tokens, images, channels)
         torch.testing.assert_close(heads, seen[block], atol=1e-5, rtol=1e-5)
 
 
@@ -178,9 +183,12 @@ def test_wrong_image_size_is_named(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda vit: nn.Sequential(vit), r"torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family"),
-        (nn.DataParallel, r"DataParallel\. It wraps a VisionTransformer; pass model\.module"),
-        (lambda vit: torch.jit.trace(vit, images("torchvision_vit"), check_trace=False), r"no family for torch\.jit"),
+        (
+            lambda vit: nn.Sequential(nn.TransformerEncoderLayer(8, 2, batch_first=True)),
+            r"no family for torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family",
+        ),
+        (nn.DataParallel, r"DataParallel is not .* one Vision Transformer: module \(.*get_submodule\('module'\)"),
+        (lambda vit: torch.jit.trace(vit, images("torchvision_vit"), check_trace=False), "it is TorchScript.*original"),
         (torch.compile, r"the model is compiled.*_orig_mod"),
     ],
     ids=["unknown", "wrapped", "traced", "compiled"],

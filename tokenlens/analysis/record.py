@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenlens.analysis.run import no_usable_image, open_for_model, to_model
+from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families.base import Family
 from tokenlens.images.batches import iterate_batches
 from tokenlens.models.loading import load_model
@@ -60,13 +60,14 @@ def record(
         names += batch.names
     if not parts:
         raise no_usable_image(source.description, source.skipped)
-    pixels_B3HW = torch.cat(parts)
-    height, width = pixels_B3HW.shape[-2:]
+    pixels_BCHW = torch.cat(parts)
+    check_channels(pixels_BCHW, loaded)
+    height, width = pixels_BCHW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
     wanted = {Site(site) for site in (Site if sites is None else sites)}
     mean, std = (tuple(loaded.data_config[key]) for key in ("mean", "std"))
     recording = Recording(
-        layout, model=loaded.name, images=pixels_B3HW, names=names, mean=mean, std=std, untrained=loaded.untrained
+        layout, model=loaded.name, images=pixels_BCHW, names=names, mean=mean, std=std, untrained=loaded.untrained
     )
     keeper = RecordingObserver(recording, wanted, patterns, max_bytes)
     watched = wanted | (set() if patterns is False else {Site.Q})
@@ -74,5 +75,5 @@ def record(
         evaluating(loaded.module),
         Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
     ):
-        recorder.run(to_model(pixels_B3HW, loaded.module))
+        recorder.run(to_model(pixels_BCHW, loaded.module))
     return recording

@@ -20,3 +20,7 @@ class TimmNaFlexVit(TimmFamily):
         if model.embeds.dynamic_img_pad:
             return (-(-image_size[0] // patch_rows), -(-image_size[1] // patch_columns))
         return grid_of(image_size, (patch_rows, patch_columns))
+
+    def channels(self, model: Any) -> int:
+        """Return the number of channels; the embedding of patches may be linear."""
+        return int(model.in_chans)

@@ -9,13 +9,14 @@ from tokenlens.models.checkpoints import (
     weights_sha256,
 )
 from tokenlens.models.creation import create_meta_model
-from tokenlens.models.loading import LoadedModel, load_model
+from tokenlens.models.loading import LoadedModel, ModelWarning, load_model
 from tokenlens.models.names import ModelSource, find_model_source, find_weights_file, read_training_settings
 
 __all__ = [
     "Checkpoint",
     "LoadedModel",
     "ModelSource",
+    "ModelWarning",
     "adapt_to_timm",
     "create_meta_model",
     "describe_mismatch",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.families import Family
+from tokenlens.families import Family, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
@@ -130,7 +131,16 @@ class Recorder:
     def run(self, images: Tensor) -> Any:
         """Run the model and return its output, after checking that every expected site was seen."""
         self._seen.clear()
-        output = self.family.forward(self.model, images)
+        try:
+            output = self.family.forward(self.model, images)
+        except Exception as error:
+            if _comes_from_flex_attention(error):
+                raise ValueError(
+                    f"this {type(self.model).__qualname__} computes attention with flex_attention, whose compiled kernel "
+                    "cannot be observed; switch to scaled_dot_product_attention (in transformers "
+                    "model.set_attn_implementation('sdpa'))"
+                ) from error
+            raise
         missing = self.expected - self._seen
         if missing:
             raise IncompleteRecording(_missing_text(missing, self.model))
@@ -144,17 +154,20 @@ class Recorder:
             if site not in self.sites:
                 continue
             if site in NORM_SITES:
-                self._hook_norm(block, site, tap.module)
+                self._hook_norm(block, site, tap.module, taps.sequence_first)
             else:
-                self._hook_tokens(block, site, tap.module, tap.side)
+                self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES}:
-            self._hook_attention(block, taps.attention)
+            self._hook_attention(block, taps.attention, taps.sequence_first)
 
-    def _hook_tokens(self, block: int, site: Site, module: nn.Module, side: str) -> None:
+    def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
+        module, side, gain = tap.module, tap.side, tap.gain
 
         def observe(value: Any) -> None:
-            x = self._check_tokens(block, site, _first_tensor(value))
+            x = self._check_tokens(block, site, _first_tensor(value), sequence_first)
+            if gain is not None:
+                x = gain.detach() * x.detach()
             self._notify(x, self.observer.tokens, block, site, x)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -168,19 +181,21 @@ class Recorder:
         else:
             self._handles.append(module.register_forward_hook(after))
 
-    def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
+    def _hook_norm(self, block: int | None, site: Site, module: nn.Module, sequence_first: bool = False) -> None:
         self.expected.add((block, site))
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            y = self._check_tokens(block, site, _first_tensor(output))
+            y = self._check_tokens(block, site, _first_tensor(output), sequence_first)
             x = _first_tensor((args, kwargs))
             assert x is not None
+            if sequence_first:
+                x = x.transpose(0, 1)
             assert x.shape == y.shape
             self._notify(y, self.observer.norm, block, site, module, x, y)
 
         self._handles.append(module.register_forward_hook(after, with_kwargs=True))
 
-    def _hook_attention(self, block: int, module: nn.Module) -> None:
+    def _hook_attention(self, block: int, module: nn.Module, sequence_first: bool) -> None:
         self.expected.add((block, "attention"))
         # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
         fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
@@ -188,7 +203,8 @@ class Recorder:
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
-            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
+            images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
+            capture = AttentionCapture(images, self.layout.tokens)
             self._mode = capture if fast_path else SelectiveCapture(capture)
             self._mode.__enter__()
 
@@ -209,11 +225,13 @@ class Recorder:
         mode.__exit__(None, None, None)
         return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
 
-    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
+    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
+        if sequence_first:
+            x = x.transpose(0, 1)
         self.layout.check(x.shape[1])
         self._mark_seen((block, site))
         return x
@@ -236,6 +254,12 @@ class Recorder:
             method(*arguments)
 
 
+def _comes_from_flex_attention(error: BaseException) -> bool:
+    """Return whether an error was raised inside flex_attention, which does not run under a dispatch mode."""
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.endswith("flex_attention.py") for name in frames)
+
+
 def _key_text(key: Key) -> str:
     return str(key[1]) if key[0] is None else f"block {key[0]} {key[1]}"
 
@@ -246,6 +270,7 @@ def _missing_text(missing: set[Key], model: nn.Module) -> str:
     return (
         f"the forward pass of {type(model).__qualname__} did not reach {len(names)} expected sites: {shown}. "
         "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
-        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
+        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) (flex_attention, xFormers) "
+        "is not seen. "
         "Pass the plain eager module, or a Family that names modules that do run."
     )
