@@ -29,13 +29,18 @@ def test_sequence_first_blocks_give_the_outputs_of_the_blocks_transposed():
 def test_the_order_of_axes_does_not_matter_to_the_numbers():
     first, batch_first = MODELS["clip_openai"](), VisionTransformer("open_clip").eval()
     batch_first.load_state_dict(first.state_dict())
-    tables = [tokenlens.analyze(model, IMAGES).table.set_index(["metric", "part", "block", "site", "group", "head"])
-              for model in (first, batch_first)]
+    tables = [
+        tokenlens.analyze(model, IMAGES).table.set_index(["metric", "part", "block", "site", "group", "head"])
+        for model in (first, batch_first)
+    ]
     shared = tables[0].index.intersection(tables[1].index)
     assert len(shared) == len(tables[0]) > 200
     torch.testing.assert_close(
-        torch.tensor(tables[0].loc[shared, "value"].to_numpy()), torch.tensor(tables[1].loc[shared, "value"].to_numpy()),
-        rtol=1e-4, atol=1e-6, equal_nan=True,
+        torch.tensor(tables[0].loc[shared, "value"].to_numpy()),
+        torch.tensor(tables[1].loc[shared, "value"].to_numpy()),
+        rtol=1e-4,
+        atol=1e-6,
+        equal_nan=True,
     )
 
 
@@ -56,7 +61,11 @@ def test_preprocessing_is_that_of_the_package():
     assert (config["interpolation"], config["crop_pct"], config["mean"][0]) == ("bicubic", 1.0, 0.48145466)
     model = CLIP("open_clip")
     model.visual.preprocess_cfg = {
-        "size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear", "resize_mode": "squash",
+        "size": 32,
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
     }
     with pytest.warns(UserWarning, match="visual"):
         config = load_model(model).data_config

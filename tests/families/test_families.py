@@ -295,3 +295,20 @@ def test_the_page_on_adding_a_family_runs():
     code = [block.text for block in blocks(REPOSITORY / "docs" / "add-a-family.md", "python")]
     assert len(code) >= 3
     exec(compile("\n".join(code), "add-a-family.md", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if KINDS[name].prefix])
+def test_components_get_one_vector_per_token(name):
+    """What specialization replaces must see (images, tokens, channels): it chooses weights along the second axis."""
+    model, x = MODELS[name](), images(name)
+    family = find_family(model)
+    block, shapes = family.blocks(model)[0], {}
+    components = family.components(block)
+    names = [field for field in ("norm", "layer_scale", "qkv", "proj", "mlp") if field not in components.refused]
+    for path in (path for field in names for path in components.of(field)):
+        module = block.get_submodule(path) if not isinstance(vars(block)["_parameters"].get(path), Tensor) else None
+        if module is not None:
+            module.register_forward_pre_hook(lambda _, args, path=path: shapes.update({path: args[0].shape[:-1]}))
+    tokens = family.layout(model, KINDS[name].image_size).tokens
+    watch(model, x)
+    assert set(shapes.values()) == ({(2, tokens)} if names else set()), shapes

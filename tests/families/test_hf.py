@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 
-from tests.support.tiny_models import KINDS, MODELS, images
+from tests.support.tiny_models import KIN, KINDS, MODELS, images
 from tests.support.watching import watch
 from tokenlens.families import find_family, find_vit
 from tokenlens.families._hf import HuggingFaceFamily
+from tokenlens.tokens import TokenLayout
 
-HF = [name for name in sorted(KINDS) if name.startswith("hf_")]
+HF = [name for name in sorted(KINDS | KIN) if name.startswith("hf_")]
 
 
 def eager_encoder(name):
@@ -46,6 +47,19 @@ def test_equals_hidden_states_and_attentions(name):
         every = range(pattern.shape[-1])
         torch.testing.assert_close(witness.calls[block].rows(every), pattern, **close)
         torch.testing.assert_close(witness.calls[block].columns(every), pattern, **close)
+
+
+@pytest.mark.parametrize("name", sorted(KIN))
+def test_kin_of_other_models(name):
+    kind, model = KIN[name], MODELS[name]()
+    family = find_family(model)
+    assert family.name == kind.family
+    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix)
+    assert (family.final_norm(model) is not None) == kind.final_norm
+    sites = watch(model, images(name))[0].sites
+    for block in range(2):
+        assert torch.equal(sites[block, "resid_pre"] + sites[block, "attn_out"], sites[block, "resid_mid"])
+        assert torch.equal(sites[block, "resid_mid"] + sites[block, "mlp_out"], sites[block, "resid_post"])
 
 
 @pytest.mark.parametrize("name", ["hf_mae", "hf_mae_pretraining"])

@@ -22,7 +22,7 @@ def test_parameters_give_the_norms_output(name):
         expected = x * norm.weight_patch.double() + (0 if norm.bias_patch is None else norm.bias_patch.double())
         torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
         assert norm.weight_prefix is norm.weight_patch
-        assert norm.kind == ("rms" if any(kind in name for kind in ("rms", "aimv2", "sapiens2")) else "layer")
+        assert norm.kind == ("rms" if any(kind in name for kind in ("rms", "aimv2")) else "layer")
 
 
 def test_a_specialized_norm_has_separate_parameters():

@@ -1,7 +1,7 @@
 """A Vision Transformer inside a wrapper is found and analyzed, and several are listed."""
 
-import timm
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -122,7 +122,7 @@ def test_distributed_wrappers(tmp_path):
         vit = MODELS["timm_vit"]()
         assert find_vit(nn.parallel.DistributedDataParallel(vit)).module is vit
         sharded = FullyShardedDataParallel(MODELS["timm_vit"](), device_id=torch.device("cpu"))
-        with pytest.raises(LookupError, match="sharded by FullyShardedDataParallel.*summon_full_params"):
+        with pytest.raises(LookupError, match=r"sharded by FullyShardedDataParallel.*summon_full_params"):
             tokenlens.analyze(sharded, IMAGES)
         plain = tokenlens.analyze(vit, IMAGES, metrics=["token_norm"])
         with FullyShardedDataParallel.summon_full_params(sharded):

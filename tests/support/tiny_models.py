@@ -183,31 +183,15 @@ KINDS: dict[str, Kind] = {
     "hf_aimv2": Kind(partial(_hf, "Aimv2VisionModel"), "hf_vit", ()),
     "hf_aimv2_native": Kind(partial(_hf, "Aimv2VisionModel", is_native=True), "hf_vit", (), (2, 5), (16, 40)),
     "hf_mlcd": Kind(partial(_hf, "MLCDVisionModel"), "hf_vit", **_POOLED),
-    "hf_metaclip2": Kind(partial(_hf, "MetaClip2VisionModel"), "hf_vit", **_POOLED),
-    "hf_chinese_clip": Kind(partial(_hf, "ChineseCLIPVisionModel"), "hf_vit", **_POOLED),
-    "hf_altclip": Kind(partial(_hf, "AltCLIPVisionModel"), "hf_vit", **_POOLED),
-    "hf_clipseg": Kind(partial(_hf, "CLIPSegVisionModel"), "hf_vit", **_POOLED),
-    "hf_git": Kind(partial(_hf, "GitVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE),
     "hf_blip": Kind(partial(_hf, "BlipVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE, **_POOLED),
-    "hf_blip2": Kind(partial(_hf, "Blip2VisionModel"), "hf_vit", **_POOLED),
-    "hf_instructblip": Kind(partial(_hf, "InstructBlipVisionModel"), "hf_vit", **_POOLED),
-    "hf_owlvit": Kind(partial(_hf, "OwlViTVisionModel"), "hf_vit", **_POOLED),
-    "hf_owlv2": Kind(partial(_hf, "Owlv2VisionModel"), "hf_vit", **_POOLED),
-    "hf_dpt": Kind(partial(_hf, "DPTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
-    "hf_flava": Kind(partial(_hf, "FlavaImageModel", "eager"), "hf_vit", scores=HEAD_SCALE),
-    "hf_sapiens2": Kind(partial(_hf, "Sapiens2Model", num_register_tokens=4), "hf_vit", _REGISTERS),
     "hf_beit": Kind(partial(_hf, "BeitModel", use_relative_position_bias=True), "hf_beit", **_POOLED),
     "hf_beit_shared_bias": Kind(
         partial(_hf, "BeitForMaskedImageModeling", use_shared_relative_position_bias=True, use_mean_pooling=False),
         "hf_beit",
     ),
-    "hf_beit_classifier": Kind(
-        partial(_hf, "BeitForImageClassification", "eager", use_relative_position_bias=True),
-        "hf_beit",
-        scores=HEAD_SCALE,
-        **_POOLED,
+    "hf_data2vec_beit": Kind(
+        partial(_hf, "Data2VecVisionModel", use_relative_position_bias=True), "hf_beit", **_POOLED
     ),
-    "hf_data2vec_beit": Kind(partial(_hf, "Data2VecVisionModel", use_relative_position_bias=True), "hf_beit", **_POOLED),
     "hf_internvl": Kind(
         partial(
             _hf,
@@ -221,12 +205,35 @@ KINDS: dict[str, Kind] = {
         "hf_beit",
     ),
     "hf_mae": Kind(partial(_hf, "ViTMAEModel"), "hf_mae"),
-    "hf_mae_pretraining": Kind(
-        partial(_hf, "ViTMAEForPreTraining", decoder_hidden_size=32, decoder_num_attention_heads=2), "hf_mae"
-    ),
     "hf_siglip2_vision": Kind(_hf_siglip2, "hf_siglip2", (), (2, 5), (16, 40)),
     "hf_siglip2": Kind(partial(_hf_siglip2, "Siglip2Model", "eager"), "hf_siglip2", (), scores=HEAD_SCALE),
 }
+
+
+KIN: dict[str, Kind] = {
+    "hf_sapiens2": Kind(partial(_hf, "Sapiens2Model", num_register_tokens=4), "hf_vit", _REGISTERS),
+    "hf_metaclip2": Kind(partial(_hf, "MetaClip2VisionModel"), "hf_vit", **_POOLED),
+    "hf_chinese_clip": Kind(partial(_hf, "ChineseCLIPVisionModel"), "hf_vit", **_POOLED),
+    "hf_altclip": Kind(partial(_hf, "AltCLIPVisionModel"), "hf_vit", **_POOLED),
+    "hf_clipseg": Kind(partial(_hf, "CLIPSegVisionModel"), "hf_vit", **_POOLED),
+    "hf_git": Kind(partial(_hf, "GitVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_blip2": Kind(partial(_hf, "Blip2VisionModel"), "hf_vit", **_POOLED),
+    "hf_instructblip": Kind(partial(_hf, "InstructBlipVisionModel"), "hf_vit", **_POOLED),
+    "hf_owlvit": Kind(partial(_hf, "OwlViTVisionModel"), "hf_vit", **_POOLED),
+    "hf_owlv2": Kind(partial(_hf, "Owlv2VisionModel"), "hf_vit", **_POOLED),
+    "hf_dpt": Kind(partial(_hf, "DPTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_flava": Kind(partial(_hf, "FlavaImageModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_mae_pretraining": Kind(
+        partial(_hf, "ViTMAEForPreTraining", decoder_hidden_size=32, decoder_num_attention_heads=2), "hf_mae"
+    ),
+    "hf_beit_classifier": Kind(
+        partial(_hf, "BeitForImageClassification", "eager", use_relative_position_bias=True),
+        "hf_beit",
+        scores=HEAD_SCALE,
+        **_POOLED,
+    ),
+}
+"""More models of transformers, whose blocks have the parts of one of the above; their tests are in test_hf.py."""
 
 
 def _randomize(model: nn.Module, seed: int) -> nn.Module:
@@ -242,13 +249,13 @@ def build(name: str) -> nn.Module:
     seed = zlib.crc32(name.encode())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _randomize(KINDS[name].make(), seed)
+        return _randomize((KINDS | KIN)[name].make(), seed)
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for name in KINDS}
+MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for name in KINDS | KIN}
 
 
 def images(name: str, count: int = 2) -> Tensor:
     """Return images (count, 3, height, width) of the size that the model takes, the same each time."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1)
-    return torch.randn(count, 3, *KINDS[name].image_size, generator=generator)
+    return torch.randn(count, 3, *(KINDS | KIN)[name].image_size, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class HuggingFaceFamily(Family):
     Subclasses set ``parts``: for each group of block classes the names of both norms and of attention.
     """
 
-    parts: dict[tuple[str, ...], tuple[str, str, str]]
+    parts: ClassVar[dict[tuple[str, ...], tuple[str, str, str]]]
 
     def matches(self, model: Any) -> bool:
         """Return whether the model is from transformers, runs on images alone, and has blocks of a known kind.
@@ -80,7 +80,9 @@ class HuggingFaceFamily(Family):
                     f"{image_size[0]}×{image_size[1]}"
                 )
         classes = embeddings.cls_token.shape[1] if hasattr(embeddings, "cls_token") else 0
-        prefix = ("cls",) * (classes or hasattr(embeddings, "class_embedding")) + ("dist",) * hasattr(embeddings, "distillation_token")
+        prefix = ("cls",) * (classes or hasattr(embeddings, "class_embedding")) + ("dist",) * hasattr(
+            embeddings, "distillation_token"
+        )
         registers = getattr(embeddings, "register_tokens", None)
         prefix += ("reg",) * (0 if registers is None else registers.shape[1])
         patch_rows, patch_columns = as_height_width(projection.stride)
@@ -113,12 +115,12 @@ class HuggingFaceFamily(Family):
         qkv = tuple(path for path in projections if path.rpartition(".")[2] in (*_QKV, "qkv"))
         # Some MLPs are two modules called intermediate and output.
         halves = [name for name in ("mlp", "ffn", "intermediate", "output") if hasattr(block, name)]
-        scales = ("layer_scale1", "layer_scale2"), ("lambda_1", "lambda_2")
+        scales = ("layer_scale1", "layer_scale2", "lambda_1", "lambda_2")
         # MLCD projects (tokens, images, channels), where weights cannot be chosen by token.
         transposed = type(block).__name__ == "MLCDEncoderLayer"
         return BlockComponents(
             norm=tuple(norms),
-            layer_scale=next((names for names in scales if _is_trained(block, names[0])), ()),
+            layer_scale=tuple(name for name in scales if _is_trained(getattr(block, name, None))),
             qkv=qkv,
             proj=() if transposed else tuple(path for path in projections if path not in qkv),
             mlp=tuple(path for half in halves for path in linear_paths(block, half)),
@@ -169,8 +171,8 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
     return inspect.signature(function).parameters
 
 
-def _is_trained(block: nn.Module, name: str) -> bool:
-    return isinstance(getattr(block, name, None), nn.Module | nn.Parameter)
+def _is_trained(scale: object) -> bool:
+    return isinstance(scale, nn.Module | nn.Parameter) and not isinstance(scale, nn.Identity)
 
 
 def _scaled(module: nn.Module, block: nn.Module, name: str) -> Tap:

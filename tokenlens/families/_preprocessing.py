@@ -10,7 +10,7 @@ _CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
 
 
 def stored_preprocessing(model: Any) -> Mapping[str, Any]:
-    """Return ``mean``, ``std``, ``interpolation`` and so on of timm or open_clip; empty for models of other libraries."""
+    """Return ``mean``, ``std``, ``interpolation`` and so on of timm or open_clip; empty for other libraries'."""
     config = getattr(model, "preprocess_cfg", None)  # of open_clip's image towers
     if isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
         return {key: tuple(config[key]) for key in ("mean", "std")} | {

@@ -229,16 +229,16 @@ def explain_no_family(model: nn.Module) -> LookupError:
     name = f"{cls.__module__}.{cls.__qualname__}"
     if any(is_a(module, SHARDED) for module in model.modules()):
         return LookupError(
-            f"the weights of this {cls.__qualname__} are sharded by FullyShardedDataParallel. Analyze its inside with "
-            "all weights (with FullyShardedDataParallel.summon_full_params(model): analyze(model.module)), or load saved "
-            "weights into a plain model"
+            f"the weights of this {cls.__qualname__} are sharded by FullyShardedDataParallel. Analyze model.module with "
+            "all weights (inside with FullyShardedDataParallel.summon_full_params(model): …), or load saved weights into "
+            "a plain model"
         )
     inside = [f"{path} ({type(part).__qualname__}, {family.name})" for path, (part, family) in find_vits(model).items()]
     if inside:
         count = "one Vision Transformer" if len(inside) == 1 else f"{len(inside)} Vision Transformers"
         return LookupError(
-            f"{name} is not a Vision Transformer itself but holds {count}: {', '.join(inside)}. Pass "
-            f"{'it' if len(inside) == 1 else 'one of them'}: model.get_submodule({inside[0].partition(' (')[0]!r})"
+            f"{name} is not a Vision Transformer itself but holds {count}: {', '.join(inside)}. "
+            f"Pass {'it' if len(inside) == 1 else 'one of them'}: model.get_submodule({inside[0].partition(' (')[0]!r})"
         )
     instead = same_in_timm(model)
     if instead is not None:
@@ -301,8 +301,9 @@ def image_size_of(module: nn.Module) -> tuple[int, int] | None:
         if isinstance(size, int | Sequence):
             return as_height_width(size)
     for part in (config, getattr(config, "vision_config", None)):
-        if hasattr(part, "num_patches") and hasattr(part, "patch_size"):  # SigLIP 2: of the position embedding
-            return as_height_width(math.isqrt(part.num_patches) * part.patch_size)
+        patches, patch_size = (getattr(part, name, None) for name in ("num_patches", "patch_size"))
+        if isinstance(patches, int) and isinstance(patch_size, int):  # SigLIP 2: of the position embedding
+            return as_height_width(math.isqrt(patches) * patch_size)
     published = getattr(module, "pretrained_cfg", None) or {}
     return as_height_width(published["input_size"][-2:]) if "input_size" in published else None
 

@@ -80,7 +80,9 @@ class ClipVision(Family):
             )
             return BlockComponents(refused=dict.fromkeys(("norm", "layer_scale", "qkv", "proj", "mlp"), why))
         bare = "its projection to q, k and v is a bare parameter. Specialize the same model of timm"
-        scales = [name for name in ("ls_1", "ls_2") if any(True for _ in getattr(block, name, nn.Identity()).parameters())]
+        scales = [
+            name for name in ("ls_1", "ls_2") if any(True for _ in getattr(block, name, nn.Identity()).parameters())
+        ]
         return BlockComponents(
             norm=("ln_1", "ln_2"),
             layer_scale=tuple(scales),

@@ -1,4 +1,6 @@
-"""Hugging Face transformers: BEiT, Data2Vec-Vision and InternVL's vision tower, whose LayerScale is a bare parameter."""
+"""Hugging Face transformers: BEiT, Data2Vec and the image tower of InternVL, whose LayerScale is a bare parameter."""
+
+from typing import ClassVar
 
 from tokenlens.families._hf import HuggingFaceFamily
 
@@ -10,6 +12,10 @@ class HuggingFaceBeit(HuggingFaceFamily):
     """
 
     name = "hf_beit"
-    parts = {
-        ("BeitLayer", "Data2VecVisionLayer", "InternVLVisionLayer"): ("layernorm_before", "layernorm_after", "attention")
+    parts: ClassVar = {
+        ("BeitLayer", "Data2VecVisionLayer", "InternVLVisionLayer"): (
+            "layernorm_before",
+            "layernorm_after",
+            "attention",
+        )
     }

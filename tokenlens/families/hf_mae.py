@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class HuggingFaceMae(HuggingFaceFamily):
     """
 
     name = "hf_mae"
-    parts = {("ViTMAELayer",): ("layernorm_before", "layernorm_after", "attention")}
+    parts: ClassVar = {("ViTMAELayer",): ("layernorm_before", "layernorm_after", "attention")}
 
     def note(self, model: nn.Module) -> str:
         """Return that nothing is masked."""

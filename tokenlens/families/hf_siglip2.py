@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class HuggingFaceSiglip2(HuggingFaceFamily):
     """
 
     name = "hf_siglip2"
-    parts = {("Siglip2EncoderLayer",): ("layer_norm1", "layer_norm2", "self_attn")}
+    parts: ClassVar = {("Siglip2EncoderLayer",): ("layer_norm1", "layer_norm2", "self_attn")}
 
     def trunk(self, model: nn.Module) -> Any:
         """Return the image encoder."""

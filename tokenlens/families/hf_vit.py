@@ -1,5 +1,7 @@
 """Hugging Face transformers: ViT, DeiT, DINO, MSN, I-JEPA, DINOv2, DINOv3, CLIP, SigLIP, AIMv2 and their kin."""
 
+from typing import ClassVar
+
 from tokenlens.families._hf import HuggingFaceFamily
 
 _LAYERNORM = ("layernorm_before", "layernorm_after", "attention")
@@ -11,7 +13,7 @@ class HuggingFaceViT(HuggingFaceFamily):
     """A pre-norm vision encoder that takes images and has modules for both branches."""
 
     name = "hf_vit"
-    parts = {
+    parts: ClassVar = {
         ("ViTLayer", "DeiTLayer", "ViTMSNLayer", "IJepaLayer", "DPTViTLayer", "FlavaLayer", "PixioLayer"): _LAYERNORM,
         ("Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer", "Tipsv2VisionLayer", "Sapiens2Layer"): _NORM,
         ("CLIPEncoderLayer", "SiglipEncoderLayer", "MetaClip2EncoderLayer", "MLCDEncoderLayer"): _LAYER_NORM,

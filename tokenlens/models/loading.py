@@ -106,8 +106,8 @@ def load_model(
 
     Raises:
         LookupError: for an unknown name (with similar ones), a model of no known family, and a wrapper of several.
-        ValueError: for weights on the meta device or that cannot be downloaded (which are never replaced by random ones), a checkpoint that
-            does not fit (with the keys), and an invalid size or device.
+        ValueError: for weights on the meta device or that cannot be downloaded (which are never replaced by random
+            ones), a checkpoint that does not fit (with the keys), and an invalid size or device.
     """
     size = None if img_size is None else check_size(img_size)
     if isinstance(model, nn.Module):

@@ -136,8 +136,8 @@ class Recorder:
         except Exception as error:
             if _comes_from_flex_attention(error):
                 raise ValueError(
-                    f"this {type(self.model).__qualname__} computes attention with flex_attention, whose compiled kernel "
-                    "cannot be observed; switch to scaled_dot_product_attention (in transformers "
+                    f"this {type(self.model).__qualname__} computes attention with flex_attention, whose kernel cannot "
+                    "be observed; switch to scaled_dot_product_attention (in transformers "
                     "model.set_attn_implementation('sdpa'))"
                 ) from error
             raise
@@ -270,7 +270,7 @@ def _missing_text(missing: set[Key], model: nn.Module) -> str:
     return (
         f"the forward pass of {type(model).__qualname__} did not reach {len(names)} expected sites: {shown}. "
         "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
-        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) (flex_attention, xFormers) "
-        "is not seen. "
+        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) (flex_attention, "
+        "xFormers) is not seen. "
         "Pass the plain eager module, or a Family that names modules that do run."
     )
