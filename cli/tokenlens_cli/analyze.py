@@ -74,6 +74,8 @@ def command(
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
+    if "model_note" in analysis.provenance:
+        say(analysis.provenance["model_note"])
     images = analysis.provenance["images"]
     if images.get("note"):
         say(images["note"])

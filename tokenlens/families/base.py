@@ -229,9 +229,8 @@ def explain_no_family(model: nn.Module) -> LookupError:
     name = f"{cls.__module__}.{cls.__qualname__}"
     if any(is_a(module, SHARDED) for module in model.modules()):
         return LookupError(
-            f"the weights of this {cls.__qualname__} are sharded by FullyShardedDataParallel. Analyze model.module with "
-            "all weights (inside with FullyShardedDataParallel.summon_full_params(model): …), or load saved weights into "
-            "a plain model"
+            f"the weights of this {cls.__qualname__} are sharded by FullyShardedDataParallel; pass model.module inside "
+            "`with FullyShardedDataParallel.summon_full_params(model):`, or load saved weights into a plain model"
         )
     inside = [f"{path} ({type(part).__qualname__}, {family.name})" for path, (part, family) in find_vits(model).items()]
     if inside:
