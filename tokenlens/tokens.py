@@ -1,10 +1,12 @@
 """Token groups, their positions in the sequence, and the sites at which tokens are observed."""
 
-# Shapes: T tokens, P patches, R prefix tokens, D channels.
+# Shapes: T tokens, P patches, R special tokens, D channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -12,26 +14,44 @@ import torch
 from torch import Tensor
 
 GROUPS = ("cls", "dist", "reg", "patch")
-"""The token groups; all but ``patch`` are the special tokens, which the code calls prefix tokens."""
+"""The usual token groups; all but ``patch`` are the special tokens, which the code calls prefix tokens.
 
-GROUP_TITLES = {"cls": "[CLS]", "dist": "distillation", "reg": "register", "patch": "patch"}
+A family may add groups under names of its own.
+"""
+
+GROUP_TITLES = {
+    "cls": "[CLS]",
+    "dist": "distillation",
+    "reg": "register",
+    "summary": "summary",
+    "det": "detection",
+    "patch": "patch",
+}
+"""Display names of single tokens; a group that is not here is shown under its own name."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
     """The position of every token group in a model's token sequence, and the patch grid.
 
-    The special tokens (all that are not patches) are called prefix tokens, although some or all of them may follow the
-    patches. Token 0 is not always CLS: a model may have only registers, or no special tokens.
+    The special tokens (all that are not patches) are called prefix tokens, although some or all of them may stand
+    behind or between the patches. Token 0 is not always CLS: a model may have only registers, or no special tokens.
+
+    A group may have several tokens, ``cls`` too (one class token per class, or a wide CLS in several parts). A number
+    that concerns CLS is then the mean over the class tokens of the image.
 
     Args:
         grid: rows and columns of the patch grid.
         prefix: the group of each special token in sequence order, e.g. ``("cls", "reg", "reg")``.
         patch_start: position of the first of the ``rows * columns`` consecutive patches. By default they follow the
             special tokens; a model that appends its CLS token has ``patch_start=0``.
+        prefix_positions: instead of ``patch_start``, the position of each special token, ascending, where some of them
+            stand between patches; see ``from_positions``.
+        patch_size: height and width of a patch in pixels of the image; None if unknown, which is taken as
+            ``image size / grid``.
 
     Raises:
-        ValueError: for an empty grid, an unknown group, or a ``patch_start`` beyond the number of special tokens.
+        ValueError: for an empty grid, a group name that cannot be used, or positions outside the sequence.
 
     >>> layout = TokenLayout(grid=(14, 14), prefix=("cls", "dist"))
     >>> layout.tokens, layout.positions("dist"), layout.patch_slice
@@ -40,25 +60,51 @@ class TokenLayout:
 
     grid: tuple[int, int]
     prefix: tuple[str, ...] = ("cls",)
-    patch_start: int | None = None
+    patch_start: InitVar[int | None] = None
+    prefix_positions: tuple[int, ...] = ()
+    patch_size: tuple[int, int] | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, patch_start: int | None) -> None:
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"a patch grid has at least one row and one column, got {self.grid}")
-        unknown = set(self.prefix) - {"cls", "dist", "reg"}
-        if unknown:
-            raise ValueError(f"prefix tokens belong to cls, dist or reg, got {sorted(unknown)}")
-        if self.prefix.count("cls") > 1:
-            raise ValueError("a layout has at most one CLS token")
-        if self.patch_start is None:
-            object.__setattr__(self, "patch_start", len(self.prefix))
-        if not 0 <= self._start <= len(self.prefix):
-            raise ValueError(f"patch_start must lie between 0 and {len(self.prefix)}, got {self.patch_start}")
+        for group in self.prefix:
+            if group == "patch" or not re.fullmatch(r"[a-z_]+", group):
+                raise ValueError(
+                    f"a group of special tokens has a name of lower-case letters other than patch (cls, dist, reg, "
+                    f"summary, …), got {group!r}"
+                )
+        special = len(self.prefix)
+        if not self.prefix_positions:
+            start = special if patch_start is None else patch_start
+            if not 0 <= start <= special:
+                raise ValueError(f"patch_start must lie between 0 and {special}, got {start}")
+            positions = (*range(start), *range(start + self.patches, self.tokens))
+            object.__setattr__(self, "prefix_positions", positions)
+        elif patch_start is not None:
+            raise ValueError("a layout takes patch_start or prefix_positions, not both")
+        positions = self.prefix_positions
+        if list(positions) != sorted(set(positions) & set(range(self.tokens))) or len(positions) != special:
+            raise ValueError(
+                f"prefix_positions must be ascending, from 0 to {self.tokens - 1}, and one for each of the {special} "
+                f"special tokens, got {positions}"
+            )
 
-    @property
-    def _start(self) -> int:
-        assert self.patch_start is not None
-        return self.patch_start
+    @classmethod
+    def from_positions(
+        cls, grid: tuple[int, int], positions: Mapping[str, Iterable[int]], patch_size: tuple[int, int] | None = None
+    ) -> TokenLayout:
+        """Return the layout of groups of any number of tokens at any position; all other positions are patches.
+
+        >>> TokenLayout.from_positions((2, 2), {"cls": [2], "det": [5, 6]}).positions("patch")
+        (0, 1, 3, 4)
+        """
+        places = sorted((position, group) for group, several in positions.items() for position in several)
+        return cls(
+            grid,
+            tuple(group for _, group in places),
+            prefix_positions=tuple(position for position, _ in places),
+            patch_size=patch_size,
+        )
 
     @cached_property
     def patches(self) -> int:
@@ -71,19 +117,38 @@ class TokenLayout:
         return len(self.prefix) + self.patches
 
     @cached_property
-    def patch_slice(self) -> slice:
+    def patch_positions(self) -> tuple[int, ...]:
         """Positions of the patches, in row-major order of the grid."""
-        return slice(self._start, self._start + self.patches)
+        special = set(self.prefix_positions)
+        return tuple(position for position in range(self.tokens) if position not in special)
 
     @cached_property
-    def prefix_positions(self) -> tuple[int, ...]:
-        """Positions of the special tokens, in the order of ``prefix``."""
-        return tuple(range(self._start)) + tuple(range(self._start + self.patches, self.tokens))
+    def contiguous(self) -> bool:
+        """Whether no special token stands between two patches."""
+        return self.patch_positions[-1] - self.patch_positions[0] + 1 == self.patches
+
+    @cached_property
+    def patch_slice(self) -> slice:
+        """Positions of the patches, in row-major order of the grid.
+
+        Raises:
+            ValueError: if special tokens stand between them; use ``patch_positions`` or ``patches_of``.
+        """
+        if not self.contiguous:
+            raise ValueError("the patches of this model are not one slice: special tokens stand between them")
+        return slice(self.patch_positions[0], self.patch_positions[-1] + 1)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """Groups with at least one token, in the order of ``GROUPS``."""
-        return tuple(group for group in GROUPS if self.has(group))
+        """Groups with at least one token: those of ``GROUPS`` in their order, others as they occur, patches last."""
+        usual = [group for group in GROUPS if group in self.prefix]
+        return tuple(dict.fromkeys([*usual, *self.prefix, "patch"]))
+
+    @property
+    def prefix_text(self) -> str:
+        """The number of tokens of each group of special tokens: ``"cls, 4 × reg"``; empty without any."""
+        counts = [(self.prefix.count(group), group) for group in self.groups[:-1]]
+        return ", ".join(group if count == 1 else f"{count} × {group}" for count, group in counts)
 
     def has(self, group: str) -> bool:
         """Return whether there is a token of this group."""
@@ -92,7 +157,7 @@ class TokenLayout:
     def positions(self, group: str) -> tuple[int, ...]:
         """Return the sequence positions of one group's tokens, which may be none."""
         if group == "patch":
-            return tuple(range(self.tokens))[self.patch_slice]
+            return self.patch_positions
         return tuple(self.prefix_positions[index] for index in self.prefix_index(group))
 
     def prefix_index(self, group: str) -> tuple[int, ...]:
@@ -100,15 +165,59 @@ class TokenLayout:
         return tuple(index for index, member in enumerate(self.prefix) if member == group)
 
     def patches_of(self, x: Tensor, dim: int = -2) -> Tensor:
-        """Return the patch tokens of ``x`` (..., T, D) as a view (..., P, D)."""
-        return x.narrow(dim, self._start, self.patches)
+        """Return the patch tokens of ``x`` (..., T, D), (..., P, D): a view unless special tokens stand between."""
+        return take(x, self.patch_positions, dim)
+
+    def mean_of(self, x: Tensor, group: str, dim: int = -2) -> Tensor:
+        """Return the mean over the tokens of one group of ``x`` (..., T, D), (..., D): the token if it is one."""
+        return take(x, self.positions(group), dim).mean(dim)
+
+    def with_contiguous_patches(self) -> TokenLayout:
+        """Return the layout of the same tokens in the order of ``contiguous_order``."""
+        return self if self.contiguous else TokenLayout(self.grid, self.prefix, patch_size=self.patch_size)
+
+    @cached_property
+    def contiguous_order(self) -> tuple[int, ...]:
+        """The special tokens' positions followed by the patches': the order without a special token in between."""
+        return self.prefix_positions + self.patch_positions
+
+    def extent(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        """Return height and width in pixels of the grid, whose first patch is at the top left of the image.
+
+        It is smaller than the image where the model drops the rest, and larger where the model pads the image.
+        """
+        if self.patch_size is None:
+            return image_size
+        return self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1]
+
+    def border_note(self, image_size: tuple[int, int]) -> str:
+        """Return a sentence on what the model drops or pads of an image of (height, width); empty if nothing.
+
+        >>> TokenLayout((14, 14), patch_size=(16, 16)).border_note((239, 224))
+        '14×14 patches of 16×16 pixels cover 224×224 of 239×224 pixels: 15 rows at the bottom are dropped.'
+        """
+        parts = []
+        for name, where, covered, given in zip(
+            ("row", "column"), ("at the bottom", "on the right"), self.extent(image_size), image_size, strict=True
+        ):
+            if covered != given:
+                count = abs(round(given - covered))
+                many, what = ("s", "are") if count > 1 else ("", "is")
+                parts.append(f"{count} {name}{many} {where} {what} {'dropped' if covered < given else 'padding'}")
+        if not parts:
+            return ""
+        grid, patch, covered_size, given_size = (
+            f"{round(rows)}×{round(columns)}"
+            for rows, columns in (self.grid, self.patch_size or (0, 0), self.extent(image_size), image_size)
+        )
+        return f"{grid} patches of {patch} pixels cover {covered_size} of {given_size} pixels: {' and '.join(parts)}."
 
     def check(self, tokens: int) -> None:
         """Raise ValueError if a sequence does not have the layout's number of tokens."""
         if tokens != self.tokens:
-            prefix = " + ".join(self.prefix) or "no prefix token"
             raise ValueError(
-                f"the model's sequence has {tokens} tokens, but its family expected {self.tokens}: {prefix} and "
+                f"the model's sequence has {tokens} tokens, but its family expected {self.tokens}: "
+                f"{self.prefix_text or 'no prefix token'} and "
                 f"{self.grid[0]}×{self.grid[1]} patches. A wrong count would mix CLS and patches; pass a Family whose "
                 "layout() fits this model (docs/add-a-family.md)."
             )

@@ -77,8 +77,9 @@ def _say_what_is_missing(analysis: Analysis) -> None:
     if "model_note" in analysis.provenance:
         say(analysis.provenance["model_note"])
     images = analysis.provenance["images"]
-    if images.get("note"):
-        say(images["note"])
+    for note in (images.get("note"), analysis.provenance.get("border")):
+        if note:
+            say(note)
     say_skipped(images["skipped"])
     reasons: dict[str, list[str]] = {}
     for metric, reason in analysis.not_applicable.items():
@@ -102,6 +103,7 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "skipped": analysis.provenance["images"]["skipped"],
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
+                "border": analysis.provenance.get("border", ""),
                 "numbers": len(analysis.table),
                 "findings": [asdict(finding) for finding in findings],
                 "seconds": analysis.provenance["seconds"],

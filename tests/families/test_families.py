@@ -26,7 +26,7 @@ def test_family_and_layout(name):
     kind, model = KINDS[name], MODELS[name]()
     family = find_family(model)
     assert family.name == kind.family
-    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix)
+    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix, patch_size=kind.patch_size)
     assert len(family.blocks(model)) == 2
     assert (family.final_norm(model) is not None) == kind.final_norm
 
@@ -47,7 +47,9 @@ def test_residual_stream_adds_up(name):
         assert torch.equal(mid + mlp_out, post)
         torch.testing.assert_close(pre + attn_out + mlp_out, post)
         assert min(attn_out.std(), mlp_out.std()) > 0.01
-        if "post_norm" in name:
+        if not kind.norms:
+            assert not {"norm1", "norm2"} & {site for b, site in sites if b == block}
+        elif "post_norm" in name:
             assert torch.equal(sites[block, "norm1"], attn_out)
             assert torch.equal(sites[block, "norm2"], mlp_out)
         else:
@@ -56,6 +58,20 @@ def test_residual_stream_adds_up(name):
     assert torch.equal(sites[0, "resid_post"], sites[1, "resid_pre"])
     if kind.final_norm:
         assert torch.equal(witness.norms[None, "final_norm"][1], sites[1, "resid_post"])
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("timm_") and name != "timm_naflexvit"])
+def test_resid_post_is_what_timm_calls_intermediate_features(name):
+    model, x = MODELS[name](), images(name)
+    special = len(KINDS[name].prefix)
+    options = {"return_prefix_tokens": True} if special else {}
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True, **options)
+    witness, _ = watch(model, x)
+    for block, features in enumerate(expected):
+        found = witness.sites[block, "resid_post"]
+        patches, prefix = features if special else (features, found[:, :0])
+        assert torch.equal(found, torch.cat([prefix, patches], dim=1))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -119,21 +135,21 @@ def test_attention_equals_float64_softmax(name):
     kind, model, x = KINDS[name], MODELS[name](), images(name)
     family = find_family(model)
     attentions = [family.taps(block).attention for block in family.blocks(model)]
-    seen: dict[int, Tensor] = {}
+    seen: dict[int, list[Tensor]] = {0: [], 1: []}
     for block, attention in enumerate(attentions):
         if isinstance(attention, nn.MultiheadAttention):  # its fast path calls no module
-            attention.register_forward_hook(lambda _, __, output, block=block: seen.update({block: output[0]}))
-        else:
-            after_attention(attention).register_forward_pre_hook(
-                lambda _, args, block=block: seen.update({block: args[0]})
-            )
+            attention.register_forward_hook(lambda _, __, output, block=block: seen[block].append(output[0]))
+            continue
+        for branch in [branch.attn for branch in attention.attns] if hasattr(attention, "attns") else [attention]:
+            after_attention(branch).register_forward_pre_hook(lambda _, args, block=block: seen[block].append(args[0]))
     witness, _ = watch(model, x)
     assert sorted(witness.calls) == [0, 1]
     layout = family.layout(model, kind.image_size)
     for block, call in witness.calls.items():
         assert (call.pattern_BHTT is None) == (kind.scores is None), "whether a fused kernel was used"
         q, k, v = (t.double() for t in (call.q_BHTd, call.k_BHTd, call.v_BHTd))
-        assert q.shape == k.shape == v.shape == (2, 2, layout.tokens, q.shape[-1])
+        head_count = 2 * family.taps(family.blocks(model)[block]).parallel
+        assert q.shape == k.shape == v.shape == (2, head_count, layout.tokens, q.shape[-1])
         scale = q.shape[-1] ** -0.5 if kind.scores is None else kind.scores
         bias = position_bias(model, family.blocks(model)[block], attentions[block])
         assert ("beit" in name or "relpos" in name) == (isinstance(bias, Tensor) and bias.std() > 0.05)
@@ -145,8 +161,9 @@ def test_attention_equals_float64_softmax(name):
         heads = (pattern @ v).transpose(1, 2).flatten(2).float()
         if isinstance(attentions[block], nn.MultiheadAttention):
             heads = attentions[block].out_proj(heads)
-        heads = heads if len(seen[block]) == len(heads) else heads.transpose(0, 1)  # (tokens, images, channels)
-        torch.testing.assert_close(heads, seen[block], atol=1e-5, rtol=1e-5)
+        expected = torch.cat(seen[block], dim=-1)
+        heads = heads if len(expected) == len(heads) else heads.transpose(0, 1)  # (tokens, images, channels)
+        torch.testing.assert_close(heads, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SOME)

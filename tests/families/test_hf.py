@@ -54,7 +54,9 @@ def test_kin_of_other_models(name):
     kind, model = KIN[name], MODELS[name]()
     family = find_family(model)
     assert family.name == kind.family
-    assert family.layout(model, kind.image_size) == TokenLayout(kind.grid, kind.prefix)
+    assert family.layout(model, kind.image_size) == TokenLayout(
+        kind.grid, kind.prefix, kind.patch_start, patch_size=kind.patch_size
+    )
     assert (family.final_norm(model) is not None) == kind.final_norm
     sites = watch(model, images(name))[0].sites
     for block in range(2):

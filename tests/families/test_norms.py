@@ -7,21 +7,28 @@ from torch import nn
 
 from tests.support.tiny_models import KINDS, MODELS, images
 from tests.support.watching import watch
-from tokenlens.families import norm_parameters
+from tokenlens.families import SplitNorm, norm_parameters
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_parameters_give_the_norms_output(name):
     witness, _ = watch(MODELS[name](), images(name))
-    assert len(witness.norms) == (4 if KINDS[name].residual else 2) + KINDS[name].final_norm
+    kind = KINDS[name]
+    assert len(witness.norms) == (4 if kind.residual else 2) * kind.norms + kind.final_norm
     for module, x, y in witness.norms.values():
         norm, x = norm_parameters(module), x.double()
         if norm.kind == "layer":
             x = x - x.mean(-1, keepdim=True)
         x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-        expected = x * norm.weight_patch.double() + (0 if norm.bias_patch is None else norm.bias_patch.double())
-        torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
-        assert norm.weight_prefix is norm.weight_patch
+        special = list(range(len(kind.prefix)))
+        for weight, bias, positions in (
+            (norm.weight_prefix, norm.bias_prefix, special),
+            (norm.weight_patch, norm.bias_patch, [i for i in range(x.shape[1]) if i not in special]),
+        ):
+            expected = x if weight is None else x * weight.double()
+            expected = expected if bias is None else expected + bias.double()
+            torch.testing.assert_close(y.double()[:, positions], expected[:, positions], atol=1e-5, rtol=1e-5)
+        assert norm.specialized == (isinstance(module, SplitNorm) and module.cls is not module.patch)
         assert norm.kind == ("rms" if any(kind in name for kind in ("rms", "aimv2")) else "layer")
 
 

@@ -69,7 +69,7 @@ def test_attention_is_in_units_of_uniform_attention():
     for part in ("attention of register 3", "× uniform", "head 1", "block 0"):
         assert part in said
     for group, share in maps.attention_shares(row_T, recording.layout).items():
-        assert f"{100 * share:.1f} % to {selection.GROUP_PLURALS[group]}" in said
+        assert f"{100 * share:.1f} % to {selection.group_plural(group)}" in said
     assert "mean over heads" in texts(plot.attention_overlay(recording))
 
 
@@ -79,9 +79,8 @@ def test_cosines_are_even_around_zero_and_the_token_itself_sets_no_scale(token):
     figure = plot.cosine_to_patch(recording, site="norm1", token=token)
     image = figure.axes[1].get_images()[-1]
     values = np.asarray(image.get_array())
-    at = selection.position_of(recording.layout, token)
     np.testing.assert_array_equal(
-        values, maps.cosine_map(selection.tokens_at(recording, 0, 1, "norm1"), recording.layout, at)
+        values, maps.cosine_map(selection.tokens_at(recording, 0, 1, "norm1"), recording.layout, token)
     )
     low, high = image.get_clim()
     assert low == -high

@@ -59,7 +59,7 @@ def test_cosines_agree_with_numpy(kind):
             dots_XT = np.einsum("xtd,xd->xt", x_XTD, x_XTD[:, at])
             lengths_XT = np.linalg.norm(x_XTD, axis=-1)
             cosines_T = (dots_XT / (lengths_XT * lengths_XT[:, at : at + 1])).mean(0)
-            found = cosine_map(tokens_at(recording, 1, 1, site), layout, at)
+            found = cosine_map(tokens_at(recording, 1, 1, site), layout, token)
             np.testing.assert_allclose(found, cosines_T[layout.patch_slice].reshape(layout.grid), atol=2e-6)
             if not isinstance(token, str):
                 assert found[token] == pytest.approx(1, abs=1e-6)

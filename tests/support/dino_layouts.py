@@ -1,4 +1,4 @@
-"""Small models with the names of children and methods of torch.hub's DINO and DINOv2."""
+"""Small models with the names of children and methods of torch.hub's DINO, DINOv2 and DINOv3."""
 
 import torch
 from torch import nn
@@ -146,3 +146,97 @@ class DinoVisionTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])
+
+
+class RopeAttention(nn.Module):
+    """Attention over a list of crops, with the tokens behind the special ones rotated."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj, self.proj_drop = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Identity()
+
+    def forward(self, x, rope=None):
+        images, tokens, dim = x.shape
+        q, k, v = self.qkv(x).reshape(images, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (self.rotate(part, *rope) for part in (q, k))
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(images, tokens, dim)))
+
+    def rotate(self, x, sin, cos):
+        special = x.shape[-2] - len(sin)
+        front, patches = x[..., :special, :], x[..., special:, :]
+        first, second = patches.chunk(2, dim=-1)
+        return torch.cat([front, patches * cos + torch.cat([-second, first], dim=-1) * sin], dim=-2)
+
+
+class RopePositionEmbedding(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("periods", torch.arange(1, width // 4 + 1).float())
+
+    def forward(self, H, W):
+        rows, columns = torch.meshgrid(torch.arange(H) / H, torch.arange(W) / W, indexing="ij")
+        angles = torch.stack([rows.flatten(), columns.flatten()], dim=-1)[..., None] * self.periods
+        angles = angles.flatten(1).repeat(1, 2)
+        return angles.sin(), angles.cos()
+
+
+class Dinov3Block(nn.Module):
+    """The block of DINOv3, which takes a list of crops and a list of their rotations."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = nn.LayerNorm(dim), RopeAttention(dim, heads), LayerScale(dim)
+        self.norm2, self.mlp, self.ls2 = nn.LayerNorm(dim), Mlp(dim), LayerScale(dim)
+
+    def forward(self, crops, ropes):
+        results = []
+        for x, rope in zip(crops, ropes, strict=True):
+            y = x + self.ls1(self.attn(self.norm1(x), rope=rope))
+            results.append(y + self.ls2(self.mlp(self.norm2(y))))
+        return results
+
+
+class Dinov3VisionTransformer(nn.Module):
+    """The model of DINOv3, with storage tokens, and optionally with norms of its own for CLS and storage tokens."""
+
+    def __init__(self, untie_cls=False, untie_local=False, patch_size=8, dim=32, depth=2, heads=2, storage=4):
+        super().__init__()
+        self.patch_embed = PatchEmbed(32, patch_size, dim)
+        self.cls_token, self.n_storage_tokens = nn.Parameter(torch.zeros(1, 1, dim)), storage
+        self.storage_tokens = nn.Parameter(torch.zeros(1, storage, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.rope_embed = RopePositionEmbedding(dim // heads)
+        self.blocks = nn.ModuleList(Dinov3Block(dim, heads) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Identity()
+        self.untie_cls_and_patch_norms, self.untie_global_and_local_cls_norm = untie_cls, untie_local
+        self.cls_norm = nn.LayerNorm(dim) if untie_cls else None
+        self.local_cls_norm = nn.LayerNorm(dim) if untie_local else None
+
+    def prepare_tokens_with_masks(self, x, masks=None):
+        special = torch.cat((self.cls_token, self.storage_tokens), dim=1).expand(len(x), -1, -1)
+        size = self.patch_embed.patch_size
+        return torch.cat((special, self.patch_embed(x)), dim=1), (x.shape[-2] // size, x.shape[-1] // size)
+
+    def forward_features(self, x):
+        crops, sizes = zip(
+            *(self.prepare_tokens_with_masks(crop) for crop in (x if isinstance(x, list) else [x])), strict=True
+        )
+        crops = list(crops)
+        for block in self.blocks:
+            crops = block(crops, [self.rope_embed(H=rows, W=columns) for rows, columns in sizes])
+        front = 1 + self.n_storage_tokens
+        results = []
+        for tokens in crops:
+            if self.untie_cls_and_patch_norms or self.untie_global_and_local_cls_norm:
+                special = (self.cls_norm if self.untie_cls_and_patch_norms else self.norm)(tokens[:, :front])
+                patches = self.norm(tokens[:, front:])
+            else:
+                normed = self.norm(tokens)
+                special, patches = normed[:, :front], normed[:, front:]
+            results.append({"x_norm_clstoken": special[:, 0], "x_norm_patchtokens": patches, "x_prenorm": tokens})
+        return results if isinstance(x, list) else results[0]
+
+    def forward(self, x):
+        return self.head(self.forward_features(x)["x_norm_clstoken"])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import clip_layouts
-from tests.support.dino_layouts import DinoVisionTransformer, VisionTransformer
+from tests.support.capi_layout import EncoderDecoder
+from tests.support.dino_layouts import Dinov3VisionTransformer, DinoVisionTransformer, VisionTransformer
 
 DIM, HEADS, DEPTH = 32, 2, 2
 HEAD_SCALE = (DIM // HEADS) ** -0.5
@@ -29,10 +30,11 @@ class Kind:
     Args:
         make: creates the model.
         family: name of its family.
-        prefix, grid: its token layout.
-        image_size: size of its images.
+        prefix, grid, patch_start: its token layout.
+        image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
         residual: whether its blocks have all the residual sites.
+        norms: whether its blocks have the sites ``norm1`` and ``norm2``.
         final_norm: whether it has this site.
     """
 
@@ -41,9 +43,12 @@ class Kind:
     prefix: tuple[str, ...] = ("cls",)
     grid: tuple[int, int] = (4, 4)
     image_size: tuple[int, int] = (32, 32)
+    patch_size: tuple[int, int] = (8, 8)
     scores: float | None = None
     residual: bool = True
+    norms: bool = True
     final_norm: bool = True
+    patch_start: int | None = None
 
 
 def tiny_timm(name: str, **kwargs: Any) -> nn.Module:
@@ -101,6 +106,7 @@ def _hf_siglip2(model: str = "Siglip2VisionModel", attention: str = "sdpa") -> n
 
 
 _REGISTERS = ("cls", "reg", "reg", "reg", "reg")
+_RADIO = ("cls", "summary", "summary", *("reg",) * 7)
 _POOLED = {"final_norm": False}
 _naflex = partial(tiny_timm, "naflexvit_base_patch16_gap", patch_size=8)
 _any_size = partial(_timm, "vit_tiny_patch16_224", dynamic_img_size=True)
@@ -125,8 +131,14 @@ KINDS: dict[str, Kind] = {
     "timm_parallel": Kind(
         partial(_timm, "vit_pwee_patch16_reg1_gap_256"), "timm_vit", ("reg",), residual=False, **_POOLED
     ),
+    "timm_parallel_things": Kind(partial(_timm, "vit_small_patch16_18x2_224"), "timm_vit", norms=False),
+    "timm_radio": Kind(partial(_timm, "vit_so400m_patch16_radio_v4"), "timm_vit", _RADIO, **_POOLED),
     "timm_hybrid": Kind(
-        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64), "timm_vit", grid=(2, 2), image_size=(64, 64)
+        partial(tiny_timm, "vit_tiny_r_s16_p8_224", img_size=64),
+        "timm_vit",
+        grid=(2, 2),
+        image_size=(64, 64),
+        patch_size=(32, 32),
     ),
     # timm's Eva
     "timm_eva02": Kind(partial(_timm, "eva02_tiny_patch14_224"), "timm_eva", **_POOLED),
@@ -176,6 +188,10 @@ KINDS: dict[str, Kind] = {
     "dinov2_hub_registers": Kind(
         partial(DinoVisionTransformer, registers=4, layer_scale=False), "dino_hub", _REGISTERS, scores=1.0
     ),
+    "dinov3_hub": Kind(Dinov3VisionTransformer, "dino_hub", _REGISTERS, grid=(2, 5), image_size=(20, 41)),
+    "dinov3_hub_untied": Kind(partial(Dinov3VisionTransformer, untie_cls=True), "dino_hub", _REGISTERS),
+    "dinov3_hub_untied_local": Kind(partial(Dinov3VisionTransformer, untie_local=True), "dino_hub", _REGISTERS),
+    "capi_rms": Kind(EncoderDecoder, "capi", ("reg",) * 4),
     # OpenAI's CLIP, whose blocks take (tokens, images, channels), and open_clip
     "clip_openai": Kind(clip_layouts.VisionTransformer, "clip", **_POOLED),
     "clip_open": Kind(partial(clip_layouts.VisionTransformer, "open_clip", layer_scale=True), "clip"),
@@ -211,6 +227,14 @@ KINDS: dict[str, Kind] = {
 
 
 KIN: dict[str, Kind] = {
+    "hf_pixio": Kind(partial(_hf, "PixioModel", n_cls_tokens=8), "hf_vit", ("cls",) * 8),
+    "hf_tips2": Kind(partial(_hf, "Tipsv2VisionModel", num_register_tokens=1), "hf_vit", ("cls", "summary")),
+    "hf_yolos": Kind(
+        partial(_hf, "YolosModel", image_size=[32, 32], num_detection_tokens=3, use_mid_position_embeddings=False),
+        "hf_vit",
+        ("cls", "det", "det", "det"),
+        patch_start=1,
+    ),
     "hf_sapiens2": Kind(partial(_hf, "Sapiens2Model", num_register_tokens=4), "hf_vit", _REGISTERS),
     "hf_metaclip2": Kind(partial(_hf, "MetaClip2VisionModel"), "hf_vit", **_POOLED),
     "hf_chinese_clip": Kind(partial(_hf, "ChineseCLIPVisionModel"), "hf_vit", **_POOLED),

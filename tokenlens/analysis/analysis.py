@@ -151,10 +151,13 @@ def read_numbers(folder: Path) -> Analysis:
         raise ValueError(f"{folder / 'arrays.safetensors'} cannot be read: {error}") from error
     per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
     keys = _keys(table.iloc[rows])
-    labels, layout = settings["arrays"], settings["layout"]
+    labels = settings["arrays"]
+    layout: dict[str, Any] = {
+        name: None if value is None else tuple(value) for name, value in settings["layout"].items()
+    }
     return Analysis(
         model=settings["model"],
-        layout=TokenLayout(tuple(layout["grid"]), tuple(layout["prefix"]), layout["patch_start"]),
+        layout=TokenLayout(**layout),
         blocks=settings["blocks"],
         table=table,
         arrays={

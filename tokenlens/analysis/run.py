@@ -27,7 +27,7 @@ from tokenlens.metrics import (
     Subject,
 )
 from tokenlens.models.loading import LoadedModel
-from tokenlens.recording.recorder import Recorder
+from tokenlens.recording import Recorder, ReorderingObserver
 from tokenlens.reduction.buffers import keep_freed_memory
 from tokenlens.reduction.compilation import kernels_for
 from tokenlens.reduction.reducer import Reducer
@@ -72,7 +72,14 @@ class AnalysisRun:
         sites |= {str(site) for site in HEAD_SITES}
         if family.final_norm(module) is not None:
             sites.add(str(Site.FINAL_NORM))
-        subject = Subject(module, self.layout, self.blocks, frozenset(sites), self.keep_images, self.expensive)
+        subject = Subject(
+            module,
+            self.layout.with_contiguous_patches(),
+            self.blocks,
+            frozenset(sites),
+            self.keep_images,
+            self.expensive,
+        )
         for metric in self.chosen:
             reason = metric.prepare(subject)
             if reason is None:
@@ -91,15 +98,16 @@ class AnalysisRun:
                 for site in metric.observes:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.applicable for need in metric.needs}
+        layout = self.layout.with_contiguous_patches()
         return Reducer(
-            self.layout,
+            layout,
             wanted,
             norm_stages="norm_stages" in needs,
             updates="updates" in needs,
             pattern="pattern" in needs,
             raw=[(m.name, m.chosen_sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
             whole_pattern=PATTERN_REDUCTIONS & needs,
-            kernels=kernels_for(self.layout, next(self.loaded.module.parameters()).device),
+            kernels=kernels_for(layout, next(self.loaded.module.parameters()).device),
         )
 
     def process_batch(self, batch: Batch, amp: bool) -> None:
@@ -121,7 +129,8 @@ class AnalysisRun:
         module = self.loaded.module
         pixels = to_model(batch.images, module)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
-        with Recorder(module, self.loaded.family, self.layout, reducer, sites=sites) as recorder, autocast:
+        observer = reducer if self.layout.contiguous else ReorderingObserver(reducer, self.layout)
+        with Recorder(module, self.loaded.family, self.layout, observer, sites=sites) as recorder, autocast:
             if not reducer.has_shapes:
                 keep_freed_memory()
                 # One image shows what has to be kept, so that buffers for it exist before the first whole batch.

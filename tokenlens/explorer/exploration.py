@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import normalize
 
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO
 from tokenlens.overlays.maps import NormMap, attention_map, attention_shares, cosine_map, norm_map
 from tokenlens.overlays.selection import (
-    GROUP_PLURALS,
     Token,
     attention_of,
     block_of,
     check_image,
+    group_plural,
     position_of,
+    positions_of,
     prefix_tokens,
     tokens_at,
 )
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import GROUPS, HEAD_SITES, Site
+from tokenlens.tokens import HEAD_SITES, Site
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,11 @@ class Exploration:
         # For each group, the longest list includes all others.
         self.prefix = [
             name
-            for group in GROUPS[:-1]
-            for name in max(([n for n in names if n.startswith(group)] for names in prefixes), key=len)
+            for group in dict.fromkeys(group for recording in self.recordings for group in recording.layout.groups)
+            for name in max(([n for n in names if n.rstrip("0123456789") == group] for names in prefixes), key=len)
         ]
+        if "cls0" in self.prefix:  # "cls" is the mean of the class tokens
+            self.prefix.insert(self.prefix.index("cls0"), "cls")
 
     def start(self) -> Selection:
         """Return the initial selection: CLS (or the middle patch) at the output of the last block."""
@@ -146,10 +149,10 @@ class Exploration:
         block = _same_depth(self.blocks, selection.block, recording.blocks)
         token = selection.token
         if not isinstance(token, str):
-            token = _same_position(self.recordings[0].layout.grid, token, recording.layout.grid)
+            token = _same_position(self.recordings[0], token, recording)
         notes: list[str] = []
         try:
-            position = position_of(recording.layout, token)
+            positions_of(recording.layout, token)
         except LookupError as error:
             return View(block, token, notes=[str(error)])
         shown: dict[str, Any] = {}
@@ -160,7 +163,7 @@ class Exploration:
             notes.append(str(error))
         else:
             norms = norm_map(x_XTD, recording.layout)
-            shown["cosine_hw"] = cosine_map(x_XTD, recording.layout, position)
+            shown["cosine_hw"] = cosine_map(x_XTD, recording.layout, token)
             shown["high_hw"] = norms.high_hw
             shown["numbers"] = _token_numbers(x_XTD, recording, token, norms)
         try:
@@ -176,23 +179,23 @@ class Exploration:
         row_T = attention_of(recording, image, block, token, head)
         shown: dict[str, Any] = {"attention_hw": attention_map(row_T, layout)}
         shares = [
-            Number(f"attention to {GROUP_PLURALS[group]}", 100 * share, "%")
+            Number(f"attention to {group_plural(group)}", 100 * share, "%")
             for group, share in attention_shares(row_T, layout).items()
         ]
-        position = position_of(layout, token)
-        shares.append(Number("attention to itself", 100 * float(row_T[position]), "%"))
+        positions = list(positions_of(layout, token))
+        shares.append(Number("attention to itself", 100 * float(row_T[positions].sum()), "%"))
         if layout.has("cls"):
             cls_row_T = row_T if token == "cls" else attention_of(recording, image, block, "cls", head)
             shown["cls_attention_hw"] = attention_map(cls_row_T, layout)
-            shares.append(Number("attention from [CLS]", 100 * float(cls_row_T[position]), "%"))
+            shares.append(Number("attention from [CLS]", 100 * float(cls_row_T[positions].sum()), "%"))
         return shown | {"numbers": numbers + shares}
 
 
 def _token_numbers(x_XTD: Tensor, recording: Recording, token: Token, norms: NormMap) -> list[Number]:
     """Return the norm and the cosines of a token, averaged over heads if there are any."""
     layout = recording.layout
-    x_XD = x_XTD[:, position_of(layout, token)]
-    norm = float(x_XD.norm(dim=-1).mean())
+    x_XGD = x_XTD[:, list(positions_of(layout, token))]
+    norm = float(x_XGD.norm(dim=-1).mean())
     numbers = [
         Number("norm ‖x‖", norm),
         Number("‖x‖ / median patch", norm / max(norms.threshold / HIGH_NORM_RATIO, 1e-30)),
@@ -200,11 +203,17 @@ def _token_numbers(x_XTD: Tensor, recording: Recording, token: Token, norms: Nor
     if not isinstance(token, str):
         numbers.append(Number("high-norm token", float(norms.high_hw[token])))
     if layout.has("cls"):
-        cls_XD = x_XTD[:, position_of(layout, "cls")]
-        numbers.append(Number("cosine to [CLS]", float(cosine_similarity(x_XD, cls_XD, dim=-1).mean())))
-    mean_XD = layout.patches_of(x_XTD).mean(1)
-    numbers.append(Number("cosine to mean patch", float(cosine_similarity(x_XD, mean_XD, dim=-1).mean())))
+        cls_XGD = x_XTD[:, list(layout.positions("cls"))]
+        numbers.append(Number("cosine to [CLS]", _mean_cosine(x_XGD, cls_XGD)))
+    mean_X1D = layout.patches_of(x_XTD).mean(1, keepdim=True)
+    numbers.append(Number("cosine to mean patch", _mean_cosine(x_XGD, mean_X1D)))
     return numbers
+
+
+def _mean_cosine(x_XGD: Tensor, y_XGD: Tensor) -> float:
+    """Return the mean cosine over all pairs of a token of each, and over heads."""
+    x_XD, y_XD = (normalize(tokens, dim=-1).mean(1) for tokens in (x_XGD, y_XGD))
+    return float((x_XD * y_XD).sum(-1).mean())
 
 
 def _same_depth(blocks: list[int], block: int, others: list[int]) -> int:
@@ -213,9 +222,22 @@ def _same_depth(blocks: list[int], block: int, others: list[int]) -> int:
     return others[min(int(depth * len(others)), len(others) - 1)]
 
 
-def _same_position(grid: tuple[int, int], patch: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """Return the patch of another grid that contains the centre of a patch."""
-    row, column = (int((at + 0.5) / many * n) for at, many, n in zip(patch, grid, other, strict=True))
+def grid_share(recording: Recording) -> tuple[float, float]:
+    """Return the height and the width of the patch grid, divided by those of the image; 1 unless pixels are dropped."""
+    assert recording.images is not None
+    height, width = recording.images.shape[-2:]
+    bottom, right = recording.layout.extent((height, width))
+    return bottom / height, right / width
+
+
+def _same_position(recording: Recording, patch: tuple[int, int], other: Recording) -> tuple[int, int]:
+    """Return the patch of another model, at the same images, that contains the centre of a patch."""
+    row, column = (
+        min(int((at + 0.5) / many * share / other_share * n), n - 1)
+        for at, many, share, other_share, n in zip(
+            patch, recording.layout.grid, grid_share(recording), grid_share(other), other.layout.grid, strict=True
+        )
+    )
     return row, column
 
 

@@ -25,6 +25,8 @@ function octets(bytes) {
   return bytes.buffer ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
 }
 
+const clamp = (index, count) => Math.min(Math.max(index, 0), count - 1);
+
 const number = (x) => (Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1) : x.toFixed(2)).replace("-", "−");
 
 function grey(picture) {
@@ -41,9 +43,10 @@ function grey(picture) {
 }
 
 class Panel {
-  constructor(kind, grid, colours, pick, key) {
+  constructor(kind, { grid, share }, colours, pick, key) {
     this.kind = kind;
     this.grid = grid;
+    this.share = share; // height and width of the patch grid over those of the photograph
     this.table = kind.diverging ? colours.diverging : colours.sequential;
     this.caption = element("figcaption");
     this.canvas = element("canvas", { className: "map", tabIndex: 0, width: WIDTH, height: WIDTH });
@@ -62,11 +65,8 @@ class Panel {
 
   patch(event) {
     const box = this.canvas.getBoundingClientRect();
-    const index = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1);
-    return [
-      index((event.clientY - box.top) / box.height, this.grid[0]),
-      index((event.clientX - box.left) / box.width, this.grid[1]),
-    ];
+    const index = (at, axis) => clamp(Math.floor((at / this.share[axis]) * this.grid[axis]), this.grid[axis]);
+    return [index((event.clientY - box.top) / box.height, 0), index((event.clientX - box.left) / box.width, 1)];
   }
 
   showValue(patch) {
@@ -113,7 +113,7 @@ class Panel {
     context.save();
     context.imageSmoothingEnabled = false;
     context.globalAlpha = opacity;
-    context.drawImage(small, 0, 0, WIDTH, this.canvas.height);
+    context.drawImage(small, 0, 0, WIDTH * this.share[1], this.canvas.height * this.share[0]);
     context.restore();
     const scale = new ImageData(new Uint8ClampedArray(this.table), 256, 1);
     this.bar.getContext("2d").putImageData(scale, 0, 0);
@@ -123,7 +123,7 @@ class Panel {
   }
 
   outline(context, patches, colour, width) {
-    const height = this.canvas.height / this.grid[0], wide = WIDTH / this.grid[1];
+    const height = (this.canvas.height * this.share[0]) / this.grid[0], wide = (WIDTH * this.share[1]) / this.grid[1];
     for (const [line, thick] of [["#ffffff", width + 5], [colour, width]]) {
       context.strokeStyle = line;
       context.lineWidth = thick;
@@ -135,7 +135,7 @@ class Panel {
 class Model {
   constructor(info, colours, pick, key) {
     this.heading = element("h4");
-    this.panels = PANELS.map((kind) => new Panel(kind, info.grid, colours, pick, key));
+    this.panels = PANELS.map((kind) => new Panel(kind, info, colours, pick, key));
     this.numbers = element("table");
     this.notes = element("div", { className: "notes" });
     this.info = info;
@@ -210,7 +210,8 @@ function render({ model, el }) {
 
   // -- models
 
-  const [rows, columns] = choices.models[0].grid;
+  const first = choices.models[0];
+  const [rows, columns] = first.grid;
 
   function key(event) {
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -229,9 +230,9 @@ function render({ model, el }) {
   }
 
   // A click on another model's grid selects the first model's patch at that position.
-  const pickOn = (grid) => ([row, column]) =>
-    choose({ token: [Math.floor(((row + 0.5) / grid[0]) * rows), Math.floor(((column + 0.5) / grid[1]) * columns)] });
-  const models = choices.models.map((info) => new Model(info, colours, pickOn(info.grid), key));
+  const pickOn = ({ grid, share }) => (patch) => choose({ token: patch.map((at, axis) =>
+    clamp(Math.floor((((at + 0.5) / grid[axis]) * share[axis] * first.grid[axis]) / first.share[axis]), first.grid[axis])) });
+  const models = choices.models.map((info) => new Model(info, colours, pickOn(info), key));
 
   let pictures = models.map(() => null);
   let loading = 0;

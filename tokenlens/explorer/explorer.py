@@ -17,7 +17,7 @@ import traitlets
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokenlens.explorer.exploration import Exploration, Number, Selection, View
+from tokenlens.explorer.exploration import Exploration, Number, Selection, View, grid_share
 from tokenlens.figures.style import COLOURS, DIVERGING, SEQUENTIAL
 from tokenlens.overlays.maps import photograph
 from tokenlens.overlays.selection import image_title, model_title, token_title
@@ -83,7 +83,11 @@ class Explorer(anywidget.AnyWidget):
             "heads": exploration.heads,
             "prefix": [{"name": name, "title": token_title(name)} for name in exploration.prefix],
             "models": [
-                {"title": model_title(recording), "grid": list(recording.layout.grid)}
+                {
+                    "title": model_title(recording),
+                    "grid": list(recording.layout.grid),
+                    "share": list(grid_share(recording)),
+                }
                 for recording in exploration.recordings
             ],
         }

@@ -1,6 +1,6 @@
 """Families of Vision Transformers: where the tokens are, and which module is behind each site. One file per family."""
 
-from tokenlens.families._norms import NormParameters, norm_parameters
+from tokenlens.families._norms import NormParameters, SplitNorm, norm_parameters
 from tokenlens.families._search import FoundViT, find_vit
 from tokenlens.families.base import (
     BlockComponents,
@@ -23,6 +23,7 @@ __all__ = [
     "Family",
     "FoundViT",
     "NormParameters",
+    "SplitNorm",
     "Tap",
     "as_height_width",
     "families",

@@ -66,7 +66,10 @@ class HuggingFaceFamily(Family):
         return []
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
-        """Return the layout: CLS and distillation token if there are any, registers, then the patches."""
+        """Return the layout: CLS and distillation token if there are any, registers, the patches, detection tokens.
+
+        Pixio has several CLS tokens. What TIPS v2 calls registers is a second summary of the image.
+        """
         trunk = self.trunk(model)
         embeddings, projection = trunk.embeddings, _patch_projection(trunk)
         assert projection is not None
@@ -79,14 +82,14 @@ class HuggingFaceFamily(Family):
                     f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
                     f"{image_size[0]}×{image_size[1]}"
                 )
-        classes = embeddings.cls_token.shape[1] if hasattr(embeddings, "cls_token") else 0
-        prefix = ("cls",) * (classes or hasattr(embeddings, "class_embedding")) + ("dist",) * hasattr(
-            embeddings, "distillation_token"
-        )
-        registers = getattr(embeddings, "register_tokens", None)
-        prefix += ("reg",) * (0 if registers is None else registers.shape[1])
-        patch_rows, patch_columns = as_height_width(projection.stride)
-        return TokenLayout((image_size[0] // patch_rows, image_size[1] // patch_columns), prefix)
+        classes = _count_tokens(embeddings, "cls_token") or hasattr(embeddings, "class_embedding")
+        prefix = ("cls",) * classes + ("dist",) * hasattr(embeddings, "distillation_token")
+        other = "summary" if type(embeddings).__name__.startswith("Tips") else "reg"
+        prefix += (other,) * _count_tokens(embeddings, "register_tokens")
+        start, prefix = len(prefix), prefix + ("det",) * _count_tokens(embeddings, "detection_tokens")
+        rows, columns = as_height_width(projection.stride)
+        grid = image_size[0] // rows, image_size[1] // columns
+        return TokenLayout(grid, prefix, start, patch_size=(rows, columns))
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """Return the blocks, which transformers calls layers."""
@@ -159,6 +162,12 @@ def _takes_one_size(embeddings: Any) -> bool:
     # With this switch, which is off by default, they take one size only; others adapt, if not by a table of positions.
     switch = "interpolate_pos_encoding" in _parameters(embeddings.forward)
     return switch or isinstance(getattr(embeddings, "position_embedding", None), nn.Embedding)
+
+
+def _count_tokens(embeddings: Any, name: str) -> int:
+    """Return the number of tokens of a parameter (1, tokens, channels); 0 if there is none."""
+    tokens = getattr(embeddings, name, None)
+    return 0 if tokens is None else int(tokens.shape[1])
 
 
 def _packages(model: nn.Module) -> set[str]:

@@ -51,8 +51,11 @@ def norm_parameters(module: nn.Module) -> NormParameters:
     >>> norm_parameters(nn.LayerNorm(4)).kind
     'layer'
     """
-    children = dict(module.named_children())
+    # named_children() leaves out a module that is there twice.
+    children = module.__dict__.get("_modules", {})
     if {"cls", "patch"} <= children.keys():
+        if children["cls"] is children["patch"]:
+            return norm_parameters(children["cls"])
         prefix, patch = norm_parameters(children["cls"]), norm_parameters(children["patch"])
         if (prefix.kind, prefix.eps) == (patch.kind, patch.eps):
             return replace(prefix, weight_patch=patch.weight_prefix, bias_patch=patch.bias_prefix)
@@ -90,6 +93,26 @@ def _is_timm_rms(module: nn.Module) -> bool:
     from timm.layers import RmsNorm, RmsNormFp32
 
     return isinstance(module, RmsNorm | RmsNormFp32)
+
+
+class SplitNorm(nn.Module):
+    """A final norm that a model applies to its special tokens, which come first, and then to its patches.
+
+    It holds modules of the model, and is none of them itself.
+
+    Args:
+        cls: the norm of the special tokens.
+        patch: the norm of the patches; may be the same module.
+        prefix: number of special tokens.
+    """
+
+    def __init__(self, cls: nn.Module, patch: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.cls, self.patch, self.prefix = cls, patch, prefix
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Norm all tokens."""
+        return torch.cat((self.cls(x_BTD[:, : self.prefix]), self.patch(x_BTD[:, self.prefix :])), dim=1)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ _POST_NORM = (
     "timm.models.eva.EvaBlockPostNorm",
     "timm.models.vision_transformer_relpos.ResPostRelPosBlock",
 )
+_PARALLEL_THINGS = "timm.models.vision_transformer.ParallelThingsBlock"
 _PARALLEL = "timm.models.vision_transformer.ParallelScalingBlock"
 _DIFFERENTIAL_ATTENTION = "timm.layers.diff_attention.DiffAttention"
 
@@ -45,13 +46,17 @@ class TimmFamily(Family):
         return is_a(model, self.timm_class)
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
-        """Return the layout: CLS and distillation token if the model has them, registers, then the patches."""
+        """Return the layout: CLS and distillation token if there are any, registers, then the patches."""
         embeds = getattr(model, "embeds", model)
         has_cls = embeds.cls_token is not None
         has_dist = getattr(model, "dist_token", None) is not None
         registers = model.num_prefix_tokens - has_cls - has_dist
-        prefix = ("cls",) * has_cls + ("dist",) * has_dist + ("reg",) * registers
-        return TokenLayout(grid=self.grid(model, image_size), prefix=prefix)
+        prefix = ("cls",) * has_cls + ("dist",) * has_dist + _radio_groups(model, registers)
+        return TokenLayout(self.grid(model, image_size), prefix, patch_size=self.patch_size(model))
+
+    def patch_size(self, model: Any) -> tuple[int, int]:
+        """Return height and width of a patch in pixels of the image, all strides of the embedding together."""
+        return as_height_width(model.patch_embed.feat_ratio(as_scalar=False))
 
     def grid(self, model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the patch grid; raise ValueError if the model does not take images of this size."""
@@ -65,7 +70,7 @@ class TimmFamily(Family):
                 )
         elif not patch_embed.dynamic_img_pad:
             # Models that take any size require this; those of a fixed size drop the remainder.
-            grid_of(image_size, as_height_width(patch_embed.feat_ratio(as_scalar=False)))
+            grid_of(image_size, self.patch_size(model))
         rows, columns = patch_embed.dynamic_feat_size(tuple(image_size))
         return (int(rows), int(columns))
 
@@ -86,6 +91,8 @@ class TimmFamily(Family):
             norm1 = Tap(block.in_norm)
             ends = {Site.RESID_PRE: Tap(block, "input"), Site.NORM1: norm1, Site.RESID_POST: Tap(block)}
             return BlockTaps(sites=ends, attention=block)
+        if is_a(block, _PARALLEL_THINGS):
+            return _parallel_taps(block)
         if is_a(block, *_PRE_NORM):
             resid_mid = Tap(block.norm2, "input")
         elif is_a(block, *_POST_NORM):
@@ -114,6 +121,16 @@ class TimmFamily(Family):
                 refused={"qkv": fused, "mlp": fused}
                 | ({} if separate else {"proj": "the block projects attention and MLP in one product"}),
             )
+        if is_a(block, _PARALLEL_THINGS):
+            attentions = [f"attns.{index}" for index in range(len(block.attns))]
+            branches = attentions + [f"ffns.{index}" for index in range(len(block.ffns))]
+            return BlockComponents(
+                norm=tuple(f"{path}.norm" for path in branches),
+                layer_scale=_trained(block, *(f"{path}.ls" for path in branches)),
+                qkv=tuple(f"{path}.attn.qkv" for path in attentions),
+                proj=tuple(f"{path}.attn.proj" for path in attentions),
+                mlp=linear_paths(block, "ffns"),
+            )
         separate = getattr(block.attn, "qkv", None) is None
         return BlockComponents(
             norm=("norm1", "norm2"),
@@ -129,8 +146,44 @@ class TimmFamily(Family):
 
 
 def _trained(block: nn.Module, *names: str) -> tuple[str, ...]:
-    """Return the names of attributes that exist and are neither None nor Identity."""
-    return tuple(name for name in names if not isinstance(getattr(block, name, None), nn.Identity | None))
+    """Return the paths of attributes that exist and are neither None nor Identity."""
+
+    def find(path: str) -> Any:
+        found: Any = block
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        return found
+
+    return tuple(name for name in names if not isinstance(find(name), nn.Identity | None))
+
+
+def _parallel_taps(block: Any) -> BlockTaps:
+    """Return the taps of N attentions in parallel, followed by N MLPs in parallel, each after a norm of its own.
+
+    ``attn_out`` and ``mlp_out`` are the sums of the branches, and the heads of all attentions are joined. The sites
+    ``norm1`` and ``norm2`` are left out: the block has N different norms at each of them.
+    """
+    attention, mlp = list(block.attns), list(block.ffns)
+    sites = {
+        Site.RESID_PRE: Tap(block, "input"),
+        Site.ATTN_OUT: Tap(attention[0], plus=tuple(attention[1:])),
+        Site.RESID_MID: Tap(mlp[0], "input"),
+        Site.MLP_OUT: Tap(mlp[0], plus=tuple(mlp[1:])),
+        Site.RESID_POST: Tap(block),
+    }
+    return BlockTaps(sites, attention=block, parallel=len(attention))
+
+
+def _radio_groups(model: Any, extra: int) -> tuple[str, ...]:
+    """Return the groups of RADIO's tokens behind the first CLS, which timm all calls registers.
+
+    C-RADIOv4 has three CLS tokens, one for each teacher, and seven registers (``RadioConfig`` of transformers). For
+    other versions no library states how many of them are of which kind, so they are one group, ``other``.
+    """
+    name = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture", ""))
+    if "radio" not in name:
+        return ("reg",) * extra
+    return ("summary",) * 2 + ("reg",) * 7 if "radio_v4" in name and extra == 9 else ("other",) * extra
 
 
 def _unsupported(module: nn.Module, why: str) -> LookupError:

@@ -42,6 +42,7 @@ _REASONS = {
 _IN_TIMM = {
     "EVAVisionTransformer": "eva02_base_patch16_clip_224",
     "BEiTViT": "beit_base_patch16_224",
+    "RadioModel": "vit_huge_patch16_radio_v4",
     "ViTHybrid": "vit_base_r50_s16_384",
     "vit_pytorch.vit.ViT": "vit_base_patch16_224",
     "mmpretrain.models.backbones.vision_transformer.VisionTransformer": "vit_base_patch16_224",

@@ -32,11 +32,13 @@ class Tap:
         side: whether the tensor is the module's input or its output.
         gain: a bare parameter (D,) that the block multiplies the output by, as in ``x + gamma * attn(x)``. The site is
             then the product, which no module outputs.
+        plus: further modules whose outputs are added, where a block has several branches in parallel.
     """
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
     gain: Tensor | None = None
+    plus: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ class BlockTaps:
         sites: a tap for each site of the block. Those of ``norm1`` and ``norm2`` are the norm modules, whose input and
             output are both read. Sites that the block lacks are left out (a parallel block has no ``resid_mid``), and
             so are ``q``, ``k`` and ``v``, which are read at the attention kernel.
-        attention: the module inside which the attention kernel runs, once per forward pass.
+        attention: the module inside which the attention kernel runs, once per forward pass; None where attention is
+            left out, because its pattern is not what the block mixes tokens with.
+        parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
         sequence_first: whether the tensors of the block are (tokens, images, channels), as ``nn.MultiheadAttention``
             takes them by default, instead of (images, tokens, channels).
     """
 
     sites: Mapping[Site, Tap]
-    attention: nn.Module
+    attention: nn.Module | None
+    parallel: int = 1
     sequence_first: bool = False
 
 
@@ -170,7 +175,7 @@ def residual_taps(
         Site.MLP_OUT: mlp_out,
         Site.RESID_POST: Tap(block),
     }
-    return BlockTaps(sites, attention, sequence_first)
+    return BlockTaps(sites, attention, sequence_first=sequence_first)
 
 
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"

@@ -55,7 +55,8 @@ class ClipVision(Family):
                 f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
                 f"{image_size[0]}×{image_size[1]}"
             )
-        return TokenLayout(grid_of(image_size, as_height_width(model.conv1.stride)))
+        patch_size = as_height_width(model.conv1.stride)
+        return TokenLayout(grid_of(image_size, patch_size), patch_size=patch_size)
 
     def blocks(self, model: Any) -> list[nn.Module]:
         """Return ``model.transformer.resblocks``."""

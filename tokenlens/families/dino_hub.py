@@ -1,4 +1,4 @@
-"""The original DINO and DINOv2 models (torch.hub facebookresearch/dino and facebookresearch/dinov2)."""
+"""The original DINO, DINOv2 and DINOv3 models (torch.hub facebookresearch/dino, dinov2 and dinov3), and Franca's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenlens.families._norms import SplitNorm
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
@@ -26,10 +27,11 @@ def _flat(model: Any) -> list[nn.Module]:
 
 
 class DinoHub(Family):
-    """``VisionTransformer`` of DINO and ``DinoVisionTransformer`` of DINOv2, recognized by their structure.
+    """``VisionTransformer`` of DINO and ``DinoVisionTransformer`` of DINOv2, DINOv3 and Franca, by their structure.
 
     Their code is not an installable package, so any model with their methods and children matches. The attention of
-    DINOv2 is seen only in PyTorch: with xFormers installed, set ``XFORMERS_DISABLED=1`` before loading the model.
+    DINOv2 and Franca is seen only in PyTorch: with xFormers installed, set ``XFORMERS_DISABLED=1`` before loading the
+    model. The blocks of DINOv3 get a list of tokens, which has one entry for images of one size.
     """
 
     name = "dino_hub"
@@ -38,7 +40,9 @@ class DinoHub(Family):
         """Return whether model and blocks have the methods and children of the original code."""
         if not hasattr(model, "prepare_tokens") and not hasattr(model, "prepare_tokens_with_masks"):
             return False
-        if not all(hasattr(model, name) for name in ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")):
+        if not all(hasattr(model, name) for name in ("cls_token", "patch_embed", "blocks", "norm")):
+            return False
+        if not hasattr(model, "pos_embed") and not hasattr(model, "rope_embed"):
             return False
         # iBOT scales its branches by bare parameters gamma_1 and gamma_2, so no module outputs the update.
         return all(
@@ -48,10 +52,18 @@ class DinoHub(Family):
         )
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
-        """Return the layout: CLS, registers (DINOv2), then the patches of an image of any size."""
-        registers = getattr(model, "register_tokens", None)
+        """Return the layout: CLS, registers (DINOv3: storage tokens), then the patches of an image of any size.
+
+        DINOv3 drops what is beyond the last whole patch; the others refuse such images.
+        """
+        registers = getattr(model, "register_tokens", getattr(model, "storage_tokens", None))
         prefix = ("cls",) + ("reg",) * (0 if registers is None else registers.shape[1])
-        return TokenLayout(grid_of(image_size, as_height_width(model.patch_embed.patch_size)), prefix)
+        patch_size = as_height_width(model.patch_embed.patch_size)
+        if hasattr(model, "rope_embed"):
+            grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        else:
+            grid = grid_of(image_size, patch_size)
+        return TokenLayout(grid, prefix, patch_size=patch_size)
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """Return ``model.blocks``, without their chunks."""
@@ -66,7 +78,17 @@ class DinoHub(Family):
         return residual_taps(block, block.attn, (block.norm1, block.norm2), branches)
 
     def components(self, block: Any) -> BlockComponents:
-        """Return the components; DINO has no LayerScale, DINOv2 has it or Identity."""
+        """Return the components; DINO has no LayerScale, DINOv2 has it or Identity.
+
+        Raises:
+            LookupError: for a DINOv3 block with drop_path, which in training flattens the tokens of all crops into one
+                list, so that their positions are lost.
+        """
+        if hasattr(block.attn, "forward_list") and getattr(block, "sample_drop_ratio", 0) > 0:
+            raise LookupError(
+                "the blocks of DINOv3 with drop_path flatten the tokens of all crops in training, so that CLS cannot be "
+                "told from patches; create the model with drop_path_rate=0 to specialize it"
+            )
         scales = ("ls1", "ls2") if isinstance(getattr(block, "ls1", None), nn.Module) else ()
         return BlockComponents(
             norm=("norm1", "norm2"),
@@ -77,5 +99,8 @@ class DinoHub(Family):
         )
 
     def final_norm(self, model: Any) -> nn.Module | None:
-        """Return ``model.norm``."""
+        """Return ``model.norm``; in DINOv3 models that norm CLS and registers apart from the patches, both norms."""
+        untied = getattr(model, "untie_cls_and_patch_norms", False)
+        if untied or getattr(model, "untie_global_and_local_cls_norm", False):
+            return SplitNorm(model.cls_norm if untied else model.norm, model.norm, 1 + model.n_storage_tokens)
         return model.norm

@@ -31,8 +31,8 @@ class HuggingFaceSiglip2(HuggingFaceFamily):
 
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
         """Return the layout: only patches, of images of any size that is a multiple of the patch size."""
-        patch = self.trunk(model).embeddings.patch_size
-        return TokenLayout(grid_of(image_size, (patch, patch)), ())
+        patch = (self.trunk(model).embeddings.patch_size,) * 2
+        return TokenLayout(grid_of(image_size, patch), (), patch_size=patch)
 
     def forward(self, model: Any, images: Tensor) -> Any:
         """Run the model on the patches of the images."""

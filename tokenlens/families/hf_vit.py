@@ -1,4 +1,4 @@
-"""Hugging Face transformers: ViT, DeiT, DINO, MSN, I-JEPA, DINOv2, DINOv3, CLIP, SigLIP, AIMv2 and their kin."""
+"""Hugging Face transformers: ViT, DeiT, DINO, MSN, I-JEPA, DINOv2, DINOv3, CLIP, SigLIP, AIMv2, BLIP and others."""
 
 from typing import ClassVar
 
@@ -14,13 +14,12 @@ class HuggingFaceViT(HuggingFaceFamily):
 
     name = "hf_vit"
     parts: ClassVar = {
-        ("ViTLayer", "DeiTLayer", "ViTMSNLayer", "IJepaLayer", "DPTViTLayer", "FlavaLayer", "PixioLayer"): _LAYERNORM,
+        ("ViTLayer", "DeiTLayer", "ViTMSNLayer", "IJepaLayer", "DPTViTLayer", "FlavaLayer"): _LAYERNORM,
+        ("PixioLayer", "YolosLayer"): _LAYERNORM,
         ("Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer", "Tipsv2VisionLayer", "Sapiens2Layer"): _NORM,
         ("CLIPEncoderLayer", "SiglipEncoderLayer", "MetaClip2EncoderLayer", "MLCDEncoderLayer"): _LAYER_NORM,
         ("ChineseCLIPVisionLayer", "AltCLIPEncoderLayer", "CLIPSegEncoderLayer", "OwlViTEncoderLayer"): _LAYER_NORM,
-        ("Owlv2EncoderLayer", "Kosmos2VisionEncoderLayer", "GitVisionEncoderLayer", "JanusVisionEncoderLayer"): (
-            _LAYER_NORM
-        ),
+        ("Owlv2EncoderLayer", "GitVisionEncoderLayer"): _LAYER_NORM,
         ("BlipEncoderLayer", "Blip2EncoderLayer", "InstructBlipEncoderLayer"): _LAYER_NORM,
-        ("Aimv2EncoderLayer", "Ovis2VisionEncoderLayer"): ("rms_norm1", "rms_norm2", "attention"),
+        ("Aimv2EncoderLayer",): ("rms_norm1", "rms_norm2", "attention"),
     }

@@ -28,7 +28,8 @@ class TorchvisionViT(Family):
                 f"this VisionTransformer takes images of {side}×{side} pixels, got {image_size[0]}×{image_size[1]}; "
                 f"create it with image_size={image_size[0]}"
             )
-        return TokenLayout(grid_of(image_size, (model.patch_size, model.patch_size)))
+        patch_size = (model.patch_size, model.patch_size)
+        return TokenLayout(grid_of(image_size, patch_size), patch_size=patch_size)
 
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """Return ``model.encoder.layers``."""

@@ -21,7 +21,14 @@ figures = Catalog("tokenlens.figures", "figure")
 KINDS = tuple(SETTINGS)
 """Kinds of results, one of which is a figure's ``KIND``."""
 
-GROUP_NAMES = {"cls": "CLS", "dist": "distillation token", "reg": "registers", "patch": "patches"}
+GROUP_NAMES = {
+    "cls": "CLS",
+    "dist": "distillation token",
+    "reg": "registers",
+    "summary": "summary tokens",
+    "det": "detection tokens",
+    "patch": "patches",
+}
 PAIR_NAMES = {
     "cls-patch": "CLS–patch",
     "patch-patch": "patch–patch",
@@ -54,7 +61,7 @@ def model_title(analysis: Analysis) -> str:
 
 def group_title(group: str) -> str:
     """Return the display name of a token group or of a pair of groups."""
-    return PAIR_NAMES.get(group) or GROUP_NAMES.get(group) or group.replace("-", " → ")
+    return PAIR_NAMES.get(group) or " → ".join(GROUP_NAMES.get(name, name) for name in group.split("-"))
 
 
 def quantity_title(row: Any) -> str:

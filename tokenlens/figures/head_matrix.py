@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures._panels import block_ticks, colour_bar, heat_map, integer_ticks, remove_unused
 from tokenlens.figures._rows import NUMBERS, as_list, missing, rows_of
-from tokenlens.figures.base import GROUP_NAMES, NothingToDraw
+from tokenlens.figures.base import NothingToDraw, group_title
 from tokenlens.figures.page import canvas, paper, styled
 
 KIND = "analysis"
@@ -94,4 +94,4 @@ def attention_title(quantity: str) -> str:
     """Return the display name of a quantity: the querying and the attended group, or the entropy of CLS."""
     if quantity == "entropy":
         return "CLS entropy"
-    return " → ".join("dist. token" if group == "dist" else GROUP_NAMES[group] for group in quantity.split("-"))
+    return " → ".join("dist. token" if group == "dist" else group_title(group) for group in quantity.split("-"))

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-COLOURS: Mapping[str, str] = {
+
+class GroupLooks(dict[str, str]):
+    """Colours or markers of token groups; a group that only a family knows gets one of those that are left."""
+
+    def __init__(self, known: Mapping[str, str], left: Sequence[str]) -> None:
+        super().__init__(known)
+        self._left = left
+
+    def __missing__(self, group: str) -> str:
+        return self._left[zlib.crc32(group.encode()) % len(self._left)]
+
+
+_KNOWN_COLOURS = {
     "cls": "#D55E00",
     "dist": "#E69F00",
     "reg": "#009E73",
+    "summary": "#CC79A7",
+    "det": "#8A6A00",
     "patch": "#0072B2",
     "cls-patch": "#D55E00",
     "cls-cls": "#D55E00",
@@ -16,12 +31,15 @@ COLOURS: Mapping[str, str] = {
     "reg-cls": "#CC79A7",
     "reg-patch": "#009E73",
 }
+COLOURS: Mapping[str, str] = GroupLooks(_KNOWN_COLOURS, ("#56B4E9", "#7F3C8D", "#5F5F5F", "#A5AA99"))
 """Colours of token groups and pairs of groups, from Okabe and Ito's palette, which is safe for colour-blind readers."""
 
-MARKERS: Mapping[str, str] = {
+_KNOWN_MARKERS = {
     "cls": "o",
     "dist": "v",
     "reg": "^",
+    "summary": "D",
+    "det": "P",
     "patch": "s",
     "cls-patch": "o",
     "cls-cls": "o",
@@ -29,6 +47,7 @@ MARKERS: Mapping[str, str] = {
     "reg-cls": "v",
     "reg-patch": "^",
 }
+MARKERS: Mapping[str, str] = GroupLooks(_KNOWN_MARKERS, ("X", "<", "p", ">"))
 """Markers that go with the colours, so that no line is identified by its colour alone."""
 
 STAGE_COLOURS: Mapping[str, str] = {"centring": "#9A9A9A", "gamma": "#882255", "beta": "#EAC84B"}

@@ -205,7 +205,10 @@ class UpdateMetric(PerImageMetric):
 
 
 class RawTokens:
-    """Float64 tokens at one site: ``all`` (B, T, D), ``cls`` (B, D), ``dist``, ``reg`` and ``patch`` (B, group, D)."""
+    """Float64 tokens at one site: ``all`` (B, T, D), ``cls`` (B, D), ``dist``, ``reg``, ``patch``, … (B, group, D).
+
+    ``cls`` is the mean of the class tokens if there are several.
+    """
 
     def __init__(self, layout: TokenLayout, x_BTD: Tensor) -> None:
         self.layout = layout
@@ -214,10 +217,11 @@ class RawTokens:
     def __getattr__(self, group: str) -> Tensor:
         if group == "patch":
             return self.layout.patches_of(self.all)
-        if group not in GROUP_TITLES:
+        if group == "cls" and self.layout.has("cls"):
+            return self.layout.mean_of(self.all, "cls")
+        if group not in GROUP_TITLES and not self.layout.has(group):
             raise AttributeError(group)
-        tokens = self.all[..., list(self.layout.positions(group)), :]
-        return tokens.squeeze(-2) if group == "cls" else tokens
+        return self.all[..., list(self.layout.positions(group)), :]
 
 
 class RawTokenMetric(PerImageMetric):

@@ -41,7 +41,7 @@ class AttentionEntropy(AttentionMetric):
     def per_image(self, summary: AttentionSummary) -> Values:
         """Compute the entropy of the CLS row over patches."""
         assert summary.cls_row is not None
-        entropy = attention_entropy(summary.cls_row[..., summary.layout.patch_slice])
+        entropy = attention_entropy(summary.layout.patches_of(summary.cls_row, -1))
         return {
             ("normalized", "cls-patch"): entropy / math.log(summary.layout.patches),
             ("effective_patches", "cls-patch"): entropy.exp(),

@@ -16,6 +16,7 @@ from tokenlens.recording.attention import as_float
 from tokenlens.reduction.pattern import rollout_rows
 from tokenlens.reduction.summaries import BatchSummary, PatternSummary
 from tokenlens.statistics.moments import Moments
+from tokenlens.tokens import take
 
 
 def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:
@@ -71,15 +72,15 @@ class AttentionRollout(PatternMetric):
         """Compute mass and entropy of the CLS row of the rollout."""
         row, layout = summary.cls_rollout, summary.layout
         assert row is not None
-        values = {("mass", f"cls-{group}"): row[..., list(layout.positions(group))].sum(-1) for group in layout.groups}
-        entropy = attention_entropy(row[..., layout.patch_slice])
+        values = {("mass", f"cls-{group}"): take(row, layout.positions(group), -1).sum(-1) for group in layout.groups}
+        entropy = attention_entropy(layout.patches_of(row, -1))
         return values | {("normalized_entropy", "cls-patch"): entropy / math.log(layout.patches)}
 
     def update(self, batch: BatchSummary) -> None:
         """Add one batch."""
         super().update(batch)
         for stack in batch.stacks(self.summary_kind, self.chosen_sites):
-            maps_NBP = stack.summary.cls_rollout[..., self.layout.patch_slice]
+            maps_NBP = stack.summary.layout.patches_of(stack.summary.cls_rollout, -1)
             self._blocks = [block for block, _ in stack.keys if block is not None]
             self._maps.update(maps_NBP.transpose(0, 1).flatten(1).cpu().numpy())
 

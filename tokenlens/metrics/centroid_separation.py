@@ -15,7 +15,7 @@ class CentroidSeparation(JackknifeMetric):
     """Distance between the centroids of CLS and patches, over all tokens of the whole set of images.
 
     Formula: ‖m_cls − m_patch‖ / √((tr Σ_cls + tr Σ_patch)/2), ≥ 0, with mean m and covariance Σ (count in the
-        denominator) over all images and, for patches, over all positions.
+        denominator) over all images and all tokens of the group.
     Reference: Fisher's criterion, with the traces of the covariances.
     Pitfalls: Biased upward with few images: two equal clouds are about 1/√n apart by chance (0.36 at 8 images, 0.12 at
         64, 0.05 at 512), which the interval does not cover.
@@ -30,11 +30,11 @@ class CentroidSeparation(JackknifeMetric):
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:
         """Return the tokens and their squared norms."""
         assert summary.patch_sum is not None
-        count, cls = summary.patches, summary.group("cls").squeeze(-2)
+        count, cls = summary.patches, summary.group("cls")
         return {
-            "cls": cls,
+            "cls": cls.mean(-2),
             # Not from the norms, which are rounded to float32: ‖m‖² may be far larger than the trace.
-            "cls_square": to_float64(cls).square().sum(-1),
+            "cls_square": to_float64(cls).square().sum(-1).mean(-1),
             "patch": summary.patch_sum / count,
             "patch_square": summary.norms_of("patch").square().mean(-1),
         }

@@ -42,14 +42,14 @@ class CLSAttentionMap(AttentionMetric):
     def per_image(self, summary: AttentionSummary) -> Values:
         """Compute the peak of each image's map."""
         assert summary.cls_row is not None
-        return {("peak", "cls-patch"): attention_peak(summary.cls_row[..., summary.layout.patch_slice])}
+        return {("peak", "cls-patch"): attention_peak(summary.layout.patches_of(summary.cls_row, -1))}
 
     def update(self, batch: BatchSummary) -> None:
         """Add one batch."""
         super().update(batch)
         self._count += len(batch.indices)
         for index, stack in enumerate(batch.stacks(self.summary_kind, self.chosen_sites)):
-            maps_NBHP = stack.summary.cls_row[..., self.layout.patch_slice]
+            maps_NBHP = stack.summary.layout.patches_of(stack.summary.cls_row, -1)
             if index == len(self._keys):
                 self._keys.append(stack.keys)
                 self._sums.append(torch.zeros_like(maps_NBHP[:, 0]))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +21,8 @@ def cls_cls_cosine(cls_BD: Tensor) -> Tensor:
 class CLSCLSCosine(PairCosineMetric):
     """Cosine between the CLS tokens of different images, at every token site.
 
-    Formula: ⟨cos(cls_n, cls_m)⟩ over images n ≠ m = (‖Σ u_n‖² − n)/(n(n − 1)), in [−1, 1].
+    Formula: ⟨cos(cls_n, cls_m)⟩ over images n ≠ m = (‖Σ u_n‖² − n)/(n(n − 1)), in [−1, 1]; of several class
+        tokens each with itself in other images.
     Reference: anisotropy as in Ethayarajh 2019 (arXiv 1909.00512).
     Pitfalls: Near 1, CLS says little about *this* image; a few large channels common to all images suffice for that.
     Tested against: every single cosine in NumPy.
@@ -30,5 +33,6 @@ class CLSCLSCosine(PairCosineMetric):
     needs = frozenset({"cls"})
 
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:
-        """Return the unit CLS vector of each image."""
-        return {"unit": summary.unit_group("cls").squeeze(-2)}
+        """Return the unit CLS vector of each image; several are joined, so that products are their mean cosine."""
+        cls = summary.unit_group("cls")
+        return {"unit": cls.flatten(-2) / math.sqrt(cls.shape[-2])}

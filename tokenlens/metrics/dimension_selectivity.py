@@ -80,7 +80,7 @@ class DimensionSelectivity(JackknifeMetric):
         terms = {}
         for side, tokens in (("input", summary.input), ("output", summary.output)):
             assert tokens.patch_abs_sum is not None
-            terms[f"cls_{side}"] = tokens.group("cls").squeeze(-2).abs()
+            terms[f"cls_{side}"] = tokens.group("cls").abs().mean(-2)
             terms[f"patch_{side}"] = tokens.patch_abs_sum / tokens.patches
         return terms
 

@@ -1,5 +1,5 @@
 """Fall of the CLS–patch and patch–patch cosine across each norm, split exactly into centring, γ and β."""
-# Shapes: N norms, B images, P patches, D channels; "..." any leading axes.
+# Shapes: N norms, B images, C class tokens, P patches, D channels; "..." any leading axes.
 
 from __future__ import annotations
 
@@ -106,17 +106,20 @@ class NormDifferentiation(NormMetric):
         }
         values: dict[tuple[str, str], Tensor] = {}
         if layout.has("cls"):
-            index = layout.prefix_index("cls")[0]
+            index = list(layout.prefix_index("cls"))
 
-            def cosine(cls: Tensor, unit_sum: Tensor | None) -> Tensor:
+            def cosine(cls_NBCD: Tensor, unit_sum: Tensor | None) -> Tensor:
+                """Return the mean over class tokens and patches."""
                 assert unit_sum is not None
-                return (cls * unit_sum).sum(-1) / (cls.norm(dim=-1) * patches)
+                products = (cls_NBCD * unit_sum.unsqueeze(-2)).sum(-1)
+                return (products / (cls_NBCD.norm(dim=-1) * patches)).mean(-1)
 
             cosines = {name: cosine(prefix[..., index, :], unit_sum) for name, (prefix, unit_sum) in stages.items()}
             found = stage_differences(cosines, summary.kind, summary.has_bias)
             if any(summary.specialized):
-                prefix = _normed(summary, index, summary.weight_prefix, summary.bias_prefix)
-                patch = _normed(summary, index, summary.weight_patch, summary.bias_patch)
+                centred = summary.centred_prefix[..., index, :]
+                prefix = _normed(centred, summary.weight_prefix, summary.bias_prefix, summary.eps)
+                patch = _normed(centred, summary.weight_patch, summary.bias_patch, summary.eps)
                 separate, shared = (
                     {name: cosine(x, stages[name][1]) for name, x in tokens.items()} for tokens in (prefix, patch)
                 )
@@ -173,9 +176,13 @@ class NormDifferentiation(NormMetric):
         return arrays
 
 
-def _normed(summary: NormSummary, index: int, weight_N1D: Tensor | None, bias_N1D: Tensor | None) -> dict[str, Tensor]:
-    """Norm one special token with these weights: ``weighted`` and ``after`` of ``norm_stages``, (N, B, D) each."""
-    centred_NBD = summary.centred_prefix[..., index, :]
-    weighted_NBD = centred_NBD if weight_N1D is None else centred_NBD * weight_N1D
-    after_NBD = weighted_NBD / (centred_NBD.square().mean(-1, keepdim=True) + summary.eps[:, None, None]).sqrt()
-    return {"weighted": weighted_NBD, "after": after_NBD if bias_N1D is None else after_NBD + bias_N1D}
+def _normed(
+    centred_NBCD: Tensor, weight_N1D: Tensor | None, bias_N1D: Tensor | None, eps_N: Tensor
+) -> dict[str, Tensor]:
+    """Norm centred tokens with these weights: ``weighted`` and ``after`` of ``norm_stages``, (N, B, C, D) each."""
+    weighted_NBCD = centred_NBCD if weight_N1D is None else centred_NBCD * weight_N1D.unsqueeze(-2)
+    deviation_NBC1 = (centred_NBCD.square().mean(-1, keepdim=True) + eps_N[:, None, None, None]).sqrt()
+    after_NBCD = weighted_NBCD / deviation_NBC1
+    if bias_N1D is not None:
+        after_NBCD = after_NBCD + bias_N1D.unsqueeze(-2)
+    return {"weighted": weighted_NBCD, "after": after_NBCD}

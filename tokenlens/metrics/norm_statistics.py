@@ -54,7 +54,7 @@ class NormStatistics(NormMetric):
                 values["mean", group] = mean.mean(-1)
             values[spread, group] = variance.mean(-1)
         if layout.has("cls"):
-            cls_variance = prefix_variance[..., layout.prefix_index("cls")[0]]
-            log_ratio = (cls_variance.log() - summary.patch_variance.log().mean(-1)) / 2
+            cls_variance = prefix_variance[..., list(layout.prefix_index("cls"))]
+            log_ratio = (cls_variance.log().mean(-1) - summary.patch_variance.log().mean(-1)) / 2
             values["log_std_ratio", "cls-patch"] = log_ratio
         return values

@@ -29,4 +29,4 @@ class RegCLSCosine(CosineMetric):
 
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute ``reg_cls_cosine``; NaN where a token has length 0."""
-        return {("", "reg-cls"): (summary.unit_group("reg") * summary.unit_group("cls")).sum(-1).mean(-1)}
+        return {("", "reg-cls"): (summary.unit_group("reg").mean(-2) * summary.unit_group("cls").mean(-2)).sum(-1)}

@@ -7,19 +7,11 @@ from torch import Tensor
 
 from tokenlens.metrics._per_image import UpdateMetric, Values
 from tokenlens.reduction.summaries import UpdateSummary
-from tokenlens.tokens import TokenLayout
 
 
 def update_ratio(update_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
     """Compute ‖update‖/‖residual‖ of each token, (B, T), ≥ 0."""
     return update_BTD.norm(dim=-1) / residual_BTD.norm(dim=-1)
-
-
-def group_mean(values_BT: Tensor, layout: TokenLayout, group: str) -> Tensor:
-    """Compute the mean over one group's tokens of a number per token."""
-    if group == "patch":
-        return values_BT[..., layout.patch_slice].mean(-1)
-    return values_BT[..., list(layout.positions(group))].mean(-1)
 
 
 class UpdateRatio(UpdateMetric):
@@ -42,5 +34,5 @@ class UpdateRatio(UpdateMetric):
         layout = summary.layout
         ratio = summary.update_norms / summary.residual_norms
         cosine = summary.product / (summary.update_norms * summary.residual_norms)
-        values = {("ratio", group): group_mean(ratio, layout, group) for group in layout.groups}
-        return values | {("cosine", group): group_mean(cosine, layout, group) for group in layout.groups}
+        values = {("ratio", group): layout.mean_of(ratio, group, -1) for group in layout.groups}
+        return values | {("cosine", group): layout.mean_of(cosine, group, -1) for group in layout.groups}

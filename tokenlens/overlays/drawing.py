@@ -21,11 +21,18 @@ OPACITY = 0.72
 
 
 def draw_picture(panel: Axes, picture: NDArray[Any], recording: Recording, image: int, **options: Any) -> AxesImage:
-    """Draw a photograph or a map, stretched over the pixels of an image, and hide the axes."""
+    """Draw a photograph or a map over the pixels that it covers, and hide the axes.
+
+    A map covers the patch grid, which is smaller than the image where the model drops the rest of it; what a grid has
+    beyond the image (padding) is cut off.
+    """
     check_image(recording, image)
     assert recording.images is not None
-    height, width = recording.images.shape[-2:]
-    drawn = panel.imshow(picture, extent=(0, width, height, 0), interpolation="none", **options)
+    height, width = size = (recording.images.shape[-2], recording.images.shape[-1])
+    bottom, right = recording.layout.extent(size) if picture.shape[:2] == recording.layout.grid else size
+    drawn = panel.imshow(picture, extent=(0, right, bottom, 0), interpolation="none", **options)
+    panel.set_xlim(0, width)
+    panel.set_ylim(height, 0)
     panel.set_xticks([])
     panel.set_yticks([])
     for side in panel.spines.values():
@@ -59,7 +66,8 @@ def outline_patch(panel: Axes, recording: Recording, patch: tuple[int, int]) -> 
     """Outline a patch, given as (row, column), in black on white."""
     assert recording.images is not None
     rows, columns = recording.layout.grid
-    height, width = recording.images.shape[-2] / rows, recording.images.shape[-1] / columns
+    bottom, right = recording.layout.extent((recording.images.shape[-2], recording.images.shape[-1]))
+    height, width = bottom / rows, right / columns
     corner = patch[1] * width, patch[0] * height
     for colour, line_width in (("white", 2.6), ("#1b1b1f", 1.2)):
         panel.add_patch(

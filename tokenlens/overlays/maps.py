@@ -14,15 +14,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO, median
-from tokenlens.overlays.selection import check_image, position_of, prefix_tokens
+from tokenlens.overlays.selection import Token, check_image, position_of, positions_of, prefix_tokens
 from tokenlens.recording.recording import Recording
 from tokenlens.tokens import TokenLayout
 
 
-def cosine_map(x_XTD: Tensor, layout: TokenLayout, position: int) -> NDArray[np.float32]:
-    """Return the cosine of one token to each patch, in [−1, 1], (h, w), averaged over heads if there are any."""
+def cosine_map(x_XTD: Tensor, layout: TokenLayout, token: Token) -> NDArray[np.float32]:
+    """Return the cosine of a token to each patch, in [−1, 1], (h, w), mean over heads and class tokens if several.
+
+    Raises:
+        LookupError: if the model has no such token.
+    """
     unit_XTD = normalize(x_XTD, dim=-1)
-    cosine_T = (unit_XTD @ unit_XTD[:, position, :, None]).squeeze(-1).mean(0)
+    mean_XD = unit_XTD[:, list(positions_of(layout, token))].mean(1)
+    cosine_T = (unit_XTD @ mean_XD[:, :, None]).squeeze(-1).mean(0)
     return _on_grid(cosine_T, layout)
 
 
@@ -38,7 +43,7 @@ def attention_shares(row_T: Tensor, layout: TokenLayout) -> dict[str, float]:
 
 
 def _on_grid(x_T: Tensor, layout: TokenLayout) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = x_T[layout.patch_slice].reshape(layout.grid).float().numpy()
+    values: NDArray[np.float32] = layout.patches_of(x_T, -1).reshape(layout.grid).float().numpy()
     return values
 
 
@@ -62,7 +67,7 @@ class NormMap:
 def norm_map(x_XTD: Tensor, layout: TokenLayout) -> NormMap:
     """Return the norms of an image's tokens at a site, averaged over heads if there are any."""
     norm_T = x_XTD.norm(dim=-1).mean(0)
-    threshold = HIGH_NORM_RATIO * float(median(norm_T[layout.patch_slice]))
+    threshold = HIGH_NORM_RATIO * float(median(layout.patches_of(norm_T, -1)))
     norms_hw = _on_grid(norm_T, layout)
     prefix = {name: float(norm_T[position_of(layout, name)]) for name in prefix_tokens(layout)}
     return NormMap(norms_hw, norms_hw > threshold, threshold, prefix)

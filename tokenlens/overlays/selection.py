@@ -7,20 +7,29 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import GROUP_TITLES, GROUPS, HEAD_SITES, Site, TokenLayout
+from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, Site, TokenLayout
 
 Token = str | tuple[int, int]
-"""``"cls"``, ``"dist"``, ``"reg0"``, ``"reg1"``, … or a patch as (row, column), counted from 0 at the top left."""
+"""``"cls"``, ``"dist"``, ``"reg0"``, ``"reg1"``, … or a patch as (row, column), counted from 0 at the top left.
 
-GROUP_PLURALS = {"cls": "[CLS]", "dist": "distillation", "reg": "registers", "patch": "patches"}
+``"cls"`` of a model with several class tokens, ``"cls0"``, ``"cls1"``, …, is their mean, as in the metrics.
+"""
+
+_PLURALS = {"reg": "registers", "patch": "patches", "summary": "summary tokens", "det": "detection tokens"}
+
+
+def group_plural(group: str) -> str:
+    """Return the display name of all tokens of a group: ``[CLS]``, ``registers``, ``patches``."""
+    return _PLURALS.get(group, GROUP_TITLES.get(group, group))
 
 
 def prefix_tokens(layout: TokenLayout) -> list[str]:
     """Return the names of the prefix tokens, CLS first: ``["cls", "reg0", "reg1"]``."""
     return [
-        f"{group}{index}" if group == "reg" else group
-        for group in GROUPS[:-1]
-        for index in range(len(layout.positions(group)))
+        f"{group}{index}" if group == "reg" or len(positions) > 1 else group
+        for group in layout.groups[:-1]
+        for positions in [layout.positions(group)]
+        for index in range(len(positions))
     ]
 
 
@@ -40,7 +49,16 @@ def position_of(layout: TokenLayout, token: Token) -> int:
         raise LookupError(f"the model has no token {token!r}; it has {prefix} and patches {_patches_text(layout)}")
     if len(token) != 2 or not (0 <= token[0] < rows and 0 <= token[1] < columns):
         raise LookupError(f"a patch is {_patches_text(layout)}, got {tuple(token)}")
-    return layout.patch_slice.start + int(token[0]) * columns + int(token[1])
+    return layout.patch_positions[int(token[0]) * columns + int(token[1])]
+
+
+def positions_of(layout: TokenLayout, token: Token) -> tuple[int, ...]:
+    """Return the indices of a token in the sequence: one, or those of all class tokens for ``"cls"``.
+
+    Raises:
+        LookupError: if the model has no such token; the message lists those that it has.
+    """
+    return layout.positions("cls") if token == "cls" and layout.has("cls") else (position_of(layout, token),)
 
 
 def _patches_text(layout: TokenLayout) -> str:
@@ -52,7 +70,7 @@ def token_title(token: Token) -> str:
     if not isinstance(token, str):
         return f"patch ({token[0]}, {token[1]})"
     group = token.rstrip("0123456789")
-    return f"{GROUP_TITLES[group]} {token[len(group) :]}".strip()
+    return f"{GROUP_TITLES.get(group, group)} {token[len(group) :]}".strip()
 
 
 def block_of(recording: Recording, block: int) -> int:
@@ -118,8 +136,8 @@ def attention_of(recording: Recording, image: int, block: int, token: Token, hea
         LookupError: if the attention of the block was not recorded, or there is no such head or token.
     """
     check_image(recording, image)
-    position = position_of(recording.layout, token)
-    row_HT = recording.attention_rows(block_of(recording, block), image, [position])[:, 0]
+    positions = positions_of(recording.layout, token)
+    row_HT = recording.attention_rows(block_of(recording, block), image, positions).mean(1)
     return row_HT.mean(0) if head is None else row_HT[_checked_head(head, len(row_HT))]
 
 

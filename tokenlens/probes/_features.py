@@ -76,6 +76,7 @@ class FrozenModel:
 
     Raises:
         LookupError: for a block that the model does not have.
+        ValueError: for patches of images whose sides are no multiples of the patch size.
     """
 
     def __init__(self, loaded: LoadedModel, kind: FeatureKind, blocks: Sequence[int] | None, amp: bool) -> None:
@@ -84,6 +85,12 @@ class FrozenModel:
         self.name, self.untrained, self.image_size = loaded.name, loaded.untrained, loaded.image_size
         self.layout = family.layout(module, loaded.image_size)
         self.grid = self.layout.grid
+        border = self.layout.border_note(loaded.image_size)
+        if border and kind == "patches":
+            raise ValueError(
+                f"{border} Masks are compared with the patches over the whole image, so a segmentation probe needs an "
+                "image size (--img-size) that is a multiple of the patch size"
+            )
         self.sources: tuple[str, ...] = ("cls", "patch_mean") if self.layout.has("cls") else ("patch_mean",)
         self.norm = family.final_norm(module)
         self.blocks = _resolve_blocks(blocks, len(family.blocks(module)))
@@ -111,7 +118,7 @@ class FrozenModel:
             "model": loaded.name + (" (untrained: random weights)" if loaded.untrained else ""),
             "weights": f"{loaded.weights['source']}, SHA-256 {loaded.weights['sha256'][:12]}",
             "frozen features": self._describe_features() + (", computed in bfloat16 autocast" if amp else ""),
-            "images": resize,
+            "images": f"{resize}. {border}" if border else resize,
         }
 
     def _describe_features(self) -> str:
@@ -172,8 +179,7 @@ class _FeatureReducer:
         patches_BPD = layout.patches_of(y_BTD)
         for name in self.names:
             if name == "cls":
-                [position] = layout.positions("cls")
-                part = y_BTD[:, position]
+                part = layout.mean_of(y_BTD.float(), "cls")
             else:
                 part = patches_BPD.float().mean(1) if name == "patch_mean" else patches_BPD
             self.parts[name, block] = part.float().clone()

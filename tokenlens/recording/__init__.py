@@ -3,6 +3,7 @@
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
+from tokenlens.recording.reordering import ReorderingObserver
 
 __all__ = [
     "AttentionCall",
@@ -11,5 +12,6 @@ __all__ = [
     "Recorder",
     "Recording",
     "RecordingObserver",
+    "ReorderingObserver",
     "evaluating",
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,3 +156,19 @@ class AttentionCall:
         if self.bias is not None:
             scores = scores + self.bias
         return scores.softmax(-1)
+
+
+def join_heads(calls: Sequence[AttentionCall]) -> AttentionCall:
+    """Join the heads of attentions that run side by side on the same tokens, with one scale and without a bias."""
+    if len(calls) == 1:
+        return calls[0]
+    first = calls[0]
+    if any(call.bias is not None or call.scale != first.scale for call in calls):
+        raise ValueError("the heads of parallel attentions with a bias or with scales of their own cannot be joined")
+
+    def join(name: str) -> Any:
+        parts = [getattr(call, name) for call in calls]
+        return None if parts[0] is None else torch.cat(parts, dim=1)
+
+    q, k, v, lse, pattern = (join(name) for name in ("q_BHTd", "k_BHTd", "v_BHTd", "lse_BHT", "pattern_BHTT"))
+    return AttentionCall(q, k, v, first.scale, lse_BHT=lse, pattern_BHTT=pattern)

@@ -17,7 +17,7 @@ from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.attention import AttentionCall, join_heads
 
 aten = torch.ops.aten
 
@@ -51,16 +51,19 @@ class AttentionCapture(TorchDispatchMode):
     Args:
         batch: number of images.
         tokens: number of tokens per image.
+        parallel: number of attentions side by side; ``call`` joins their heads.
 
     Raises:
-        ValueError: inside the mode, if attention runs twice, with a causal mask, or with fewer key than query heads.
+        ValueError: inside the mode, if attention runs more often, with a causal mask, or with fewer key than query
+            heads.
     """
 
-    def __init__(self, batch: int, tokens: int) -> None:
+    def __init__(self, batch: int, tokens: int, parallel: int = 1) -> None:
         super().__init__()
         self.batch = batch
         self.tokens = tokens
-        self.call: AttentionCall | None = None
+        self.parallel = parallel
+        self._calls: list[AttentionCall] = []
         self._product: tuple[Tensor, Tensor] | None = None
         self._pattern: Tensor | None = None
 
@@ -80,10 +83,16 @@ class AttentionCapture(TorchDispatchMode):
             self._pattern = out
         return out
 
+    @property
+    def call(self) -> AttentionCall | None:
+        """The call, with the heads of parallel attentions joined; None before all of them have run."""
+        return join_heads(self._calls) if len(self._calls) == self.parallel else None
+
     def _keep(self, call: AttentionCall) -> None:
-        if self.call is not None:
-            raise ValueError("attention ran twice in one attention module; expected one call per block")
-        self.call = call
+        if len(self._calls) == self.parallel:
+            often = "twice" if self.parallel == 1 else f"more than {self.parallel} times"
+            raise ValueError(f"attention ran {often} in one attention module; expected one call per block")
+        self._calls.append(call)
 
     def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
         given = _by_name(func, args, kwargs)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.families import Family, Tap
+from tokenlens.families import Family, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
@@ -157,17 +157,25 @@ class Recorder:
                 self._hook_norm(block, site, tap.module, taps.sequence_first)
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
-        if self.sites & {*HEAD_SITES}:
-            self._hook_attention(block, taps.attention, taps.sequence_first)
+        if self.sites & {*HEAD_SITES} and taps.attention is not None:
+            self._hook_attention(block, taps.attention, taps.parallel, taps.sequence_first)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
-        module, side, gain = tap.module, tap.side, tap.gain
+        modules = (tap.module, *tap.plus)
+        parts: list[Tensor] = []
 
         def observe(value: Any) -> None:
-            x = self._check_tokens(block, site, _first_tensor(value), sequence_first)
-            if gain is not None:
-                x = gain.detach() * x.detach()
+            x = _first_tensor(value)
+            if len(modules) > 1 and x is not None:
+                parts.append(x)
+                if len(parts) < len(modules):
+                    return
+                x = torch.stack(parts).sum(0)
+                parts.clear()
+            x = self._check_tokens(block, site, x, sequence_first)
+            if tap.gain is not None:
+                x = tap.gain.detach() * x.detach()
             self._notify(x, self.observer.tokens, block, site, x)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -176,13 +184,17 @@ class Recorder:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             observe(output)
 
-        if side == "input":
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        else:
-            self._handles.append(module.register_forward_hook(after))
+        for module in modules:
+            if tap.side == "input":
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(after))
 
     def _hook_norm(self, block: int | None, site: Site, module: nn.Module, sequence_first: bool = False) -> None:
         self.expected.add((block, site))
+        if isinstance(module, SplitNorm):
+            self._hook_split_norm(block, site, module)
+            return
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             y = self._check_tokens(block, site, _first_tensor(output), sequence_first)
@@ -195,7 +207,25 @@ class Recorder:
 
         self._handles.append(module.register_forward_hook(after, with_kwargs=True))
 
-    def _hook_attention(self, block: int, module: nn.Module, sequence_first: bool) -> None:
+    def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
+        """Join the special tokens, which come first, and the patches that a model norms one after the other."""
+        parts: list[tuple[Tensor, Tensor]] = []
+
+        def after(_module: nn.Module, args: Any, output: Any) -> None:
+            x, y = _first_tensor(args), _first_tensor(output)
+            assert x is not None
+            assert y is not None
+            parts.append((x, y))
+            if len(parts) == 2:
+                inputs, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+                parts.clear()
+                y = self._check_tokens(block, site, outputs)
+                self._notify(y, self.observer.norm, block, site, module, inputs, y)
+
+        for norm in dict.fromkeys((module.cls, module.patch)):
+            self._handles.append(norm.register_forward_hook(after))
+
+    def _hook_attention(self, block: int, module: nn.Module, parallel: int, sequence_first: bool) -> None:
         self.expected.add((block, "attention"))
         # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
         fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
@@ -204,7 +234,7 @@ class Recorder:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
             images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            capture = AttentionCapture(images, self.layout.tokens)
+            capture = AttentionCapture(images, self.layout.tokens, parallel)
             self._mode = capture if fast_path else SelectiveCapture(capture)
             self._mode.__enter__()
 
@@ -225,7 +255,7 @@ class Recorder:
         mode.__exit__(None, None, None)
         return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
 
-    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool) -> Tensor:
+    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"

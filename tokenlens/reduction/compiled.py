@@ -35,7 +35,8 @@ class CompiledKernels(ReductionKernels):
         self._library = library
         self._prefix = (ctypes.c_int64 * len(layout.prefix))(*layout.prefix_positions)
         self._first_patch = layout.positions("patch")[0]
-        self._cls = layout.positions("cls")[0] if layout.has("cls") else -1
+        # C computes one row of CLS.
+        self._cls = layout.positions("cls")[0] if layout.prefix.count("cls") == 1 else -1
 
     def reduce_tokens(
         self,
@@ -113,7 +114,14 @@ class CompiledKernels(ReductionKernels):
         """Reduce an attention call as ``ReductionKernels`` does, in one pass over q and k."""
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
         fused = call.pattern_BHTT is None and call.bias is None and k.shape == q.shape
-        if lse is None or not fused or not (_readable(q) and _readable(k) and _plain(lse)) or lse.shape != q.shape[:3]:
+        several = row_BHT is not None and self._cls < 0
+        if (
+            several
+            or lse is None
+            or not fused
+            or not (_readable(q) and _readable(k) and _plain(lse))
+            or lse.shape != q.shape[:3]
+        ):
             super().reduce_attention(call, row_BHT, columns_BHR)
             return
         images, heads, tokens, _ = q.shape

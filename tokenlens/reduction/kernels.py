@@ -155,7 +155,7 @@ class ReductionKernels:
 
         Args:
             call: the call.
-            row_BHT: attention of CLS to every token.
+            row_BHT: attention of CLS to every token, mean over the class tokens.
             columns_BHR: mean over patches of their attention to each prefix token.
         """
 
@@ -163,7 +163,7 @@ class ReductionKernels:
             return dots(x_BHTd, y_BH1d, self._workspace.like(x_BHTd))
 
         if row_BHT is not None:
-            row_BHT.copy_(call.rows(self.layout.positions("cls"), dots_in_workspace).squeeze(-2))
+            row_BHT.copy_(call.rows(self.layout.positions("cls"), dots_in_workspace).mean(-2))
         if columns_BHR is not None:
             columns_BHTR = call.columns(self.layout.prefix_positions, dots_in_workspace)
             torch.mean(self.layout.patches_of(columns_BHTR), dim=-2, out=columns_BHR)

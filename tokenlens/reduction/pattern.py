@@ -94,8 +94,7 @@ class WholePattern:
                 distances.append(self._distances(rows, pattern_BHRT))
         reduced = {}
         if "rollout" in self.wanted:
-            cls = self.layout.positions("cls")[0]
-            reduced["cls_rollout"] = self._rollouts[block % 2][:, cls].to(pattern_BHRT.dtype)
+            reduced["cls_rollout"] = self.layout.mean_of(self._rollouts[block % 2], "cls").to(pattern_BHRT.dtype)
         if distances:
             reduced["patch_distance"] = torch.cat(distances, dim=-1).nanmean(-1)
         return reduced

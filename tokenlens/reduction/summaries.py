@@ -195,7 +195,7 @@ class AttentionSummary:
     """The attention of one block.
 
     Attributes:
-        cls_row: (..., H, T), attention of CLS to every token; None without CLS.
+        cls_row: (..., H, T), attention of CLS to every token, mean over class tokens; None without CLS.
         patch_to_prefix: (..., H, R), mean over patches of their attention to each prefix token; None without any.
     """
 

@@ -10,7 +10,7 @@ import pandas as pd
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.findings import judge
 from tokenlens.analysis.overview import overview
-from tokenlens.figures.base import GROUP_NAMES, model_title
+from tokenlens.figures.base import group_title, model_title
 from tokenlens.report.analysis_summary import summary_table
 from tokenlens.report.downloads import download
 from tokenlens.report.number_format import with_decimals
@@ -27,8 +27,8 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
-        "notes": [images["note"]] if images.get("note") else [],
-        "groups": [(group, GROUP_NAMES[group]) for group in GROUP_NAMES if group in (*analysis.layout.prefix, "patch")],
+        "notes": [note for note in (images.get("note"), analysis.provenance.get("border")) if note],
+        "groups": [(group, group_title(group)) for group in analysis.layout.groups],
         "findings": judge(analysis),
         "overview": _overview(analysis),
         "specialized_sentences": specialized_sentences(analysis),
@@ -50,7 +50,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         "Blocks": analysis.blocks,
         "Heads": analysis.heads or None,
         "Patches": "{} × {}".format(*analysis.layout.grid),
-        "Prefix tokens": ", ".join(analysis.layout.prefix) or "none",
+        "Prefix tokens": analysis.layout.prefix_text or "none",
         "Family": provenance.get("family"),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]

@@ -36,7 +36,14 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "untrained": [label for label, analysis in analyses.items() if analysis.untrained],
         "keys": [(label, page_colour(model_colour(number))) for number, label in enumerate(comparison.labels)],
-        "notes": list(dict.fromkeys(source["note"] for source in sources.values() if source.get("note"))),
+        "notes": [
+            *dict.fromkeys(source["note"] for source in sources.values() if source.get("note")),
+            *(
+                f"{label}: {each.provenance['border']}"
+                for label, each in analyses.items()
+                if each.provenance.get("border")
+            ),
+        ],
         "main_differences": main_differences(comparison),
         "largest": _largest,
         "headings": DIFFERENCE,
@@ -86,7 +93,7 @@ def _models(comparison: Comparison, title: str) -> Table:
             "blocks": analysis.blocks,
             "heads": analysis.heads,
             "grid": "{} × {}".format(*analysis.layout.grid),
-            "prefix": ", ".join(analysis.layout.prefix),
+            "prefix": analysis.layout.prefix_text,
             "images": analysis.images,
             "image_size": "×".join(map(str, analysis.provenance.get("image_size") or [])),
             "weights": str(analysis.provenance.get("weights", {}).get("source", "")),

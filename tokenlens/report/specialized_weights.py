@@ -10,7 +10,7 @@ import pandas as pd
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.overview import overview
 from tokenlens.comparison.comparison import Comparison
-from tokenlens.figures.base import GROUP_NAMES
+from tokenlens.figures.base import group_title
 from tokenlens.report.number_format import counted, with_decimals, with_digits
 from tokenlens.report.tables import Table, TableEntry, number_column, table_of, text_column
 from tokenlens.verification.wording import join_words
@@ -112,7 +112,7 @@ def _distances(analysis: Analysis) -> pd.DataFrame:
 
 def _modules(specialization: Mapping[str, Any] | None, rows: pd.DataFrame) -> str:
     """Describe which tokens have separate weights, and in which modules."""
-    prefix = [GROUP_NAMES[group] for group in (specialization or {}).get("prefix", ())]
+    prefix = [group_title(group) for group in (specialization or {}).get("prefix", ())]
     tokens = f"{join_words(prefix)} on the one hand and patches on the other" if prefix else "Prefix tokens and patches"
     modules = rows.assign(module=rows["parameter"].str.rpartition(".")[0] if len(rows) else "")
     modules = modules[["component", "module", "block"]].drop_duplicates()

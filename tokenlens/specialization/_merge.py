@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokenlens.families import SplitNorm
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.recording.recorder import evaluating
 from tokenlens.specialization._plan import find_owner, get_plan, remove_plan
@@ -82,11 +83,14 @@ def merge(model: nn.Module, images: Tensor | None = None, *, family: Family | No
 def _compute_features(model: nn.Module, family: Family, images: Tensor) -> Tensor:
     """Return the final features (B, T, D) in float64."""
     outputs: list[Tensor] = []
+    norm = family.final_norm(model)
+    split = isinstance(norm, SplitNorm)
 
     def keep(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append((output if isinstance(output, Tensor) else output[0]).double())
+        x = output if isinstance(output, Tensor) else output[0]
+        outputs.append((norm(x) if norm is not None and split else x).double())
 
-    hook = (family.final_norm(model) or family.blocks(model)[-1]).register_forward_hook(keep)
+    hook = (family.blocks(model)[-1] if norm is None or split else norm).register_forward_hook(keep)
     try:
         with evaluating(model):
             family.forward(model, images)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tokenlens.families import SplitNorm
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.specialization._functions import Positions
 from tokenlens.specialization._specialization import Specialization, SpecializationLike, as_specialization, blocks_of
@@ -58,11 +59,19 @@ def find_special_tokens(layout: TokenLayout, registers: str) -> tuple[Positions,
 
     Positions behind the patches are negative, so that they are valid for images of any size.
 
+    Raises:
+        ValueError: for a token between patches, whose position depends on the size of the image.
+
     >>> find_special_tokens(TokenLayout((4, 4), ("cls", "reg", "reg")), "patch")
     ((0,), ('cls',))
     >>> find_special_tokens(TokenLayout((4, 4), ("cls",), patch_start=0), "cls")
     ((-1,), ('cls',))
     """
+    if not layout.contiguous:
+        raise ValueError(
+            "special tokens stand between the patches of this model, at positions that depend on the image size; a "
+            "specialization needs them in front of the patches or behind them"
+        )
     tokens = [
         (position - layout.tokens if position >= layout.patch_slice.stop else position, group)
         for position, group in zip(layout.prefix_positions, layout.prefix, strict=True)
@@ -133,6 +142,8 @@ def _find_modules(
         norm = family.final_norm(model)
         if norm is None:
             notes.append("There is no norm over all tokens after the last block.")
+        elif isinstance(norm, SplitNorm):
+            notes.append("The model itself norms special tokens and patches apart after the last block; left as it is.")
         else:
             path = _path_of(model, norm)
             found.append(PlannedModule(name, path, None, path))

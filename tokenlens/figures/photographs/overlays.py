@@ -5,8 +5,8 @@
 >>> tokenlens.plot.attention_overlay(recording, image=1, block=-1, query=(4, 9))  # doctest: +SKIP
 
 Each function draws the photograph as the model saw it, with the normalization undone, beside the map; with ``ax`` it
-draws only the map. The patch grid covers the image evenly. Like all figures, they accept ``width`` ("single", "double"
-or mm), ``height`` (mm) and ``style``, too.
+draws only the map. Pixels that the model drops are not covered by the map. Like all figures, they accept ``width``
+("single", "double" or mm), ``height`` (mm) and ``style``, too.
 """
 
 # Shapes: h, w the patch grid.
@@ -37,13 +37,12 @@ from tokenlens.overlays.maps import (
 )
 from tokenlens.overlays.maps import norm_map as norms_of
 from tokenlens.overlays.selection import (
-    GROUP_PLURALS,
     Token,
     attention_of,
     block_of,
+    group_plural,
     image_title,
     model_title,
-    position_of,
     token_title,
     tokens_at,
 )
@@ -87,7 +86,7 @@ def attention_overlay(
     clipped = largest > high * 1.0001
     _bar(page, drawn, panel, "× uniform", clipped=clipped)
     shares = attention_shares(row_T, recording.layout).items()
-    to = ", ".join(f"{100 * share:.1f} % to {GROUP_PLURALS[group]}" for group, share in shares)
+    to = ", ".join(f"{100 * share:.1f} % to {group_plural(group)}" for group, share in shares)
     most = f"maximum {largest:.1f} × uniform" if clipped else ""
     _header(page, recording, image, f"block {block_of(recording, block)}", _head_text(head), to, most)
     return page.figure
@@ -122,7 +121,7 @@ def cosine_to_patch(
     """
     layout = recording.layout
     x_XTD = tokens_at(recording, image, block, site, head)
-    map_hw = cosine_map(x_XTD, layout, position_of(layout, token))
+    map_hw = cosine_map(x_XTD, layout, token)
     others = np.abs(map_hw)
     if not isinstance(token, str):
         others[token] = 0
@@ -294,7 +293,9 @@ def _bar(page: Canvas, drawn: AxesImage, panel: Axes, label: str, clipped: bool)
 
 def _header(page: Canvas, recording: Recording, image: int | None, *notes: str) -> None:
     shown = "" if image is None or page.new else image_title(recording, image)
-    page.header(pd.DataFrame({"model": [model_title(recording)]}), " · ".join(filter(None, [shown, *notes])))
+    assert recording.images is not None
+    border = recording.layout.border_note((recording.images.shape[-2], recording.images.shape[-1]))
+    page.header(pd.DataFrame({"model": [model_title(recording)]}), " · ".join(filter(None, [shown, *notes, border])))
 
 
 def _site_text(recording: Recording, block: int, site: str) -> tuple[str, ...]:

@@ -73,8 +73,7 @@ class FrozenTeacher(nn.Module):
         self.layout.check(tokens_BTD.shape[1])
         kept = [self.layout.patches_of(tokens_BTD)]
         if self.has_cls:
-            [position] = self.layout.positions("cls")
-            kept.insert(0, tokens_BTD[:, position : position + 1])
+            kept.insert(0, self.layout.mean_of(tokens_BTD, "cls").unsqueeze(1))
         features_BFD = torch.cat(kept, 1)
         return layer_norm(features_BFD, features_BFD.shape[-1:])
 

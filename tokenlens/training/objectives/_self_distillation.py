@@ -176,7 +176,7 @@ class SelfDistillation(Objective):
         with masking:
             tokens_NTD = timm_model.forward_features(images_NCHW)
         layout.check(tokens_NTD.shape[1])
-        return tokens_NTD[:, layout.positions("cls")[0]], layout.patches_of(tokens_NTD)
+        return layout.mean_of(tokens_NTD, "cls"), layout.patches_of(tokens_NTD)
 
     def teacher_temperature(self, progress: Progress) -> float:
         """Return the teacher's temperature at a step."""

@@ -124,6 +124,11 @@ class Distill(Objective):
         for whose, layout in (("student", self.layout), ("teacher", teacher.layout)):
             if options.cls_weight > 0 and not layout.has("cls"):
                 raise ValueError(f"the {whose} has no CLS token to distill; set objective_options.cls_weight=0")
+            side = setting.image_size if whose == "student" else options.teacher_image_size
+            if options.patch_weight > 0 and (border := layout.border_note((side, side))):
+                raise ValueError(
+                    f"the patches of student and teacher must cover the whole image. The {whose}: {border}"
+                )
         self.split_features = teacher.split
         self.cached: CachedTeacher | None = None
         if options.cache is None:
@@ -167,9 +172,8 @@ class Distill(Objective):
         tokens_BTD = backbone.forward_features(student_view)
         losses: dict[str, Tensor] = {}
         if self.cls_head is not None:
-            [position] = self.layout.positions("cls")
             assert cls_BE is not None
-            losses["cls"] = _distance(self.cls_head(tokens_BTD[:, position]), cls_BE)
+            losses["cls"] = _distance(self.cls_head(self.layout.mean_of(tokens_BTD, "cls")), cls_BE)
         if self.patch_head is not None:
             losses["patch"] = _distance(self.patch_head(self.layout.patches_of(tokens_BTD)), patch_BPE)
         weights = {"cls": self.options.cls_weight, "patch": self.options.patch_weight}

@@ -1,0 +1,52 @@
+"""Pass activations on with the special tokens in front, where some of them stand between patches."""
+
+# Shapes: B images, T tokens, D channels, H heads, d channels per head.
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.recorder import Observer
+from tokenlens.tokens import Site, TokenLayout
+
+
+class ReorderingObserver:
+    """An observer that passes tokens to another one in ``TokenLayout.contiguous_order``, so that patches are one slice.
+
+    Args:
+        observer: receives the activations; its layout is ``layout.with_contiguous_patches()``.
+        layout: the model's own order.
+    """
+
+    def __init__(self, observer: Observer, layout: TokenLayout) -> None:
+        self.observer = observer
+        self._order = torch.tensor(layout.contiguous_order)
+
+    def _reorder(self, x: Tensor, dim: int = -2) -> Tensor:
+        return x if x.shape[dim] == 1 else x.index_select(dim, self._order.to(x.device))
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Pass the tokens on."""
+        self.observer.tokens(block, site, self._reorder(x_BTD))
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """Pass a norm's input and output on."""
+        self.observer.norm(block, site, module, self._reorder(x_BTD), self._reorder(y_BTD))
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Pass the call on; a bias with one row or column for all tokens keeps it."""
+        bias, lse, pattern = call.bias, call.lse_BHT, call.pattern_BHTT
+        reordered = replace(
+            call,
+            q_BHTd=self._reorder(call.q_BHTd),
+            k_BHTd=self._reorder(call.k_BHTd),
+            v_BHTd=self._reorder(call.v_BHTd),
+            bias=None if bias is None else self._reorder(self._reorder(bias), -1),
+            lse_BHT=None if lse is None else self._reorder(lse, -1),
+            pattern_BHTT=None if pattern is None else self._reorder(self._reorder(pattern), -1),
+        )
+        self.observer.attention(block, reordered)
