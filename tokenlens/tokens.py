@@ -231,7 +231,10 @@ def take(x: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
 
 
 class Site(StrEnum):
-    """A point in a block at which tokens are observed; ``final_norm`` belongs to the model."""
+    """A point in a block at which tokens are observed; ``final_norm`` and ``pool`` belong to the model.
+
+    ``pool`` is the latent that pools the tokens by attention (a MAP head), where a model has one.
+    """
 
     RESID_PRE = "resid_pre"
     NORM1 = "norm1"
@@ -244,6 +247,7 @@ class Site(StrEnum):
     MLP_OUT = "mlp_out"
     RESID_POST = "resid_post"
     FINAL_NORM = "final_norm"
+    POOL = "pool"
 
 
 HEAD_SITES = (Site.Q, Site.K, Site.V)
@@ -251,8 +255,8 @@ HEAD_SITES = (Site.Q, Site.K, Site.V)
 
 NORM_SITES = (Site.NORM1, Site.NORM2, Site.FINAL_NORM)
 
-TOKEN_SITES = tuple(site for site in Site if site not in HEAD_SITES)
+TOKEN_SITES = tuple(site for site in Site if site not in (*HEAD_SITES, Site.POOL))
 """Sites whose tensor is (images, tokens, channels)."""
 
 Key = tuple[int | None, str]
-"""Block, None for the model's final norm, and site."""
+"""Block, None for the model's final norm and pooling, and site."""

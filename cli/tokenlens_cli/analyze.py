@@ -74,10 +74,8 @@ def command(
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
-    if "model_note" in analysis.provenance:
-        say(analysis.provenance["model_note"])
     images = analysis.provenance["images"]
-    for note in (images.get("note"), analysis.provenance.get("border")):
+    for note in (images.get("note"), *analysis.provenance.get("notes", ())):
         if note:
             say(note)
     say_skipped(images["skipped"])
@@ -103,7 +101,7 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "skipped": analysis.provenance["images"]["skipped"],
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
-                "border": analysis.provenance.get("border", ""),
+                "notes": analysis.provenance.get("notes", []),
                 "numbers": len(analysis.table),
                 "findings": [asdict(finding) for finding in findings],
                 "seconds": analysis.provenance["seconds"],

@@ -28,6 +28,8 @@ from tests.support.tiny_models import MODELS
 from tokenlens.analysis import analyze
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.models import ModelWarning
+from tokenlens.models.loading import load_model
+from tokenlens.probes import FrozenModel
 from tokenlens.report.provenance import provenance_rows
 
 QUICK = ("--no-report", "--metrics", "token_norm")
@@ -226,6 +228,35 @@ def test_image_size(out):
     nothing_in(out.parent)
 
 
+def test_image_size_beyond_the_patches(out):
+    """an image size that is no multiple of the patch size"""
+    result = tiny_analyze(out, *QUICK, "--json", "--img-size", 70, model="vit_tiny_patch16_224")
+    note = "4×4 patches of 16×16 pixels cover 64×64 of 70×70 pixels: 6 rows at the bottom are dropped and 6 columns on"
+    assert result.exit_code == 0
+    assert note in result.stderr
+    assert json.loads(result.stdout)["notes"][0].startswith(note)
+    assert Analysis.load(out).provenance["notes"][0].startswith(note)
+    assert tokenlens("report", out).exit_code == 0
+    assert note in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_segmentation_beyond_the_patches(tmp_path):
+    """a segmentation probe of images whose sides are no multiples"""
+    with pytest.raises(
+        ValueError, match=r"4×4 patches of 16×16 .* needs an image size \(--img-size\) that is a multiple"
+    ):
+        FrozenModel(load_model("vit_tiny_patch16_224", pretrained=False, img_size=70), "patches", None, amp=False)
+
+
+def test_blocks_that_lack_tokens(out):
+    """a model whose blocks lack some of its tokens"""
+    result = tiny_analyze(out, "--no-report", "--metrics", "cls_patch_cosine,effective_rank", model="cait_xxs24_224")
+    assert result.exit_code == 0
+    assert "Left out in blocks 0 to 23: the model has no [CLS] token: cls_patch_cosine." in result.stderr
+    assert "Left out in blocks 24 to 25 and the final norm: the model has none of the sites resid_post" in result.stderr
+    assert set(Analysis.load(out).select("cls_patch_cosine", site="norm1")["block"]) == {24, 25}
+
+
 def test_device(out):
     """a device that is not available"""
     refused(tiny_analyze(out, "--device", "nonsense"), "nonsense", "cpu")
@@ -412,9 +443,9 @@ def test_models_without_patch_tokens(out):
 def test_one_model_inside():
     """a Vision Transformer inside another module"""
     wrapper = nn.Sequential(timm.create_model(MODEL, img_size=64))
-    with pytest.warns(ModelWarning, match=r"analyzed is 0 \(VisionTransformer, timm_vit\).*Images go directly to it"):
+    with pytest.warns(ModelWarning, match=r"Analyzed is 0 \(VisionTransformer, timm_vit\).*Images go directly to it"):
         analysis = analyze(wrapper, torch.randn(2, 3, 64, 64), metrics=["token_norm"])
-    assert ("model_note", analysis.provenance["model_note"]) in provenance_rows(analysis.provenance)
+    assert "Analyzed is 0" in dict(provenance_rows(analysis.provenance))["notes"]
 
 
 def test_several_models_inside():
@@ -426,9 +457,8 @@ def test_several_models_inside():
 
 def test_masked_autoencoder():
     """the encoder of ViTMAE"""
-    with pytest.warns(ModelWarning, match="runs without masking: all patches, in their order"):
-        analysis = analyze(MODELS["hf_mae"](), torch.randn(2, 3, 32, 32), metrics=["token_norm"])
-    assert "without masking" in analysis.provenance["model_note"]
+    analysis = analyze(MODELS["hf_mae"](), torch.randn(2, 3, 32, 32), metrics=["token_norm"])
+    assert "without masking: all patches, in their order" in analysis.provenance["notes"][0]
 
 
 def test_photographs_for_other_channels(out, tmp_path):

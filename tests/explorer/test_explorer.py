@@ -14,9 +14,11 @@ import torch
 
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images, tiny_timm
-from tokenlens.explorer.exploration import Exploration, Selection, View
+from tokenlens.explorer.exploration import Exploration, Selection, View, grid_share
+from tokenlens.families.timm_vit import TimmViT
 from tokenlens.overlays.selection import position_of
 from tokenlens.recording.recording import Recording
+from tokenlens.tokens import TokenLayout
 
 
 @cache
@@ -284,3 +286,30 @@ def test_the_page_draws_and_chooses(page):
     page.evaluate("cleanUp()")
     assert page.evaluate("listening()") == 0
     assert page.complaints == []
+
+
+def test_maps_cover_the_patches_and_clicks_find_them():
+    dropped, whole = recorded("dinov3_hub"), recorded("timm_vit")
+    assert grid_share(dropped) == (16 / 20, 40 / 41)
+    assert grid_share(whole) == (1, 1)
+    assert tokenlens.explore(dropped).choices["models"][0]["share"] == [16 / 20, 40 / 41]
+    both = Exploration([dropped, whole])
+    # Row 1 of 2 ends at pixel 16 of 20: its centre is at .6 of the height, in row 2 of 4.
+    _, other = both.views(both.choose(both.start(), token=(1, 4)))
+    assert other.token == (2, 3)
+
+
+def test_the_mean_of_several_class_tokens_can_be_selected():
+    class Two(TimmViT):
+        def layout(self, model, image_size):
+            return TokenLayout((4, 4), ("cls", "cls", "reg", "reg", "other"), patch_size=(8, 8))
+
+    model, x = build("timm_dinov2_registers"), images("timm_dinov2_registers", 2)
+    exploration = Exploration([tokenlens.record(model, x, family=Two())])
+    assert exploration.prefix == ["cls", "cls0", "cls1", "reg0", "reg1", "other"]
+    mean, *single = (only(exploration, token=token) for token in ("cls", "cls0", "cls1"))
+    assert mean.cosine_hw == pytest.approx((single[0].cosine_hw + single[1].cosine_hw) / 2, abs=1e-6)
+    expected = (numbers(single[0])["norm ‖x‖"] + numbers(single[1])["norm ‖x‖"]) / 2
+    assert numbers(mean)["norm ‖x‖"] == pytest.approx(expected)
+    shares = {label: value for label, value in numbers(mean).items() if label.startswith("attention to ")}
+    assert sum(shares.values()) - shares["attention to itself"] == pytest.approx(100, abs=1e-3)

@@ -74,7 +74,7 @@ def test_mae_keeps_every_patch_in_its_order(name):
     assert torch.equal(seen[0][0, "resid_pre"][:, 1:], patches)
     assert torch.equal(seen[0][1, "resid_post"], seen[1][1, "resid_post"]), "no random numbers"
     assert model.config.mask_ratio == 0.75
-    assert "without masking" in find_vit(model).note
+    assert "without masking" in find_family(model).notes(model)[0]
 
 
 def test_mae_keeps_its_mask_ratio_after_an_error():
@@ -115,7 +115,7 @@ def test_an_encoder_inside_another_model_is_found_at_its_path():
     )
     found = find_vit(model)
     assert found.module is model.model.vision_tower
-    assert "analyzed is model.vision_tower (CLIPVisionModel, hf_vit)" in found.note
+    assert "Analyzed is model.vision_tower (CLIPVisionModel, hf_vit)" in found.note
 
 
 def test_a_backbone_that_normalizes_several_blocks_has_no_final_norm():

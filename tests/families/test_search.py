@@ -63,7 +63,7 @@ def test_the_one_inside_is_found(name):
     wrapper = make()
     found = find_vit(wrapper)
     assert found.module is wrapper.get_submodule(path)
-    assert found.note.startswith(f"analyzed is {path} ({type(found.module).__name__}, {found.family.name})")
+    assert found.note.startswith(f"Analyzed is {path} ({type(found.module).__name__}, {found.family.name})")
     assert ("Images go directly to it" in found.note) == (name not in TRANSPARENT)
 
 
@@ -77,11 +77,11 @@ def test_a_model_itself_has_no_note():
 def test_numbers_are_those_of_the_model_inside_and_the_place_is_recorded():
     vit = MODELS["timm_vit"]()
     plain = tokenlens.analyze(vit, IMAGES, metrics=["token_norm"])
-    with pytest.warns(UserWarning, match=r"analyzed is 1 \(VisionTransformer, timm_vit\), the one .* this Sequential"):
+    with pytest.warns(UserWarning, match=r"Analyzed is 1 \(VisionTransformer, timm_vit\), the one .* this Sequential"):
         inside = tokenlens.analyze(nn.Sequential(nn.BatchNorm2d(3), vit), IMAGES, metrics=["token_norm"])
     assert inside.table.equals(plain.table)
-    assert "does not happen" in inside.provenance["model_note"]
-    assert "model_note" not in plain.provenance
+    assert "does not happen" in inside.provenance["notes"][0]
+    assert "notes" not in plain.provenance
 
 
 def test_preprocessing_of_open_clip_around_a_model_of_timm():

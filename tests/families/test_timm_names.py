@@ -12,7 +12,8 @@ from tests.support.watching import hooks, watch
 from tokenlens.families import norm_parameters
 
 DIFFERENTIAL = {"vit_dlittle_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"}
-MODULES = ("deit", "eva", "beit", "naflexvit", *(f"vision_transformer{kind}" for kind in ("", "_hybrid", "_relpos")))
+MODULES = ("deit", "eva", "beit", "cait", "naflexvit")
+MODULES += tuple(f"vision_transformer{kind}" for kind in ("", "_hybrid", "_relpos"))
 
 
 def cut_down(name: str) -> tuple[nn.Module, Tensor]:
@@ -35,7 +36,7 @@ def check_name(name: str) -> None:
         plain = model(x)
     witness, output = watch(model, x)
     assert torch.equal(plain, output)
-    assert sorted(witness.calls) == [0, 1]
+    assert sorted(witness.calls) == ([2, 3] if name.startswith("cait") else [0, 1])
     for block in range(2):
         if (block, "attn_out") in witness.sites:
             pre, attn, mlp, post = (witness.sites[block, s] for s in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
@@ -54,6 +55,11 @@ def test_all_pretrained_timm_names():
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
     assert failed.keys() == DIFFERENTIAL, failed
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_base_patch16_18x2_224"])
+def test_names_without_published_weights(name):
+    check_name(name)
 
 
 @pytest.mark.parametrize("name", sorted(DIFFERENTIAL))

@@ -170,3 +170,19 @@ def test_what_is_not_there_is_named(call, text):
 def test_it_is_a_public_name():
     assert tokenlens.plot is plot
     assert {"plot", "explore"} <= set(tokenlens.__all__)
+
+
+@pytest.mark.parametrize("kind", ["dinov3_hub", "timm_vit_padded"])
+def test_a_map_covers_the_pixels_of_its_patches(kind):
+    recording = recorded(kind)
+    (height, width), (rows, columns) = KINDS[kind].image_size, recording.layout.grid
+    figure = plot.cosine_to_patch(recording, token=(1, 2))
+    photo, drawing = figure.axes[:2]
+    assert [image.get_extent() for image in photo.get_images()] == [(0, width, height, 0)]
+    grey, drawn = (tuple(image.get_extent()) for image in drawing.get_images())
+    assert grey == (0, width, height, 0)
+    assert drawn == (0, 8 * columns, 8 * rows, 0) != grey
+    for panel in (photo, drawing):
+        assert (panel.get_xlim(), panel.get_ylim()) == ((0, width), (height, 0))
+        assert {patch.get_bbox().bounds for patch in panel.patches} == {(16, 8, 8, 8)}
+    assert f"{rows}×{columns} patches of 8×8 pixels cover {8 * rows}×{8 * columns} of {height}×{width}" in texts(figure)

@@ -52,8 +52,9 @@ class Case:
 
     @property
     def has(self) -> set[str]:
-        """Token groups, and ``prefix`` and ``twins`` if there are any, as in ``NEEDS`` of the references."""
-        return {*self.prefix, "patch", *(["prefix"] if self.prefix else []), *(["twins"] if self.specialized else [])}
+        """Token groups, and what else there is of ``NEEDS`` of the references."""
+        found = {"prefix": self.prefix, "twins": self.specialized, "latent": self.options.get("global_pool") == "map"}
+        return {*self.prefix, "patch", *(name for name, there in found.items() if there)}
 
 
 CASES = {
@@ -61,6 +62,16 @@ CASES = {
     "rms": Case(options={"norm_layer": RmsNorm}),
     "registers": Case(("cls", "reg", "reg", "reg"), options={"reg_tokens": 3, "qk_norm": True, "init_values": 1.0}),
     "distilled": Case(("cls", "dist"), make=VisionTransformerDistilled),
+    "pooled": Case(
+        ("reg",),
+        options={
+            "class_token": False,
+            "reg_tokens": 1,
+            "global_pool": "map",
+            "fc_norm": False,
+            "pool_include_prefix": True,
+        },
+    ),
     "no_cls": Case((), options={"class_token": False, "global_pool": "avg"}),
     "register_only": Case(
         ("reg",), options={"class_token": False, "global_pool": "avg", "reg_tokens": 1, "fc_norm": False}

@@ -5,7 +5,16 @@ import torch
 
 import tokenlens
 from tests.support.tiny_models import build, images
-from tokenlens.overlays.selection import attention_of, model_title, position_of, prefix_tokens, token_title, tokens_at
+from tokenlens.overlays.selection import (
+    attention_of,
+    group_plural,
+    model_title,
+    position_of,
+    positions_of,
+    prefix_tokens,
+    token_title,
+    tokens_at,
+)
 from tokenlens.tokens import TokenLayout
 
 
@@ -66,3 +75,15 @@ def test_titles_of_tokens_and_models():
     recording = tokenlens.record(build("timm_vit"), images("timm_vit"), pretrained=False)
     assert model_title(recording) == "VisionTransformer (untrained)"
     assert model_title(tokenlens.record(build("timm_siglip"), images("timm_siglip"))) == "VisionTransformer"
+
+
+def test_several_class_tokens_have_names_and_a_mean():
+    layout = TokenLayout.from_positions((2, 2), {"cls": [0, 3], "det": [6], "other": [7, 8]})
+    assert prefix_tokens(layout) == ["cls0", "cls1", "det", "other0", "other1"]
+    assert positions_of(layout, "cls") == (0, 3)
+    assert positions_of(layout, "cls1") == (3,)
+    assert position_of(layout, (1, 0)) == 4
+    assert [token_title(name) for name in prefix_tokens(layout)] == [
+        *("[CLS] 0", "[CLS] 1", "detection", "other 0", "other 1")
+    ]
+    assert [group_plural(group) for group in layout.groups] == ["[CLS]", "detection tokens", "other", "patches"]

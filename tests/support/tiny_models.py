@@ -33,6 +33,8 @@ class Kind:
         prefix, grid, patch_start: its token layout.
         image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
+        blocks: number of its blocks.
+        special_blocks: whether the blocks have layouts of their own, and are tested apart.
         residual: whether its blocks have all the residual sites.
         norms: whether its blocks have the sites ``norm1`` and ``norm2``.
         final_norm: whether it has this site.
@@ -45,6 +47,8 @@ class Kind:
     image_size: tuple[int, int] = (32, 32)
     patch_size: tuple[int, int] = (8, 8)
     scores: float | None = None
+    blocks: int = DEPTH
+    special_blocks: bool = False
     residual: bool = True
     norms: bool = True
     final_norm: bool = True
@@ -164,6 +168,7 @@ KINDS: dict[str, Kind] = {
     "timm_relpos": Kind(partial(_timm, "vit_relpos_medium_patch16_cls_224"), "timm_relpos"),
     "timm_relpos_post_norm": Kind(partial(_timm, "vit_relpos_medium_patch16_rpn_224"), "timm_relpos", ()),
     "timm_naflexvit": Kind(_naflex, "timm_naflexvit", ("reg",) * 4, (2, 5), (16, 40), **_POOLED),
+    "timm_cait": Kind(partial(_timm, "cait_xxs24_224"), "timm_cait", blocks=4, special_blocks=True),
     # Hugging Face transformers
     "hf_vit": Kind(partial(_hf, "ViTModel"), "hf_vit"),
     "hf_vit_eager": Kind(partial(_hf, "ViTModel", "eager"), "hf_vit", scores=HEAD_SCALE),

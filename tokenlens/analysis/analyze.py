@@ -97,11 +97,9 @@ def analyze(
         raise no_usable_image(source.description, skipped)
     names = [name for _, name, _ in seen]
     weights = next(loaded.module.parameters())
-    border = run.layout.border_note(run.image_size) if run.layout else ""
     provenance = {
         "model": loaded.name,
         "family": loaded.family.name or type(loaded.family).__name__,
-        **({"model_note": loaded.note} if loaded.note else {}),
         "untrained": loaded.untrained,
         "weights": loaded.weights,
         **_specialized(loaded.module),
@@ -118,7 +116,7 @@ def analyze(
         },
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items()},
         "image_size": list(run.image_size),
-        **({"border": border} if border else {}),
+        **({"notes": run.notes} if run.notes else {}),
         "seed": seed,
         "device": str(weights.device),
         "kernels": describe_kernels(weights.device),

@@ -231,6 +231,7 @@ def _judge_f2(analysis: Analysis) -> _Evidence:
     if any(array is None for array in arrays):
         raise _NoNumbers("dimension_selectivity")
     cls_BD, patch_BD = (np.asarray(array.values, dtype=np.float64) for array in arrays if array is not None)
+    cls_BD, patch_BD = (x_BD[~np.isnan(cls_BD).all(-1)] for x_BD in (cls_BD, patch_BD))  # blocks without CLS
     channels = cls_BD.shape[-1]
     larger = selective_share(cls_BD, patch_BD)
     share = np.sum(larger, axis=0)
@@ -281,7 +282,8 @@ def _rows(analysis: Analysis, metric: str, part: str) -> pd.DataFrame:
 def _blocks(analysis: Analysis, metric: str, part: str, group: str) -> Array:
     """Return value, low and high end of the interval in each block at norm1, (3, blocks)."""
     rows = _rows(analysis, metric, part)
-    rows = rows[rows["group"] == group].sort_values("block")
+    with_cls = rows.loc[rows["group"] == "cls-patch", "block"]  # CaiT has CLS in its last blocks only
+    rows = rows[(rows["group"] == group) & rows["block"].isin(with_cls)].sort_values("block")
     if rows.empty:
         raise _NoNumbers(metric)
     return rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float).T

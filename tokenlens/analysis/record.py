@@ -64,10 +64,22 @@ def record(
     check_channels(pixels_BCHW, loaded)
     height, width = pixels_BCHW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
+    block_layouts = {
+        number: own
+        for number, block in enumerate(loaded.family.blocks(loaded.module))
+        if (own := loaded.family.block_layout(block, layout)) != layout
+    }
     wanted = {Site(site) for site in (Site if sites is None else sites)}
     mean, std = (tuple(loaded.data_config[key]) for key in ("mean", "std"))
     recording = Recording(
-        layout, model=loaded.name, images=pixels_BCHW, names=names, mean=mean, std=std, untrained=loaded.untrained
+        layout,
+        model=loaded.name,
+        images=pixels_BCHW,
+        names=names,
+        mean=mean,
+        std=std,
+        untrained=loaded.untrained,
+        block_layouts=block_layouts,
     )
     keeper = RecordingObserver(recording, wanted, patterns, max_bytes)
     watched = wanted | (set() if patterns is False else {Site.Q})

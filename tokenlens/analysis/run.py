@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,31 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, SITE_ORDER, Analysis
+from tokenlens.analysis.block_group import BlockGroup, group_blocks
 from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
-from tokenlens.metrics import (
-    PATTERN_REDUCTIONS,
-    TOKEN_REDUCTIONS,
-    Metric,
-    NamedArray,
-    PerImageMetric,
-    RawTokenMetric,
-    Subject,
-)
+from tokenlens.metrics import Metric, NamedArray, PerImageMetric, Row
 from tokenlens.models.loading import LoadedModel
-from tokenlens.recording import Recorder, ReorderingObserver
+from tokenlens.recording import Observer, Recorder, RoutingObserver
 from tokenlens.reduction.buffers import keep_freed_memory
-from tokenlens.reduction.compilation import kernels_for
-from tokenlens.reduction.reducer import Reducer
-from tokenlens.reduction.summaries import (
-    AttentionSummary,
-    BatchSummary,
-    NormSummary,
-    PatternSummary,
-    Reduction,
-    TokenSummary,
-)
-from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
+from tokenlens.reduction.summaries import AttentionSummary, BatchSummary, NormSummary, PatternSummary, TokenSummary
+from tokenlens.tokens import TokenLayout
 
 POOL_IMAGES = 16
 """Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
@@ -62,53 +45,32 @@ class AnalysisRun:
         self.image_size: tuple[int, int] = (0, 0)
         self.layout: TokenLayout | None = None
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
+        self.notes: list[str] = []
+        self._groups: list[BlockGroup] = []
         self._pending_names: list[str] = []
 
     def _prepare(self, image_size: tuple[int, int]) -> None:
         family, module = self.loaded.family, self.loaded.module
         self.image_size = image_size
         self.layout = family.layout(module, image_size)
-        sites = {str(site) for block in family.blocks(module) for site in family.taps(block).sites}
-        sites |= {str(site) for site in HEAD_SITES}
-        if family.final_norm(module) is not None:
-            sites.add(str(Site.FINAL_NORM))
-        subject = Subject(
-            module,
-            self.layout.with_contiguous_patches(),
-            self.blocks,
-            frozenset(sites),
-            self.keep_images,
-            self.expensive,
-        )
-        for metric in self.chosen:
-            reason = metric.prepare(subject)
-            if reason is None:
-                self.applicable.append(metric)
+        self._groups = group_blocks(module, family, self.layout, self.chosen, self.keep_images, self.expensive)
+        self.applicable = [metric for group in self._groups for metric in group.metrics]
+        known = {metric.name for metric in self.applicable}
+        notes = (self.loaded.note, self.layout.border_note(image_size), *family.notes(module))
+        self.notes = [note for note in notes if note]
+        partly: dict[str, list[str]] = {}
+        for name in (metric.name for metric in self.chosen):
+            reasons = {
+                group.where: group.not_applicable[name] for group in self._groups if name in group.not_applicable
+            }
+            if name in known:
+                for where, reason in reasons.items():
+                    partly.setdefault(f"{where}: {reason}", []).append(name)
+            elif len(set(reasons.values())) == 1:
+                self.not_applicable[name] = next(iter(reasons.values()))
             else:
-                self.not_applicable[metric.name] = reason
-
-    @cached_property
-    def _reducer(self) -> Reducer:
-        assert self.layout is not None
-        wanted: dict[str, set[Reduction]] = {}
-        for metric in self.applicable:
-            reductions = TOKEN_REDUCTIONS & metric.needs
-            # Attention metrics observe q only to see the kernel call; they need no sums over tokens there.
-            if reductions or "pattern" not in metric.needs:
-                for site in metric.observes:
-                    wanted.setdefault(str(site), set()).update(reductions)
-        needs = {need for metric in self.applicable for need in metric.needs}
-        layout = self.layout.with_contiguous_patches()
-        return Reducer(
-            layout,
-            wanted,
-            norm_stages="norm_stages" in needs,
-            updates="updates" in needs,
-            pattern="pattern" in needs,
-            raw=[(m.name, m.chosen_sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
-            whole_pattern=PATTERN_REDUCTIONS & needs,
-            kernels=kernels_for(layout, next(self.loaded.module.parameters()).device),
-        )
+                self.not_applicable[name] = "; ".join(f"{where}: {reason}" for where, reason in reasons.items())
+        self.notes += [f"Left out in {reason}: {', '.join(names)}." for reason, names in partly.items()]
 
     def process_batch(self, batch: Batch, amp: bool) -> None:
         """Run one forward pass and reduce its activations."""
@@ -125,40 +87,46 @@ class AnalysisRun:
         sites = {site for metric in self.applicable for site in metric.observes}
         if not sites:
             return
-        reducer = self._reducer
         module = self.loaded.module
         pixels = to_model(batch.images, module)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
-        observer = reducer if self.layout.contiguous else ReorderingObserver(reducer, self.layout)
-        with Recorder(module, self.loaded.family, self.layout, observer, sites=sites) as recorder, autocast:
-            if not reducer.has_shapes:
+        groups, family = self._groups, self.loaded.family
+        observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
+        pooled = groups[-1].reducer.pooled
+        with Recorder(module, family, self.layout, observer, sites, pooled=pooled) as recorder, autocast:
+            if not all(group.reducer.has_shapes for group in groups):
                 keep_freed_memory()
                 # One image shows what has to be kept, so that buffers for it exist before the first whole batch.
-                reducer.start(batch.indices[:1])
-                recorder.run(pixels[:1])
-                reducer.end()
-            if not reducer.has_room(len(pixels)):
+                self._reduce(recorder, pixels[:1], batch.indices[:1])
+            if not all(group.reducer.has_room(len(pixels)) for group in groups):
                 self.flush()
-                reducer.allocate(-(-POOL_IMAGES // len(pixels)) * len(pixels))
-            reducer.start(batch.indices)
-            recorder.run(pixels)
-            reducer.end()
+                for group in groups:
+                    group.reducer.allocate(-(-POOL_IMAGES // len(pixels)) * len(pixels))
+            self._reduce(recorder, pixels, batch.indices)
         self._pending_names += batch.names
-        if reducer.images >= POOL_IMAGES:
+        if groups[0].reducer.images >= POOL_IMAGES:
             self.flush()
+
+    def _reduce(self, recorder: Recorder, pixels_B3HW: Tensor, indices: list[int]) -> None:
+        for group in self._groups:
+            group.reducer.start(indices)
+        recorder.run(pixels_B3HW)
+        for group in self._groups:
+            group.reducer.end()
 
     def flush(self) -> None:
         """Update the metrics with everything reduced since the last flush."""
         if not self._pending_names:
             return
         with torch.no_grad():
-            batch, names = self._reducer.collect(), self._pending_names
-            self._pending_names = []
-            check_finite(batch, names)
-            for metric in self.applicable:
-                metric.update(batch)
+            names, self._pending_names = self._pending_names, []
+            for group in self._groups:
+                batch = group.reducer.collect()
+                check_finite(batch, names)
+                for metric in group.metrics:
+                    metric.update(batch)
 
-    def to_analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
+    def to_analysis(self, model: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """Collect table, arrays and per-image values from the metrics."""
         frames, columns = [], []
         arrays: dict[str, NamedArray] = {}
@@ -166,14 +134,16 @@ class AnalysisRun:
             rows = metric.rows()
             if rows:
                 frames.append(pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)}))
-            arrays |= {f"{metric.name}/{part}": array for part, array in metric.arrays().items()}
+            for part, array in metric.arrays().items():
+                name = f"{metric.name}/{part}"
+                arrays[name] = _of_all_blocks(array, rows, self.blocks, arrays.get(name))
             if isinstance(metric, PerImageMetric) and metric.keys:
                 columns += [
                     (metric.name, part, -1 if block is None else block, site, group, -1 if head is None else head)
                     for part, block, site, group, head in metric.keys
                 ]
         table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
-        table["model"] = name
+        table["model"] = model
         kinds: dict[str, Any] = dict.fromkeys(("model", "metric", "part", "site", "group", "unit"), str)
         kinds |= dict.fromkeys(("value", "sd", "ci_low", "ci_high"), "float64")
         table = table[list(COLUMNS)].astype(kinds | {"block": "Int64", "head": "Int64", "n": "int64"})
@@ -194,7 +164,23 @@ class AnalysisRun:
             copy=False,
         )
         assert self.layout is not None
-        return Analysis(name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable))
+        return Analysis(
+            model, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable)
+        )
+
+
+def _by_block(groups: Sequence[BlockGroup]) -> dict[int | None, Observer]:
+    return {block: group.observer for group in groups for block in group.blocks}
+
+
+def _of_all_blocks(array: NamedArray, rows: Sequence[Row], blocks: int, others: NamedArray | None) -> NamedArray:
+    """Return an array over some blocks as one over all, with NaN, or the values of ``others``, elsewhere."""
+    own = sorted({row["block"] for row in rows if row["block"] is not None})
+    if array.dims[0] != "block" or len(array.values) != len(own) or own == list(range(blocks)):
+        return array
+    whole = np.full((blocks, *array.values.shape[1:]), np.nan) if others is None else others.values.copy()
+    whole[own] = array.values
+    return NamedArray(whole, array.dims, array.unit)
 
 
 def to_model(pixels_BCHW: Tensor, module: nn.Module) -> Tensor:

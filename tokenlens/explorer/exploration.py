@@ -21,13 +21,14 @@ from tokenlens.overlays.selection import (
     block_of,
     check_image,
     group_plural,
+    layout_at,
     position_of,
     positions_of,
     prefix_tokens,
     tokens_at,
 )
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import HEAD_SITES, Site
+from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,12 @@ class Exploration:
 
     def _view(self, recording: Recording, selection: Selection) -> View:
         block = _same_depth(self.blocks, selection.block, recording.blocks)
-        token = selection.token
+        token, layout = selection.token, layout_at(recording, block, selection.site)
         if not isinstance(token, str):
             token = _same_position(self.recordings[0], token, recording)
         notes: list[str] = []
         try:
-            positions_of(recording.layout, token)
+            positions_of(layout, token)
         except LookupError as error:
             return View(block, token, notes=[str(error)])
         shown: dict[str, Any] = {}
@@ -162,10 +163,10 @@ class Exploration:
         except LookupError as error:
             notes.append(str(error))
         else:
-            norms = norm_map(x_XTD, recording.layout)
-            shown["cosine_hw"] = cosine_map(x_XTD, recording.layout, token)
+            norms = norm_map(x_XTD, layout)
+            shown["cosine_hw"] = cosine_map(x_XTD, layout, token)
             shown["high_hw"] = norms.high_hw
-            shown["numbers"] = _token_numbers(x_XTD, recording, token, norms)
+            shown["numbers"] = _token_numbers(x_XTD, layout, token, norms)
         try:
             shown |= self._attention(recording, selection, block, token, shown.get("numbers", []))
         except LookupError as error:
@@ -175,7 +176,7 @@ class Exploration:
     def _attention(
         self, recording: Recording, selection: Selection, block: int, token: Token, numbers: list[Number]
     ) -> dict[str, Any]:
-        layout, image, head = recording.layout, selection.image, selection.head
+        layout, image, head = layout_at(recording, block), selection.image, selection.head
         row_T = attention_of(recording, image, block, token, head)
         shown: dict[str, Any] = {"attention_hw": attention_map(row_T, layout)}
         shares = [
@@ -191,9 +192,8 @@ class Exploration:
         return shown | {"numbers": numbers + shares}
 
 
-def _token_numbers(x_XTD: Tensor, recording: Recording, token: Token, norms: NormMap) -> list[Number]:
+def _token_numbers(x_XTD: Tensor, layout: TokenLayout, token: Token, norms: NormMap) -> list[Number]:
     """Return the norm and the cosines of a token, averaged over heads if there are any."""
-    layout = recording.layout
     x_XGD = x_XTD[:, list(positions_of(layout, token))]
     norm = float(x_XGD.norm(dim=-1).mean())
     numbers = [

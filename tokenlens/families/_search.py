@@ -20,7 +20,7 @@ class FoundViT:
         module: the model.
         family: its family.
         preprocessing: the preprocessing that the model states, or a wrapper of open_clip around it.
-        note: where the model was found, and what the family runs otherwise than its users; empty for nothing to say.
+        note: where in which wrapper the model was found; empty if it is the module itself.
     """
 
     module: nn.Module
@@ -45,16 +45,15 @@ def find_vit(model: nn.Module, family: Family | None = None) -> FoundViT:
             distributed its weights.
     """
     if family is not None:
-        return FoundViT(model, family, family.preprocessing(model), family.note(model))
+        return FoundViT(model, family, family.preprocessing(model))
     found = find_vits(model)
     if len(found) != 1 or any(is_a(part, SHARDED) for part in model.modules()):
         raise explain_no_family(model)
     [(path, (module, _))] = found.items()
     family = find_family(module)
-    notes = [_describe_place(model, path, module, family), family.note(module)]
     stated = [stored_preprocessing(model.get_submodule(owner)) for owner in _owners(path)]
     preprocessing = next((each for each in stated if each), family.preprocessing(module))
-    return FoundViT(module, family, preprocessing, ". ".join(note for note in notes if note))
+    return FoundViT(module, family, preprocessing, _describe_place(model, path, module, family))
 
 
 def _owners(path: str) -> list[str]:
@@ -67,7 +66,7 @@ def _describe_place(model: nn.Module, path: str, module: nn.Module, family: Fami
     if not path:
         return ""
     wrapper, inner = type(model).__qualname__, type(module).__qualname__
-    where = f"analyzed is {path} ({inner}, {family.name}), the one Vision Transformer inside this {wrapper}"
+    where = f"Analyzed is {path} ({inner}, {family.name}), the one Vision Transformer inside this {wrapper}."
     if all(is_a(model.get_submodule(owner), *TRANSPARENT) for owner in _owners(path)):
         return where
-    return f"{where}. Images go directly to it: any resizing or normalizing of the {wrapper} does not happen"
+    return f"{where} Images go directly to it: any resizing or normalizing of the {wrapper} does not happen."

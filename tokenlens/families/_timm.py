@@ -11,6 +11,7 @@ from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
     Family,
+    Pooling,
     Tap,
     as_height_width,
     grid_of,
@@ -33,6 +34,7 @@ _POST_NORM = (
 )
 _PARALLEL_THINGS = "timm.models.vision_transformer.ParallelThingsBlock"
 _PARALLEL = "timm.models.vision_transformer.ParallelScalingBlock"
+_LATENT = "timm.layers.attention_pool.AttentionPoolLatent"
 _DIFFERENTIAL_ATTENTION = "timm.layers.diff_attention.DiffAttention"
 
 
@@ -143,6 +145,13 @@ class TimmFamily(Family):
     def final_norm(self, model: Any) -> nn.Module | None:
         """Return ``model.norm``, or None if the model normalizes only after pooling (``fc_norm``)."""
         return None if isinstance(model.norm, nn.Identity) else model.norm
+
+    def pooling(self, model: Any) -> Pooling | None:
+        """Return ``model.attn_pool`` where it has a latent (SigLIP, Perception Encoder)."""
+        pool: Any = getattr(model, "attn_pool", None)
+        if not is_a(pool, _LATENT):
+            return None
+        return Pooling(pool, pool.latent_len, patches_only=not getattr(model, "pool_include_prefix", True))
 
 
 def _trained(block: nn.Module, *names: str) -> tuple[str, ...]:

@@ -54,12 +54,14 @@ class BlockTaps:
         parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
         sequence_first: whether the tensors of the block are (tokens, images, channels), as ``nn.MultiheadAttention``
             takes them by default, instead of (images, tokens, channels).
+        queries: number of tokens that attend, the first ones; None for all.
     """
 
     sites: Mapping[Site, Tap]
     attention: nn.Module | None
     parallel: int = 1
     sequence_first: bool = False
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,21 @@ class BlockComponents:
         return paths
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """The module in which a latent, a query that is a weight, pools the tokens by attention (a MAP head).
+
+    Args:
+        module: takes tokens (B, T, D), and returns the latent (B, D), or (B, latents, D).
+        latents: number of latents.
+        patches_only: whether it gets the patches without the special tokens.
+    """
+
+    module: nn.Module
+    latents: int = 1
+    patches_only: bool = False
+
+
 class Family(ABC):
     """The knowledge about one kind of Vision Transformer; a family never converts or changes a model."""
 
@@ -102,6 +119,14 @@ class Family(ABC):
     @abstractmethod
     def layout(self, model: nn.Module, image_size: tuple[int, int]) -> TokenLayout:
         """Return the token layout for images of (height, width) pixels; raise ValueError if they do not fit."""
+
+    def block_layout(self, block: nn.Module, layout: TokenLayout) -> TokenLayout:
+        """Return the tokens of one block of a model with this layout: the same, unless the block lacks some of them."""
+        return layout
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Return sentences for the reports on what is left out of this model, or runs otherwise, and why."""
+        return []
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -138,9 +163,9 @@ class Family(ABC):
         first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
         return 3 if first is None else first.in_channels
 
-    def note(self, model: nn.Module) -> str:
-        """Return a sentence on what this family runs otherwise than the model's users do; empty for nothing."""
-        return ""
+    def pooling(self, model: nn.Module) -> Pooling | None:
+        """Return the module that pools the tokens by the attention of a latent, or None if there is none."""
+        return None
 
     def forward(self, model: nn.Module, images: Tensor) -> Any:
         """Run the model as its users do, on images (B, 3, H, W)."""

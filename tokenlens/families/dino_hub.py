@@ -86,8 +86,8 @@ class DinoHub(Family):
         """
         if hasattr(block.attn, "forward_list") and getattr(block, "sample_drop_ratio", 0) > 0:
             raise LookupError(
-                "the blocks of DINOv3 with drop_path flatten the tokens of all crops in training, so that CLS cannot be "
-                "told from patches; create the model with drop_path_rate=0 to specialize it"
+                "the blocks of DINOv3 with drop_path flatten the tokens of all crops in training, so that CLS cannot "
+                "be told from patches; create the model with drop_path_rate=0 to specialize it"
             )
         scales = ("ls1", "ls2") if isinstance(getattr(block, "ls1", None), nn.Module) else ()
         return BlockComponents(

@@ -23,9 +23,9 @@ class HuggingFaceMae(HuggingFaceFamily):
     name = "hf_mae"
     parts: ClassVar = {("ViTMAELayer",): ("layernorm_before", "layernorm_after", "attention")}
 
-    def note(self, model: nn.Module) -> str:
-        """Return that nothing is masked."""
-        return f"{type(model).__qualname__} runs without masking: all patches, in their order (mask_ratio 0)"
+    def notes(self, model: nn.Module) -> list[str]:
+        """Say that nothing is masked."""
+        return [f"{type(model).__qualname__} runs without masking: all patches, in their order (mask_ratio 0)."]
 
     def forward(self, model: Any, images: Tensor) -> Any:
         """Run the encoder with ``mask_ratio`` 0 and sorted noise; the model's own ``mask_ratio`` is restored."""

@@ -3,6 +3,7 @@
 from tokenlens.metrics._jackknife import JackknifeMetric
 from tokenlens.metrics._per_image import (
     AttentionMetric,
+    LatentMetric,
     NormMetric,
     PatternMetric,
     PerImageMetric,
@@ -19,6 +20,7 @@ from tokenlens.metrics.base import (
     TOKEN_REDUCTIONS,
     Metric,
     NamedArray,
+    Row,
     Subject,
     make_row,
     metrics,
@@ -31,6 +33,7 @@ __all__ = [
     "TOKEN_REDUCTIONS",
     "AttentionMetric",
     "JackknifeMetric",
+    "LatentMetric",
     "Metric",
     "NamedArray",
     "NormMetric",
@@ -38,6 +41,7 @@ __all__ = [
     "PerImageMetric",
     "RawTokenMetric",
     "RawTokens",
+    "Row",
     "Subject",
     "TokenMetric",
     "UpdateMetric",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, Metric, NumberKey, Row, Subject, make_row
+from tokenlens.recording import PooledTokens
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
@@ -24,7 +25,7 @@ from tokenlens.reduction.summaries import (
     UpdateSummary,
 )
 from tokenlens.statistics.moments import Moments
-from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, Key, TokenLayout
+from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, Key, Site, TokenLayout
 
 Values = Mapping[tuple[str, str], Tensor]
 """Tensors by part and group, as ``per_image`` returns them."""
@@ -222,6 +223,29 @@ class RawTokens:
         if group not in GROUP_TITLES and not self.layout.has(group):
             raise AttributeError(group)
         return self.all[..., list(self.layout.positions(group)), :]
+
+
+class LatentMetric(PerImageMetric):
+    """A metric of the latent that pools a model's tokens by attention, computed in the hook.
+
+    ``per_image`` gets the ``PooledTokens`` and returns tensors (B,), or (B, H) per head, for each (part, group).
+    """
+
+    sites = (Site.POOL,)
+
+    def prepare(self, subject: Subject) -> str | None:
+        """Say so if the model has no such latent."""
+        reason = super().prepare(subject)
+        return "the model has no pooling latent (MAP head)" if Site.POOL not in subject.sites else reason
+
+    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
+        """Yield the numbers computed in the hook."""
+        for key, values in batch.raw.get(self.name, {}).items():
+            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
+
+    def look(self, layout: TokenLayout, pooled: PooledTokens) -> Values:
+        """Compute the numbers in the hook."""
+        return self.per_image(pooled)
 
 
 class RawTokenMetric(PerImageMetric):

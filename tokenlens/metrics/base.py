@@ -62,6 +62,7 @@ class Subject:
         sites: the sites that it has.
         keep_images: number of images whose values are kept.
         expensive: whether the metrics were asked for by name or with ``"all"``.
+        all_attend: whether all tokens attend to all, and not CLS alone.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Subject:
     sites: frozenset[str]
     keep_images: int = 4096
     expensive: bool = False
+    all_attend: bool = True
 
 
 class Metric(ABC):
@@ -125,6 +127,11 @@ class Metric(ABC):
         for group in GROUPS:
             if group in self.needs and not layout.has(group):
                 return f"the model has no {GROUP_TITLES[group]} token"
+        if not subject.all_attend and self.needs & PATTERN_REDUCTIONS:
+            return "only CLS attends to the other tokens"
+        chosen = set(self.chosen_sites) - {PATTERN}
+        if chosen and not subject.sites & chosen:
+            return f"the model has none of the sites {', '.join(sorted(chosen))}"
         if self.observes and not subject.sites & set(self.observes):
             return f"the model has none of the sites {', '.join(self.observes)}"
         return None

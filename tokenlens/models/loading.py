@@ -21,7 +21,7 @@ from tokenlens.models.names import FORMS, find_model_source
 
 
 class ModelWarning(UserWarning):
-    """Where in a wrapper the model was found, or what a family runs otherwise than the model's users do."""
+    """A remark on where in a wrapper the model was found."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LoadedModel:
             ``crop_mode``; and ``assumed`` if the model states no preprocessing.
         weights: ``source``, ``sha256`` (of the checkpoint file, or else of the state dict) and ``pretrained`` (bool).
         untrained: whether the weights are random.
-        note: in which wrapper the model was found, and what runs otherwise than in its users' hands; empty for nothing.
+        note: where in which wrapper the model was found; empty if it was not inside another module.
     """
 
     module: nn.Module

@@ -87,6 +87,11 @@ def block_of(recording: Recording, block: int) -> int:
     raise LookupError(f"block {block} was not recorded; recorded blocks: {blocks}")
 
 
+def layout_at(recording: Recording, block: int, site: str | None = None) -> TokenLayout:
+    """Return the tokens at a site of a block, which may be fewer than those at the end of the model (CaiT)."""
+    return recording.layout_of(None if site == Site.FINAL_NORM else block_of(recording, block))
+
+
 def check_image(recording: Recording, image: int) -> None:
     """Raise LookupError unless the recording has the image."""
     count = 0 if recording.images is None else len(recording.images)
@@ -136,7 +141,7 @@ def attention_of(recording: Recording, image: int, block: int, token: Token, hea
         LookupError: if the attention of the block was not recorded, or there is no such head or token.
     """
     check_image(recording, image)
-    positions = positions_of(recording.layout, token)
+    positions = positions_of(layout_at(recording, block), token)
     row_HT = recording.attention_rows(block_of(recording, block), image, positions).mean(1)
     return row_HT.mean(0) if head is None else row_HT[_checked_head(head, len(row_HT))]
 

@@ -97,6 +97,12 @@ class FrozenModel:
         last = len(family.blocks(module)) - 1
         if self.blocks is None and self.norm is None:
             self.blocks = [last]
+        modules = family.blocks(module)
+        lacking = [b for b in self.blocks or () if family.block_layout(modules[b], self.layout) != self.layout]
+        if lacking:
+            raise ValueError(
+                f"blocks {lacking} of this model lack some of its tokens; leave out blocks, or name others"
+            )
         config, resize = _resize_config(loaded.data_config, kind)
         self.transform = replace(loaded, data_config=config).transform()
         self.identity: dict[str, Any] = {

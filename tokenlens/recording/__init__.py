@@ -1,17 +1,19 @@
 """Forward hooks on an unmodified model, and recordings of its activations."""
 
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.recording.recorder import IncompleteRecording, Observer, Recorder, evaluating
+from tokenlens.recording.recorder import IncompleteRecording, Observer, PooledTokens, Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
-from tokenlens.recording.reordering import ReorderingObserver
+from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
 
 __all__ = [
     "AttentionCall",
     "IncompleteRecording",
     "Observer",
+    "PooledTokens",
     "Recorder",
     "Recording",
     "RecordingObserver",
     "ReorderingObserver",
+    "RoutingObserver",
     "evaluating",
 ]

@@ -52,17 +52,19 @@ class AttentionCapture(TorchDispatchMode):
         batch: number of images.
         tokens: number of tokens per image.
         parallel: number of attentions side by side; ``call`` joins their heads.
+        queries: number of querying tokens, by default all.
 
     Raises:
         ValueError: inside the mode, if attention runs more often, with a causal mask, or with fewer key than query
             heads.
     """
 
-    def __init__(self, batch: int, tokens: int, parallel: int = 1) -> None:
+    def __init__(self, batch: int, tokens: int, parallel: int = 1, queries: int | None = None) -> None:
         super().__init__()
         self.batch = batch
         self.tokens = tokens
         self.parallel = parallel
+        self.queries = tokens if queries is None else queries
         self._calls: list[AttentionCall] = []
         self._product: tuple[Tensor, Tensor] | None = None
         self._pattern: Tensor | None = None
@@ -79,7 +81,7 @@ class AttentionCapture(TorchDispatchMode):
             if self._pattern is not None and args[0].shape[-1] == self.tokens:
                 self._explicit(args[1])
             self._product = (args[0], args[1])
-        elif packet in _SOFTMAX and out.shape[-2:] == (self.tokens, self.tokens) and self._product is not None:
+        elif packet in _SOFTMAX and out.shape[-2:] == (self.queries, self.tokens) and self._product is not None:
             self._pattern = out
         return out
 
@@ -103,7 +105,7 @@ class AttentionCapture(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         q, k, v = given["query"], given["key"], given["value"]
-        if q.shape[-2] != self.tokens:
+        if q.shape[-2] != self.queries:
             return out
         if given.get("is_causal"):
             raise ValueError("causal attention is not supported")
@@ -145,7 +147,7 @@ class AttentionCapture(TorchDispatchMode):
     def _explicit(self, value: Tensor) -> None:
         assert self._pattern is not None
         assert self._product is not None
-        heads = self._pattern.numel() // (self.batch * self.tokens * self.tokens)
+        heads = self._pattern.numel() // (self.batch * self.queries * self.tokens)
 
         def by_head(x: Tensor) -> Tensor:
             return x.reshape(self.batch, heads, *x.shape[-2:])

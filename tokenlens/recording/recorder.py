@@ -7,13 +7,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenlens.families import Family, SplitNorm, Tap
+from tokenlens.families import BlockTaps, Family, Pooling, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
@@ -21,6 +22,23 @@ from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
 
 class IncompleteRecording(ValueError):
     """A forward pass did not reach every expected site exactly once."""
+
+
+@dataclass(frozen=True)
+class PooledTokens:
+    """The pooling of a model's tokens by the attention of its latents.
+
+    Args:
+        layout: the pooled tokens; without special tokens if only patches are pooled.
+        tokens_BTD: the pooled tokens.
+        latent_BLD: the latents after pooling; one if the model then takes the first of several, or their mean.
+        call: their attention: q is (B, H, latents, d).
+    """
+
+    layout: TokenLayout
+    tokens_BTD: Tensor
+    latent_BLD: Tensor
+    call: AttentionCall
 
 
 class Observer(Protocol):
@@ -73,6 +91,7 @@ class Recorder:
         observer: receives the activations.
         sites: the sites to observe (default all); those that the model lacks are left out, see ``expected``.
         blocks: the blocks to observe (default all); negative ones count from the end.
+        pooled: receives the site ``pool``, if the model has it.
 
     Raises:
         LookupError: for a block that the model does not have.
@@ -87,13 +106,16 @@ class Recorder:
         observer: Observer,
         sites: Iterable[str] | None = None,
         blocks: Iterable[int] | None = None,
+        pooled: Callable[[PooledTokens], None] | None = None,
     ) -> None:
         self.model = model
         self.family = family
         self.layout = layout
         self.observer = observer
+        self.pooled = pooled
         self.sites = {Site(site) for site in (Site if sites is None else sites)}
         self._modules = list(family.blocks(model))
+        self._layouts = [family.block_layout(module, layout) for module in self._modules]
         if not self._modules:
             raise LookupError(f"the family found no transformer block in a {type(model).__qualname__}")
         count = len(self._modules)
@@ -114,6 +136,9 @@ class Recorder:
             norm = self.family.final_norm(self.model) if Site.FINAL_NORM in self.sites else None
             if norm is not None:
                 self._hook_norm(None, Site.FINAL_NORM, norm)
+            pooling = self.family.pooling(self.model)
+            if pooling is not None and self.pooled is not None and Site.POOL in self.sites:
+                self._hook_pooling(pooling, self.pooled)
         except BaseException:
             self._remove()
             raise
@@ -158,7 +183,7 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-            self._hook_attention(block, taps.attention, taps.parallel, taps.sequence_first)
+            self._hook_attention(block, taps)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
@@ -225,8 +250,41 @@ class Recorder:
         for norm in dict.fromkeys((module.cls, module.patch)):
             self._handles.append(norm.register_forward_hook(after))
 
-    def _hook_attention(self, block: int, module: nn.Module, parallel: int, sequence_first: bool) -> None:
+    def _hook_attention(self, block: int, taps: BlockTaps) -> None:
+        assert taps.attention is not None
         self.expected.add((block, "attention"))
+
+        def observe(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
+            self._mark_seen((block, "attention"))
+            self._notify(call.q_BHTd, self.observer.attention, block, call)
+
+        self._capture(
+            taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe, taps.sequence_first
+        )
+
+    def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
+        key, layout = (None, str(Site.POOL)), self.layout
+        self.expected.add(key)
+        if pooling.patches_only:
+            layout = TokenLayout(layout.grid, (), patch_size=layout.patch_size)
+
+        def observe(call: AttentionCall, x_BTD: Tensor, y: Tensor) -> None:
+            layout.check(x_BTD.shape[1])
+            self._mark_seen(key)
+            self._notify(x_BTD, pooled, PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
+
+        self._capture(pooling.module, layout.tokens, 1, pooling.latents, observe)
+
+    def _capture(
+        self,
+        module: nn.Module,
+        tokens: int,
+        parallel: int,
+        queries: int | None,
+        observe: Callable[[AttentionCall, Tensor, Tensor], None],
+        sequence_first: bool = False,
+    ) -> None:
+        """Capture the attention inside a module, and pass it on with the module's input and output."""
         # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
         fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
 
@@ -234,19 +292,18 @@ class Recorder:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
             images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            capture = AttentionCapture(images, self.layout.tokens, parallel)
+            capture = AttentionCapture(images, tokens, parallel, queries)
             self._mode = capture if fast_path else SelectiveCapture(capture)
             self._mode.__enter__()
 
-        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-            call = self._end_capture()
-            if call is not None:
-                self._mark_seen((block, "attention"))
-                self._notify(call.q_BHTd, self.observer.attention, block, call)
+        def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call, x, y = self._end_capture(), _first_tensor((args, kwargs)), _first_tensor(output)
+            if call is not None and x is not None and y is not None:
+                observe(call, x, y)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         # always_call: the capture must also end when the attention module raises.
-        self._handles.append(module.register_forward_hook(after, always_call=True))
+        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _end_capture(self) -> AttentionCall | None:
         mode, self._mode = self._mode, None
@@ -262,7 +319,7 @@ class Recorder:
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
         if sequence_first:
             x = x.transpose(0, 1)
-        self.layout.check(x.shape[1])
+        (self.layout if block is None else self._layouts[block]).check(x.shape[1])
         self._mark_seen((block, site))
         return x
 

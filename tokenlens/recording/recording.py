@@ -24,6 +24,7 @@ class Recording(Mapping[Key, Tensor]):
     Attributes:
         patterns: attention patterns (B, H, T, T) by block, if they were asked for.
         scores: scale and bias that a fused kernel applied to the scores, by block.
+        block_layouts: the tokens of blocks that lack some of ``layout``, by block.
         images: the preprocessed images (B, 3, height, width), (x − ``mean``) / ``std`` of pixels in [0, 1].
         names: the images' names in their source.
         untrained: whether the model has random weights.
@@ -39,6 +40,7 @@ class Recording(Mapping[Key, Tensor]):
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     untrained: bool = False
     scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
+    block_layouts: dict[int, TokenLayout] = field(default_factory=dict)
 
     def __getitem__(self, key: Key) -> Tensor:
         block, site = key
@@ -58,12 +60,20 @@ class Recording(Mapping[Key, Tensor]):
         """The recorded blocks, in order."""
         return sorted({block for block, _ in self.tensors if block is not None})
 
+    def layout_of(self, block: int | None) -> TokenLayout:
+        """Return the tokens of a block; None is the final norm."""
+        return self.layout if block is None else self.block_layouts.get(block, self.layout)
+
     def attention_rows(self, block: int, image: int, positions: Sequence[int]) -> Tensor:
         """Return rows of one image's attention pattern, (H, R, T): the attention of tokens at ``positions`` to all.
 
         Raises:
             LookupError: if neither the block's pattern nor q and k of a fused kernel were recorded.
         """
+        recorded = self.patterns.get(block, self.tensors.get((block, "q")))
+        queries = self.layout.tokens if recorded is None else recorded.shape[2]
+        if recorded is not None and max(positions) >= queries:
+            raise LookupError(f"only the first {queries} of the tokens attend in block {block}, got {list(positions)}")
         if block in self.patterns:
             return as_float(self.patterns[block][image][:, list(positions)])
         if block not in self.scores:

@@ -1,9 +1,10 @@
-"""Pass activations on with the special tokens in front, where some of them stand between patches."""
+"""Pass activations on: with special tokens in front where they stand between patches, or to several observers."""
 
 # Shapes: B images, T tokens, D channels, H heads, d channels per head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -50,3 +51,22 @@ class ReorderingObserver:
             pattern_BHTT=None if pattern is None else self._reorder(self._reorder(pattern), -1),
         )
         self.observer.attention(block, reordered)
+
+
+class RoutingObserver:
+    """An observer that passes the activations of each block to an observer of its own; None is the final norm."""
+
+    def __init__(self, observers: Mapping[int | None, Observer]) -> None:
+        self.observers = observers
+
+    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
+        """Pass the tokens on."""
+        self.observers[block].tokens(block, site, x_BTD)
+
+    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """Pass a norm's input and output on."""
+        self.observers[block].norm(block, site, module, x_BTD, y_BTD)
+
+    def attention(self, block: int, call: AttentionCall) -> None:
+        """Pass the call on."""
+        self.observers[block].attention(block, call)

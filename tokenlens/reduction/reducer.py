@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels
 from tokenlens.reduction.pattern import WholePattern
@@ -58,7 +59,7 @@ class Reducer:
         norm_stages: bool = True,
         updates: bool = True,
         pattern: bool = True,
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Tensor], Any]]] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         kernels: ReductionKernels | None = None,
     ) -> None:
@@ -174,7 +175,7 @@ class Reducer:
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
-            if site in self.wanted:
+            if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
                 sums = tuple(name for name in _LINEAR if name in self.wanted[site])
                 tokens = as_float(x)
                 fields, norms, rows = self._token_slots(tokens, sums)
@@ -185,7 +186,7 @@ class Reducer:
             fields, row_BHT, columns_BHR = {}, None, None
             if self.layout.has("cls"):
                 fields["cls_row"], row_BHT = self._buffers.next_slot("cls_row", (heads, self.layout.tokens), like)
-            if self.layout.prefix:
+            if self.layout.prefix and call.q_BHTd.shape[-2] == self.layout.tokens:
                 tail = (heads, len(self.layout.prefix))
                 fields["patch_to_prefix"], columns_BHR = self._buffers.next_slot("patch_to_prefix", tail, like)
             self._kernels.reduce_attention(call, row_BHT, columns_BHR)
@@ -194,6 +195,14 @@ class Reducer:
             reduced = self._whole_pattern.reduce(block, call)
             fields = {name: self._copy(name, x) for name, x in reduced.items()}
             self._keep(PatternSummary, (block, "pattern"), fields)
+
+    def pooled(self, pooled: PooledTokens) -> None:
+        """Compute the metrics of the latent that pools the tokens."""
+        for name, sites, function in self.raw:
+            if Site.POOL in sites:
+                self._raw.setdefault(name, {}).setdefault((None, str(Site.POOL)), []).append(
+                    function(self.layout, pooled)
+                )
 
     # -- reductions into buffers
 

@@ -27,7 +27,7 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
-        "notes": [note for note in (images.get("note"), analysis.provenance.get("border")) if note],
+        "notes": [note for note in (images.get("note"), *analysis.provenance.get("notes", ())) if note],
         "groups": [(group, group_title(group)) for group in analysis.layout.groups],
         "findings": judge(analysis),
         "overview": _overview(analysis),

@@ -38,11 +38,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "keys": [(label, page_colour(model_colour(number))) for number, label in enumerate(comparison.labels)],
         "notes": [
             *dict.fromkeys(source["note"] for source in sources.values() if source.get("note")),
-            *(
-                f"{label}: {each.provenance['border']}"
-                for label, each in analyses.items()
-                if each.provenance.get("border")
-            ),
+            *(f"{label}: {note}" for label, each in analyses.items() for note in each.provenance.get("notes", ())),
         ],
         "main_differences": main_differences(comparison),
         "largest": _largest,

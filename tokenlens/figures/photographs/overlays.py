@@ -42,6 +42,7 @@ from tokenlens.overlays.selection import (
     block_of,
     group_plural,
     image_title,
+    layout_at,
     model_title,
     token_title,
     tokens_at,
@@ -76,7 +77,8 @@ def attention_overlay(
         ValueError: for more than one Axes.
     """
     row_T = attention_of(recording, image, block, query, head)
-    map_hw = attention_map(row_T, recording.layout)
+    layout = layout_at(recording, block)
+    map_hw = attention_map(row_T, layout)
     page, panel = _page(recording, image, ax, query)
     high = max(float(np.quantile(map_hw, 0.995)), 1.5)
     drawn = draw_overlay(panel, map_hw, recording, image, SEQUENTIAL, (0, high))
@@ -85,7 +87,7 @@ def attention_overlay(
     largest = float(map_hw.max())
     clipped = largest > high * 1.0001
     _bar(page, drawn, panel, "× uniform", clipped=clipped)
-    shares = attention_shares(row_T, recording.layout).items()
+    shares = attention_shares(row_T, layout).items()
     to = ", ".join(f"{100 * share:.1f} % to {group_plural(group)}" for group, share in shares)
     most = f"maximum {largest:.1f} × uniform" if clipped else ""
     _header(page, recording, image, f"block {block_of(recording, block)}", _head_text(head), to, most)
@@ -119,7 +121,7 @@ def cosine_to_patch(
         LookupError: if the recording lacks the image, block, site, head or token.
         ValueError: for more than one Axes.
     """
-    layout = recording.layout
+    layout = layout_at(recording, block, site)
     x_XTD = tokens_at(recording, image, block, site, head)
     map_hw = cosine_map(x_XTD, layout, token)
     others = np.abs(map_hw)
@@ -167,7 +169,9 @@ def pca_rgb(
     count = 0 if recording.images is None else len(recording.images)
     chosen = range(count) if image is None else [image]
     features = [tokens_at(recording, index, block, site, head) for index in chosen]
-    patch_NPD = torch.stack([recording.layout.patches_of(x).transpose(0, 1).flatten(1) for x in features])
+    patch_NPD = torch.stack(
+        [layout_at(recording, block, site).patches_of(x).transpose(0, 1).flatten(1) for x in features]
+    )
     components = principal_components(patch_NPD)
     rgb_Nhw3 = as_rgb(components.scores_NPC).reshape(len(chosen), *recording.layout.grid, 3)
     page, maps = _gallery(recording, list(chosen), ax)
@@ -212,7 +216,7 @@ def norm_map(
         LookupError: if the recording lacks the image, block, site or head.
         ValueError: for more than one Axes.
     """
-    found = norms_of(tokens_at(recording, image, block, site, head), recording.layout)
+    found = norms_of(tokens_at(recording, image, block, site, head), layout_at(recording, block, site))
     longest = float(found.norms_hw.max())
     high = min(longest, 5 / HIGH_NORM_RATIO * found.threshold)
     page, panel = _page(recording, image, ax)
