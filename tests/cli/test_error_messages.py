@@ -13,15 +13,21 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.support.command_line import MODEL, REPOSITORY, TINY, finished, process, refused, tiny_analyze, tokenlens
 from tests.support.image_files import write_pets
+from tests.support.tiny_models import MODELS
+from tokenlens.analysis import analyze
 from tokenlens.analysis.analysis import Analysis
+from tokenlens.models import ModelWarning
 from tokenlens.models.loading import load_model
 from tokenlens.probes import FrozenModel
+from tokenlens.report.provenance import provenance_rows
 
 QUICK = ("--no-report", "--metrics", "token_norm")
 
@@ -354,6 +360,73 @@ def test_reader_that_stops(tmp_path):
     assert (exit_code, stderr) == (0, "")
 
 
+def test_models_without_patch_tokens(out):
+    """a model without patch tokens that attend to each other (ResNet, Mixer, Swin, Hiera, XCiT, …)"""
+    for model, reason in (("resnet10t", "is a convolutional network"), ("mixer_s32_224", "without attention")):
+        message = refused(tokenlens("analyze", model, "--no-pretrained", "--out", out), "cannot be analyzed", reason)
+        assert "Write a Family" not in message
+    nothing_in(out.parent)
+
+
+def test_one_model_inside():
+    """a Vision Transformer inside another module"""
+    wrapper = nn.Sequential(timm.create_model(MODEL, img_size=64))
+    with pytest.warns(ModelWarning, match=r"Analyzed is 0 \(VisionTransformer, timm_vit\).*Images go directly to it"):
+        analysis = analyze(wrapper, torch.randn(2, 3, 64, 64), metrics=["token_norm"])
+    assert "Analyzed is 0" in dict(provenance_rows(analysis.provenance))["notes"]
+
+
+def test_several_models_inside():
+    """several Vision Transformers inside a module"""
+    two = nn.ModuleDict({name: timm.create_model(MODEL, img_size=64) for name in ("student", "teacher")})
+    with pytest.raises(LookupError, match=r"2 Vision Transformers: student \(.*, teacher \("):
+        analyze(two, torch.randn(2, 3, 64, 64))
+
+
+def test_masked_autoencoder():
+    """the encoder of ViTMAE"""
+    analysis = analyze(MODELS["hf_mae"](), torch.randn(2, 3, 32, 32), metrics=["token_norm"])
+    assert "without masking: all patches, in their order" in analysis.provenance["notes"][0]
+
+
+def test_photographs_for_other_channels(out, tmp_path):
+    """photographs for a model that does not take 3 channels"""
+    (tmp_path / "model").mkdir()
+    model = timm.create_model("test_vit", img_size=64, num_classes=0, in_chans=5)
+    timm.models.save_for_hf(
+        model, str(tmp_path / "model"), model_args={"in_chans": 5, "img_size": 64}, safe_serialization=True
+    )
+    result = tokenlens("analyze", f"local-dir:{tmp_path / 'model'}", "--out", out)
+    refused(result, "takes images of 5 channels, but photographs have 3", "tensor (N, 5, height, width)")
+    nothing_in(out.parent)
+
+
+def test_tensors_of_other_channels():
+    """tensors with another number of channels than the model takes"""
+    with pytest.raises(ValueError, match="takes images of 3 channels, N×3×height×width, got 2×64×64×3"):
+        analyze(timm.create_model(MODEL, img_size=64), torch.randn(2, 64, 64, 3))
+
+
+def test_meta_weights():
+    """weights on the meta device"""
+    with torch.device("meta"):
+        model = timm.create_model(MODEL, img_size=64)
+    with pytest.raises(ValueError, match=r"on the meta device, which holds no values; load them"):
+        analyze(model, torch.randn(2, 3, 64, 64))
+
+
+def test_flex_attention():
+    """attention by `flex_attention`"""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    config = transformers.ViTConfig(**sizes, attn_implementation="flex_attention")
+    with pytest.raises(
+        ValueError, match=r"with flex_attention, whose kernel cannot be observed; switch to scaled_dot_"
+    ):
+        analyze(transformers.ViTModel(config), torch.randn(2, 3, 32, 32), metrics=["attention_mass"])
+
+
 # -- the page
 
 
@@ -369,6 +442,7 @@ def test_the_page_lists_exactly_these():
         node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)
     ]
     tested = {text for node in functions if node.name.startswith("test_") and (text := ast.get_docstring(node))}
-    # Tested with the other tests of several processes, in test_analyze.py.
-    assert tested == set(rows) - {"an error in one of several processes"}
+    # Tested with the other tests of several processes, in test_analyze.py and in families/test_search.py.
+    several = {"an error in one of several processes", "weights that FSDP distributes over processes"}
+    assert tested == set(rows) - several
     assert len(set(rows)) == len(rows)

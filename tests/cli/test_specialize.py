@@ -94,7 +94,7 @@ def test_wrong_input(tmp_path):
         (("test_vit", "--preset", "papr", "--dry-run"), "no specialization is called 'papr'. Did you mean paper"),
         (("test_vitt", "--dry-run"), "Did you mean test_vit"),
         (("vit_base_patch16_siglip_224", "--dry-run"), "has only patches"),
-        (("resnet18", "--dry-run"), "tokenlens has no family for"),
+        (("resnet18", "--dry-run"), "it is a convolutional network"),
         (("vit_tiny_patch16_224", "--out", tmp_path / "twin"), "not available"),
     ):
         result = tokenlens("specialize", *arguments)

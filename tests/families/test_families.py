@@ -112,8 +112,12 @@ def test_no_trace_after_an_error(name, error, monkeypatch):
     assert torch.is_grad_enabled()
 
 
-def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
+def position_bias(model: nn.Module, block: nn.Module, attention: nn.Module) -> Tensor | float:
     """Return the relative position bias of a model from its tables."""
+    for part in (block, getattr(attention, "attention", None), getattr(model, "beit", None)):  # transformers
+        for name in ("relative_position_bias", "shared_position_bias"):
+            if getattr(part, name, None) is not None:
+                return getattr(part, name)((4, 4)).double()
     if getattr(attention, "relative_position_bias_table", None) is not None:
         return attention._get_rel_pos_bias().double()
     if getattr(model, "rel_pos_bias", None) is not None:
@@ -123,7 +127,7 @@ def position_bias(model: nn.Module, attention: nn.Module) -> Tensor | float:
 
 def after_attention(attention: nn.Module) -> nn.Module:
     """Return the first module after the heads."""
-    names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output")
+    names = ("norm", "attn_out_proj", "proj", "o_proj", "out_proj", "output", "projection_layer", "projection")
     return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
 
@@ -148,7 +152,7 @@ def test_attention_equals_float64_softmax(name):
         head_count = 2 * family.taps(family.blocks(model)[block]).parallel
         assert q.shape == k.shape == v.shape == (2, head_count, layout.tokens, q.shape[-1])
         scale = q.shape[-1] ** -0.5 if kind.scores is None else kind.scores
-        bias = position_bias(model, attentions[block])
+        bias = position_bias(model, family.blocks(model)[block], attentions[block])
         assert ("beit" in name or "relpos" in name) == (isinstance(bias, Tensor) and bias.std() > 0.05)
         pattern = (q @ k.transpose(-1, -2) * scale + bias).softmax(-1)
         every = range(layout.tokens)
@@ -158,7 +162,9 @@ def test_attention_equals_float64_softmax(name):
         heads = (pattern @ v).transpose(1, 2).flatten(2).float()
         if isinstance(attentions[block], nn.MultiheadAttention):
             heads = attentions[block].out_proj(heads)
-        torch.testing.assert_close(heads, torch.cat(seen[block], dim=-1), atol=1e-5, rtol=1e-5)
+        expected = torch.cat(seen[block], dim=-1)
+        heads = heads if len(expected) == len(heads) else heads.transpose(0, 1)  # (tokens, images, channels)
+        torch.testing.assert_close(heads, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -195,9 +201,12 @@ def test_wrong_image_size_is_named(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda vit: nn.Sequential(vit), r"torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family"),
-        (nn.DataParallel, r"DataParallel\. It wraps a VisionTransformer; pass model\.module"),
-        (lambda vit: torch.jit.trace(vit, images("torchvision_vit"), check_trace=False), r"no family for torch\.jit"),
+        (
+            lambda vit: nn.Sequential(nn.TransformerEncoderLayer(8, 2, batch_first=True)),
+            r"no family for torch\.nn\.modules\.container\.Sequential.*timm_vit.*add-a-family",
+        ),
+        (nn.DataParallel, r"DataParallel is not .* one Vision Transformer: module \(.*get_submodule\('module'\)"),
+        (lambda vit: torch.jit.trace(vit, images("torchvision_vit"), check_trace=False), "it is TorchScript.*original"),
         (torch.compile, r"the model is compiled.*_orig_mod"),
     ],
     ids=["unknown", "wrapped", "traced", "compiled"],
@@ -304,3 +313,20 @@ def test_the_page_on_adding_a_family_runs():
     code = [block.text for block in blocks(REPOSITORY / "docs" / "add-a-family.md", "python")]
     assert len(code) >= 3
     exec(compile("\n".join(code), "add-a-family.md", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if KINDS[name].prefix and KINDS[name].family != "timm_cait"])
+def test_components_get_one_vector_per_token(name):
+    """What specialization replaces must see (images, tokens, channels): it chooses weights along the second axis."""
+    model, x = MODELS[name](), images(name)
+    family = find_family(model)
+    block, shapes = family.blocks(model)[0], {}
+    components = family.components(block)
+    names = [field for field in ("norm", "layer_scale", "qkv", "proj", "mlp") if field not in components.refused]
+    for path in (path for field in names for path in components.of(field)):
+        module = block.get_submodule(path) if not isinstance(vars(block)["_parameters"].get(path), Tensor) else None
+        if module is not None:
+            module.register_forward_pre_hook(lambda _, args, path=path: shapes.update({path: args[0].shape[:-1]}))
+    tokens = family.layout(model, KINDS[name].image_size).tokens
+    watch(model, x)
+    assert set(shapes.values()) == ({(2, tokens)} if names else set()), shapes

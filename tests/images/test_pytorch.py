@@ -120,8 +120,7 @@ def test_tensor() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(3, 8, 8), "must have the shape N×3×height×width, got 3×8×8"),
-        (torch.zeros(2, 8, 8, 3), "must have the shape N×3×height×width, got 2×8×8×3"),
+        (torch.zeros(3, 8, 8), "must have the shape N×channels×height×width, got 3×8×8"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"floating-point numbers, got torch\.uint8"),
         (torch.full((2, 3, 8, 8), float("nan")), "contains NaN or infinite"),
         (torch.full((2, 3, 8, 8), float("inf")), "contains NaN or infinite"),

@@ -5,10 +5,12 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import tokenlens
 from tests.support.timm_weights import NAME
-from tests.support.tiny_models import KINDS, MODELS
-from tokenlens.families.base import Family
+from tests.support.tiny_models import KINDS, MODELS, tiny_timm
+from tokenlens.families.base import Family, image_size_of
 from tokenlens.models.checkpoints import weights_sha256
 from tokenlens.models.loading import load_model
 from tokenlens.tokens import TokenLayout
@@ -77,14 +79,15 @@ def test_modules_of_every_family_are_used_as_they_are(name: str) -> None:
     module = MODELS[name]()
     module.train()
     before = weights_sha256(module)
-    loaded = load_model(module)
+    stated = image_size_of(module)
+    loaded = load_model(module, img_size=None if stated else KINDS[name].image_size)  # CAPI states no size
     assert loaded.module is module
     assert module.training, "a module that is passed keeps its mode"
     assert loaded.name == type(module).__name__
     assert (loaded.weights["sha256"], loaded.untrained) == (before, False)
     assert loaded.family.layout(module, loaded.image_size).patches > 0
     assert loaded.transform()(Image.new("RGB", (90, 70))).shape == (3, *loaded.image_size)
-    if not hasattr(module, "pretrained_cfg"):
+    if not loaded.family.preprocessing(module):
         assert loaded.data_config["assumed"] == "ImageNet defaults"
         assert loaded.data_config["mean"] == (0.485, 0.456, 0.406)
 
@@ -117,8 +120,52 @@ class OneFamily(Family):
 
 def test_a_family_that_is_passed_in() -> None:
     with pytest.raises(LookupError, match="tokenlens has no family for"):
-        load_model(nn.Linear(2, 2))
+        load_model(nn.TransformerEncoderLayer(2, 2, batch_first=True))
     with pytest.raises(ValueError, match="does not define its image size"):
         load_model(nn.Linear(2, 2), family=OneFamily())
     loaded = load_model(nn.Linear(2, 2), family=OneFamily(), img_size=16)
     assert (loaded.family.name, loaded.image_size) == ("mine", (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32),
+        ("naflexvit_base_patch16_gap", {"patch_size": 8}, 32),
+    ],
+)
+def test_the_models_own_number_of_channels(name, options, size) -> None:
+    model = tiny_timm(name, in_chans=5, **options).eval()
+    loaded = load_model(model, img_size=size)
+    assert loaded.channels == 5
+    assert loaded.data_config["input_size"] == (5, size, size)
+    images = torch.randn(3, 5, size, size)
+    whole = tokenlens.analyze(model, images, img_size=size, metrics=["token_norm"])
+    batches = DataLoader(TensorDataset(images), batch_size=2)
+    assert tokenlens.analyze(model, batches, img_size=size, metrics=["token_norm"]).table.equals(whole.table)
+    assert tokenlens.record(model, images, img_size=size)[0, "resid_pre"].shape[0] == 3
+    wrong = "takes images of 5 channels, N×5×height×width, got "
+    for other in (images[:, :3], DataLoader(TensorDataset(images[:, :3]))):
+        with pytest.raises(ValueError, match=wrong):
+            tokenlens.analyze(model, other, img_size=size)
+    with pytest.raises(ValueError, match=wrong):
+        tokenlens.record(model, DataLoader(TensorDataset(images[:, :3])), img_size=size)
+    with pytest.raises(ValueError, match=r"5 channels, but photographs have 3; .*tensor \(N, 5, height, width\)"):
+        tokenlens.analyze(model, "sample", img_size=size)
+
+
+def test_channels_of_other_libraries() -> None:
+    assert {load_model(MODELS[name]()).channels for name in ("hf_vit", "hf_siglip2_vision", "dino_hub")} == {3}
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    assert load_model(transformers.ViTModel(transformers.ViTConfig(**sizes, num_channels=1))).channels == 1
+
+
+def test_weights_on_the_meta_device_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"this VisionTransformer are on the meta device.*load_state_dict"):
+        load_model(MODELS["timm_vit"]().to("meta"))
+
+
+def test_siglip2_states_its_size_in_patches() -> None:
+    assert load_model(MODELS["hf_siglip2_vision"]()).image_size == (32, 32)

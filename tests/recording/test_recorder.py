@@ -290,3 +290,14 @@ def test_cases_have_the_layout_of_their_family():
         model = _cases.model(name)
         layout = find_family(model).layout(model, tuple(images(name).shape[-2:]))
         assert (layout.prefix, layout.grid) == (case.prefix, case.grid)
+
+
+def test_flex_attention_is_named():
+    """It cannot run under a dispatch mode, whose error says nothing to a user."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    config = transformers.Dinov2Config(**sizes, attn_implementation="flex_attention")
+    model = transformers.Dinov2Model(config).eval()
+    with nothing_left(model), pytest.raises(ValueError, match="with flex_attention, whose kernel cannot be observed"):
+        tokenlens.record(model, torch.randn(1, 3, 32, 32))

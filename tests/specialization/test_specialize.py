@@ -20,9 +20,11 @@ from tokenlens.specialization.base import SpecializedModule, components
 
 COMPONENTS = Specialization.components()
 WITH_SPECIAL_TOKENS = sorted(name for name, kind in KINDS.items() if kind.prefix)
-LAYER_SCALE = re.compile(r"\.(ls\d?|layer_scale\d|gamma_\d|gamma)\b")
+LAYER_SCALE = re.compile(r"\.(ls\d?|layer_scale\d|gamma_\d|gamma|lambda_\d)\b")
 """Names of the parameters of LayerScale in all families."""
 REFUSED = {("torchvision_vit", "qkv"), ("torchvision_vit", "proj"), ("timm_parallel", "qkv"), ("timm_parallel", "mlp")}
+REFUSED |= {("clip_open", "qkv"), ("clip_open", "proj"), ("hf_mlcd", "proj")}
+REFUSED |= {("clip_openai", component) for component in COMPONENTS}
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

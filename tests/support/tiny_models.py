@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.support import clip_layouts
 from tests.support.capi_layout import EncoderDecoder
 from tests.support.dino_layouts import Dinov3VisionTransformer, DinoVisionTransformer, VisionTransformer
 
@@ -29,7 +30,7 @@ class Kind:
     Args:
         make: creates the model.
         family: name of its family.
-        prefix, grid: its token layout.
+        prefix, grid, patch_start: its token layout.
         image_size, patch_size: size of its images and patches in pixels.
         scores: the scale still to be applied to q·k if the model computes softmax(QKᵀ) itself, else None.
         blocks: number of its blocks.
@@ -51,6 +52,7 @@ class Kind:
     residual: bool = True
     norms: bool = True
     final_norm: bool = True
+    patch_start: int | None = None
 
 
 def tiny_timm(name: str, **kwargs: Any) -> nn.Module:
@@ -94,6 +96,17 @@ def _torchvision() -> nn.Module:
     return VisionTransformer(
         image_size=32, patch_size=8, num_layers=DEPTH, num_heads=HEADS, hidden_dim=DIM, mlp_dim=2 * DIM, num_classes=5
     )
+
+
+def _hf_siglip2(model: str = "Siglip2VisionModel", attention: str = "sdpa") -> nn.Module:
+    import transformers
+
+    vision = _HF_SIZES | {"num_patches": 16, "patch_size": 8, "attn_implementation": attention}
+    if model == "Siglip2VisionModel":
+        return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**vision))
+    text = _HF_SIZES | {"vocab_size": 99, "projection_size": DIM}
+    config = transformers.Siglip2Config(vision_config=vision, text_config=text, attn_implementation=attention)
+    return getattr(transformers, model)(config)
 
 
 _REGISTERS = ("cls", "reg", "reg", "reg", "reg")
@@ -184,7 +197,72 @@ KINDS: dict[str, Kind] = {
     "dinov3_hub_untied": Kind(partial(Dinov3VisionTransformer, untie_cls=True), "dino_hub", _REGISTERS),
     "dinov3_hub_untied_local": Kind(partial(Dinov3VisionTransformer, untie_local=True), "dino_hub", _REGISTERS),
     "capi_rms": Kind(EncoderDecoder, "capi", ("reg",) * 4),
+    # OpenAI's CLIP, whose blocks take (tokens, images, channels), and open_clip
+    "clip_openai": Kind(clip_layouts.VisionTransformer, "clip", **_POOLED),
+    "clip_open": Kind(partial(clip_layouts.VisionTransformer, "open_clip", layer_scale=True), "clip"),
+    # more of Hugging Face transformers
+    "hf_aimv2": Kind(partial(_hf, "Aimv2VisionModel"), "hf_vit", ()),
+    "hf_aimv2_native": Kind(partial(_hf, "Aimv2VisionModel", is_native=True), "hf_vit", (), (2, 5), (16, 40)),
+    "hf_mlcd": Kind(partial(_hf, "MLCDVisionModel"), "hf_vit", **_POOLED),
+    "hf_blip": Kind(partial(_hf, "BlipVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE, **_POOLED),
+    "hf_beit": Kind(partial(_hf, "BeitModel", use_relative_position_bias=True), "hf_beit", **_POOLED),
+    "hf_beit_shared_bias": Kind(
+        partial(_hf, "BeitForMaskedImageModeling", use_shared_relative_position_bias=True, use_mean_pooling=False),
+        "hf_beit",
+    ),
+    "hf_data2vec_beit": Kind(
+        partial(_hf, "Data2VecVisionModel", use_relative_position_bias=True), "hf_beit", **_POOLED
+    ),
+    "hf_internvl": Kind(
+        partial(
+            _hf,
+            "InternVLVisionModel",
+            image_size=[32, 32],
+            patch_size=[8, 8],
+            use_absolute_position_embeddings=True,
+            use_qk_norm=True,
+            use_mean_pooling=False,
+        ),
+        "hf_beit",
+    ),
+    "hf_mae": Kind(partial(_hf, "ViTMAEModel"), "hf_mae"),
+    "hf_siglip2_vision": Kind(_hf_siglip2, "hf_siglip2", (), (2, 5), (16, 40)),
+    "hf_siglip2": Kind(partial(_hf_siglip2, "Siglip2Model", "eager"), "hf_siglip2", (), scores=HEAD_SCALE),
 }
+
+
+KIN: dict[str, Kind] = {
+    "hf_pixio": Kind(partial(_hf, "PixioModel", n_cls_tokens=8), "hf_vit", ("cls",) * 8),
+    "hf_tips2": Kind(partial(_hf, "Tipsv2VisionModel", num_register_tokens=1), "hf_vit", ("cls", "summary")),
+    "hf_yolos": Kind(
+        partial(_hf, "YolosModel", image_size=[32, 32], num_detection_tokens=3, use_mid_position_embeddings=False),
+        "hf_vit",
+        ("cls", "det", "det", "det"),
+        patch_start=1,
+    ),
+    "hf_sapiens2": Kind(partial(_hf, "Sapiens2Model", num_register_tokens=4), "hf_vit", _REGISTERS),
+    "hf_metaclip2": Kind(partial(_hf, "MetaClip2VisionModel"), "hf_vit", **_POOLED),
+    "hf_chinese_clip": Kind(partial(_hf, "ChineseCLIPVisionModel"), "hf_vit", **_POOLED),
+    "hf_altclip": Kind(partial(_hf, "AltCLIPVisionModel"), "hf_vit", **_POOLED),
+    "hf_clipseg": Kind(partial(_hf, "CLIPSegVisionModel"), "hf_vit", **_POOLED),
+    "hf_git": Kind(partial(_hf, "GitVisionModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_blip2": Kind(partial(_hf, "Blip2VisionModel"), "hf_vit", **_POOLED),
+    "hf_instructblip": Kind(partial(_hf, "InstructBlipVisionModel"), "hf_vit", **_POOLED),
+    "hf_owlvit": Kind(partial(_hf, "OwlViTVisionModel"), "hf_vit", **_POOLED),
+    "hf_owlv2": Kind(partial(_hf, "Owlv2VisionModel"), "hf_vit", **_POOLED),
+    "hf_dpt": Kind(partial(_hf, "DPTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_flava": Kind(partial(_hf, "FlavaImageModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_mae_pretraining": Kind(
+        partial(_hf, "ViTMAEForPreTraining", decoder_hidden_size=32, decoder_num_attention_heads=2), "hf_mae"
+    ),
+    "hf_beit_classifier": Kind(
+        partial(_hf, "BeitForImageClassification", "eager", use_relative_position_bias=True),
+        "hf_beit",
+        scores=HEAD_SCALE,
+        **_POOLED,
+    ),
+}
+"""More models of transformers, whose blocks have the parts of one of the above; their tests are in test_hf.py."""
 
 
 def _randomize(model: nn.Module, seed: int) -> nn.Module:
@@ -200,13 +278,13 @@ def build(name: str) -> nn.Module:
     seed = zlib.crc32(name.encode())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _randomize(KINDS[name].make(), seed)
+        return _randomize((KINDS | KIN)[name].make(), seed)
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for name in KINDS}
+MODELS: dict[str, Callable[[], nn.Module]] = {name: partial(build, name) for name in KINDS | KIN}
 
 
 def images(name: str, count: int = 2) -> Tensor:
     """Return images (count, 3, height, width) of the size that the model takes, the same each time."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1)
-    return torch.randn(count, 3, *KINDS[name].image_size, generator=generator)
+    return torch.randn(count, 3, *(KINDS | KIN)[name].image_size, generator=generator)

@@ -52,9 +52,9 @@ def analyze(
     """Run a model over images once and measure how its CLS, register and patch tokens differ at every site.
 
     Args:
-        model: a name (timm, ``hf-hub:``, ``local-dir:``, a run folder of a training) or any module that a family knows;
-            it is not modified.
-        images: a folder, a file, ``"sample"``, ``hfds/…``, ``wds/…``, a preprocessed tensor (N, 3, H, W), a Dataset
+        model: a name (timm, ``hf-hub:``, ``local-dir:``, a run folder of a training) or any module that a family knows,
+            alone or as the only one inside a wrapper; it is not modified.
+        images: a folder, a file, ``"sample"``, ``hfds/…``, ``wds/…``, a preprocessed tensor (N, C, H, W), a Dataset
             or a DataLoader.
         metrics: names from ``tokenlens list metrics``, ``Metric`` classes or instances, or ``"all"``. By default every
             metric at the sites that cost little; a metric that is named is taken at its expensive sites as well.

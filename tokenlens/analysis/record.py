@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenlens.analysis.run import no_usable_image, open_for_model, to_model
+from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families.base import Family
 from tokenlens.images.batches import iterate_batches
 from tokenlens.images.sources import check_seed
@@ -62,8 +62,9 @@ def record(
         names += batch.names
     if not parts:
         raise no_usable_image(source.description, source.skipped)
-    pixels_B3HW = torch.cat(parts)
-    height, width = pixels_B3HW.shape[-2:]
+    pixels_BCHW = torch.cat(parts)
+    check_channels(pixels_BCHW, loaded)
+    height, width = pixels_BCHW.shape[-2:]
     layout = loaded.family.layout(loaded.module, (height, width))
     block_layouts = {
         number: own
@@ -75,7 +76,7 @@ def record(
     recording = Recording(
         layout,
         model=loaded.name,
-        images=pixels_B3HW,
+        images=pixels_BCHW,
         names=names,
         mean=mean,
         std=std,
@@ -88,5 +89,5 @@ def record(
         evaluating(loaded.module),
         Recorder(loaded.module, loaded.family, layout, keeper, sites=watched, blocks=blocks) as recorder,
     ):
-        recorder.run(to_model(pixels_B3HW, loaded.module))
+        recorder.run(to_model(pixels_BCHW, loaded.module))
     return recording

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ class AnalysisRun:
         self._groups = group_blocks(module, family, self.layout, self.chosen, self.keep_images, self.expensive)
         self.applicable = [metric for group in self._groups for metric in group.metrics]
         known = {metric.name for metric in self.applicable}
-        self.notes = [note for note in (self.layout.border_note(image_size), *family.notes(module)) if note]
+        notes = (self.loaded.note, self.layout.border_note(image_size), *family.notes(module))
+        self.notes = [note for note in notes if note]
         partly: dict[str, list[str]] = {}
         for name in (metric.name for metric in self.chosen):
             reasons = {
@@ -70,11 +72,12 @@ class AnalysisRun:
                 self.not_applicable[name] = "; ".join(f"{where}: {reason}" for where, reason in reasons.items())
         self.notes += [f"Left out in {reason}: {', '.join(names)}." for reason, names in partly.items()]
         if not self.applicable:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_applicable.items())
-            raise ValueError(f"none of the chosen metrics applies to {self.loaded.name} ({reasons})")
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.not_applicable.items())
+            raise ValueError(f"none of the chosen metrics applies to {self.loaded.name} ({why})")
 
     def process_batch(self, batch: Batch, amp: bool) -> None:
         """Run one forward pass and reduce its activations."""
+        check_channels(batch.images, self.loaded)
         height, width = batch.images.shape[-2:]
         if self.layout is None:
             self._prepare((height, width))
@@ -183,16 +186,34 @@ def _of_all_blocks(array: NamedArray, rows: Sequence[Row], blocks: int, others: 
     return NamedArray(whole, array.dims, array.unit)
 
 
-def to_model(pixels_B3HW: Tensor, module: nn.Module) -> Tensor:
+def to_model(pixels_BCHW: Tensor, module: nn.Module) -> Tensor:
     """Return images on the device and in the precision of the model's weights."""
     weights = next(module.parameters())
-    return pixels_B3HW.to(weights.device, weights.dtype, non_blocking=True)
+    return pixels_BCHW.to(weights.device, weights.dtype, non_blocking=True)
+
+
+def check_channels(images_NCHW: Tensor, loaded: LoadedModel) -> None:
+    """Raise ValueError unless images have the number of channels that the model takes."""
+    if images_NCHW.ndim == 4 and images_NCHW.shape[1] != loaded.channels:
+        raise ValueError(
+            f"this {loaded.name} takes images of {loaded.channels} channels, N×{loaded.channels}×height×width, got "
+            f"{'×'.join(map(str, images_NCHW.shape))}"
+        )
 
 
 def open_for_model(images: Any, loaded: LoadedModel, limit: int | None, seed: int) -> ImageSource:
-    """Open images with the model's transform; tensors and DataLoaders keep their own size."""
+    """Open images with the model's transform; tensors and DataLoaders keep their own size.
+
+    Raises:
+        ValueError: for images of another number of channels than the model takes; and as ``open_images``.
+    """
+    if isinstance(images, Tensor):
+        check_channels(images, loaded)
     size = None if isinstance(images, Tensor | DataLoader) else loaded.image_size
-    return open_images(images, transform=loaded.transform(), limit=limit, seed=seed, image_size=size)
+    # Only a model of 3 channels has a transform of photographs; data sets may have tensors for any other.
+    named = isinstance(images, str | os.PathLike)
+    transform = loaded.transform() if named or loaded.channels == 3 else None
+    return open_images(images, transform=transform, limit=limit, seed=seed, image_size=size)
 
 
 def no_usable_image(description: str, skipped: list[dict[str, str]]) -> ValueError:

@@ -1,6 +1,7 @@
 """Families of Vision Transformers: where the tokens are, and which module is behind each site. One file per family."""
 
 from tokenlens.families._norms import NormParameters, SplitNorm, norm_parameters
+from tokenlens.families._search import FoundViT, find_vit
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
@@ -21,6 +22,7 @@ __all__ = [
     "BlockComponents",
     "BlockTaps",
     "Family",
+    "FoundViT",
     "NormParameters",
     "Pooling",
     "SplitNorm",
@@ -28,6 +30,7 @@ __all__ = [
     "as_height_width",
     "families",
     "find_family",
+    "find_vit",
     "grid_of",
     "image_size_of",
     "is_a",

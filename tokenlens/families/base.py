@@ -5,14 +5,17 @@ Only families and ``specialization/`` know the inside of somebody's model. See d
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
+from tokenlens.families._preprocessing import stored_preprocessing
+from tokenlens.families._unsupported import explain_unsupported, same_in_timm
 from tokenlens.tokens import Site, TokenLayout
 
 families = Catalog("tokenlens.families", "family", base="Family")
@@ -26,12 +29,15 @@ class Tap:
 
     Args:
         module: the module.
-        side: its input or its output.
+        side: whether the tensor is the module's input or its output.
+        gain: a bare parameter (D,) that the block multiplies the output by, as in ``x + gamma * attn(x)``. The site is
+            then the product, which no module outputs.
         plus: further modules whose outputs are added, where a block has several branches in parallel.
     """
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
+    gain: Tensor | None = None
     plus: tuple[nn.Module, ...] = ()
 
 
@@ -46,12 +52,15 @@ class BlockTaps:
         attention: the module inside which the attention kernel runs, once per forward pass; None where attention is
             left out, because its pattern is not what the block mixes tokens with.
         parallel: number of attentions that run inside that module, side by side; the heads of all of them are joined.
+        sequence_first: whether the tensors of the block are (tokens, images, channels), as ``nn.MultiheadAttention``
+            takes them by default, instead of (images, tokens, channels).
         queries: number of tokens that attend, the first ones; None for all.
     """
 
     sites: Mapping[Site, Tap]
     attention: nn.Module | None
     parallel: int = 1
+    sequence_first: bool = False
     queries: int | None = None
 
 
@@ -116,7 +125,7 @@ class Family(ABC):
         return layout
 
     def notes(self, model: nn.Module) -> list[str]:
-        """Return sentences on what is left out of this model and why, for its reports."""
+        """Return sentences for the reports on what is left out of this model, or runs otherwise, and why."""
         return []
 
     @abstractmethod
@@ -142,6 +151,18 @@ class Family(ABC):
         """Return the norm over all tokens after the last block, or None if there is none."""
         return None
 
+    def preprocessing(self, model: nn.Module) -> Mapping[str, Any]:
+        """Return the preprocessing that the model states, in timm's words (``mean``, ``std``, …); empty for none."""
+        return stored_preprocessing(model)
+
+    def channels(self, model: nn.Module) -> int:
+        """Return the number of channels of the model's images: the input of its first convolution."""
+        stated = getattr(getattr(model, "config", None), "num_channels", None)
+        if isinstance(stated, int):
+            return stated
+        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+        return 3 if first is None else first.in_channels
+
     def pooling(self, model: nn.Module) -> Pooling | None:
         """Return the module that pools the tokens by the attention of a latent, or None if there is none."""
         return None
@@ -155,8 +176,9 @@ def residual_taps(
     block: nn.Module,
     attention: nn.Module,
     norms: tuple[nn.Module, nn.Module],
-    branches: tuple[nn.Module, nn.Module],
+    branches: tuple[nn.Module | Tap, nn.Module | Tap],
     resid_mid: Tap | None = None,
+    sequence_first: bool = False,
 ) -> BlockTaps:
     """Return the taps of a block with two residual branches, attention and MLP.
 
@@ -164,45 +186,111 @@ def residual_taps(
         block: the block.
         attention: the module inside which the attention kernel runs.
         norms: the norms of both branches.
-        branches: the modules whose outputs are added to the residual stream.
+        branches: the modules whose outputs are added to the residual stream, or their taps.
         resid_mid: the residual stream between the branches; by default the input of the second norm.
+        sequence_first: as in ``BlockTaps``.
     """
+    attn_out, mlp_out = (branch if isinstance(branch, Tap) else Tap(branch) for branch in branches)
     sites = {
         Site.RESID_PRE: Tap(block, "input"),
         Site.NORM1: Tap(norms[0]),
-        Site.ATTN_OUT: Tap(branches[0]),
+        Site.ATTN_OUT: attn_out,
         Site.RESID_MID: resid_mid or Tap(norms[1], "input"),
         Site.NORM2: Tap(norms[1]),
-        Site.MLP_OUT: Tap(branches[1]),
+        Site.MLP_OUT: mlp_out,
         Site.RESID_POST: Tap(block),
     }
-    return BlockTaps(sites, attention)
+    return BlockTaps(sites, attention, sequence_first=sequence_first)
+
+
+_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+SHARDED = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
+TRANSPARENT = (
+    _COMPILED,
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+)
+"""Wrappers that pass images on to the module inside as they are."""
 
 
 def find_family(model: nn.Module) -> Family:
     """Find the family of a model.
 
     Raises:
-        LookupError: if there is none, or the model is compiled.
+        LookupError: if there is none, or the model is compiled; with the Vision Transformers inside it, if there are
+            any, or else the reason why it cannot be analyzed, if it is a known one.
     """
     for path, module in model.named_modules():
-        if is_a(module, "torch._dynamo.eval_frame.OptimizedModule") or module._compiled_call_impl is not None:
+        if is_a(module, _COMPILED) or module._compiled_call_impl is not None:
             raise LookupError(
                 f"{path or 'the model'} is compiled (torch.compile); forward hooks do not fire reliably inside "
                 "compiled code. Pass the original module: model._orig_mod, or a model before compile()."
             )
-    for name in families.names():
-        family: Family = families.get(name)()
-        if family.matches(model):
-            return family
+    family = _match(model)
+    if family is None:
+        raise explain_no_family(model)
+    return family
+
+
+def find_vits(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
+    """Find the Vision Transformers in a module, itself or inside wrappers, by path; none inside another."""
+
+    def search(module: nn.Module, path: str) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        # Compiled and sharded modules show the attributes of the module inside as theirs.
+        family = None if is_a(module, _COMPILED, SHARDED) else _match(module)
+        if family is not None:
+            found[path] = module, family
+            return
+        for name, child in module.named_children():
+            search(child, f"{path}.{name}" if path else name)
+
+    found: dict[str, tuple[nn.Module, Family]] = {}
+    seen: set[nn.Module] = set()
+    search(model, "")
+    return found
+
+
+def explain_no_family(model: nn.Module) -> LookupError:
+    """Return the error for a model that is not of a family: what is inside it, or why none can analyze it."""
     cls = type(model)
-    inner = getattr(model, "module", None)
-    wrapped = f"It wraps a {type(inner).__qualname__}; pass model.module. " if isinstance(inner, nn.Module) else ""
-    raise LookupError(
-        f"tokenlens has no family for {cls.__module__}.{cls.__qualname__}. {wrapped}Known families: "
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if any(is_a(module, SHARDED) for module in model.modules()):
+        return LookupError(
+            f"the weights of this {cls.__qualname__} are sharded by FullyShardedDataParallel; pass model.module inside "
+            "`with FullyShardedDataParallel.summon_full_params(model):`, or load saved weights into a plain model"
+        )
+    inside = [f"{path} ({type(part).__qualname__}, {family.name})" for path, (part, family) in find_vits(model).items()]
+    if inside:
+        count = "one Vision Transformer" if len(inside) == 1 else f"{len(inside)} Vision Transformers"
+        return LookupError(
+            f"{name} is not a Vision Transformer itself but holds {count}: {', '.join(inside)}. "
+            f"Pass {'it' if len(inside) == 1 else 'one of them'}: model.get_submodule({inside[0].partition(' (')[0]!r})"
+        )
+    instead = same_in_timm(model)
+    if instead is not None:
+        return LookupError(
+            f"tokenlens has no family for {name}, but for the same architecture of timm: {instead}. Load the weights "
+            "into that model"
+        )
+    reason = explain_unsupported(model)
+    if reason is not None:
+        return LookupError(
+            f"{name} cannot be analyzed: {reason}. tokenlens follows CLS and a constant number of patch tokens through "
+            "blocks of attention; `tokenlens list families` shows the Vision Transformers that it knows"
+        )
+    return LookupError(
+        f"tokenlens has no family for {name}. Known families: "
         f"{', '.join(families.names())}. Write a Family with layout(), blocks() and taps(), and pass it as family=… "
         "(docs/add-a-family.md has a complete example)."
     )
+
+
+def _match(model: nn.Module) -> Family | None:
+    every: Iterator[Family] = (families.get(name)() for name in families.names())
+    return next((family for family in every if family.matches(model)), None)
 
 
 def is_a(module: object, *classes: str) -> bool:
@@ -225,7 +313,7 @@ def as_height_width(size: Any) -> tuple[int, int]:
 def image_size_of(module: nn.Module) -> tuple[int, int] | None:
     """Return the (height, width) that a module states for its images, or None if it states none.
 
-    Knows the attributes of timm, DINO and DINOv2, Hugging Face and torchvision.
+    Knows the attributes of timm, DINO and DINOv2, Hugging Face, torchvision, OpenAI's CLIP and open_clip.
     """
     config = getattr(module, "config", None)
     for owner, attribute in (
@@ -234,12 +322,17 @@ def image_size_of(module: nn.Module) -> tuple[int, int] | None:
         (getattr(config, "vision_config", None), "image_size"),
         (module, "image_size"),
         (module, "img_size"),
+        (module, "input_resolution"),
     ):
         size = getattr(owner, attribute, None)
         if isinstance(size, Mapping):
             size = (size["height"], size["width"])
         if isinstance(size, int | Sequence):
             return as_height_width(size)
+    for part in (config, getattr(config, "vision_config", None)):
+        patches, patch_size = (getattr(part, name, None) for name in ("num_patches", "patch_size"))
+        if isinstance(patches, int) and isinstance(patch_size, int):  # SigLIP 2: of the position embedding
+            return as_height_width(math.isqrt(patches) * patch_size)
     published = getattr(module, "pretrained_cfg", None) or {}
     return as_height_width(published["input_size"][-2:]) if "input_size" in published else None
 

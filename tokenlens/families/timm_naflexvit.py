@@ -21,6 +21,10 @@ class TimmNaFlexVit(TimmFamily):
             return (-(-image_size[0] // patch_rows), -(-image_size[1] // patch_columns))
         return grid_of(image_size, (patch_rows, patch_columns))
 
+    def channels(self, model: Any) -> int:
+        """Return the number of channels; the embedding of patches may be linear."""
+        return int(model.in_chans)
+
     def patch_size(self, model: Any) -> tuple[int, int]:
         """Return height and width of a patch in pixels."""
         return as_height_width(model.embeds.patch_size)

@@ -1,6 +1,6 @@
 """Images given as PyTorch objects: a tensor, a ``Dataset`` or an ``IterableDataset``."""
 
-# Shapes: N images, H height, W width.
+# Shapes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ READ_ERRORS = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class TensorImages:
-    """The rows of a tensor (N, 3, H, W)."""
+    """The rows of a tensor (N, C, H, W)."""
 
-    def __init__(self, images_N3HW: Tensor) -> None:
-        self.images_N3HW = images_N3HW
+    def __init__(self, images_NCHW: Tensor) -> None:
+        self.images_NCHW = images_NCHW
 
     def __len__(self) -> int:
-        return len(self.images_N3HW)
+        return len(self.images_NCHW)
 
     def __getitem__(self, index: int) -> RawImage:
-        return RawImage(f"image {index}", self.images_N3HW[index])
+        return RawImage(f"image {index}", self.images_NCHW[index])
 
 
 def check_tensor(images: Tensor, image_size: tuple[int, int] | None, name: str = "the tensor of images") -> None:
-    """Check that a tensor holds preprocessed images (N, 3, H, W).
+    """Check that a tensor holds preprocessed images (N, C, H, W); how many channels, the model decides.
 
     Args:
         images: the tensor.
@@ -45,8 +45,8 @@ def check_tensor(images: Tensor, image_size: tuple[int, int] | None, name: str =
         ValueError: if the shape, dtype or size is wrong, or a value is not finite.
     """
     shape = "×".join(map(str, images.shape)) or "none"
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{name} must have the shape N×3×height×width, got {shape}")
+    if images.ndim != 4:
+        raise ValueError(f"{name} must have the shape N×channels×height×width, got {shape}")
     if not images.is_floating_point():
         raise ValueError(
             f"{name} must hold preprocessed floating-point numbers, got {images.dtype}; apply the model's transform "

@@ -5,7 +5,7 @@ from tokenlens.models.check import ModelCheck, check
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
 from tokenlens.models.creation import create_meta_model
 from tokenlens.models.fitting import FittedWeights, fit_weights
-from tokenlens.models.loading import LoadedModel, load_model
+from tokenlens.models.loading import LoadedModel, ModelWarning, load_model
 from tokenlens.models.names import ModelSource, find_model_source, find_weights_file, read_training_settings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LoadedModel",
     "ModelCheck",
     "ModelSource",
+    "ModelWarning",
     "check",
     "create_meta_model",
     "find_model_source",

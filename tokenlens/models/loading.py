@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from tokenlens.families.base import Family, find_family, image_size_of
+from tokenlens.families import Family, FoundViT, find_vit, image_size_of
 from tokenlens.models.checkpoints import weights_sha256
 from tokenlens.models.creation import check_size, create_model, create_with_checkpoint, create_with_published_weights
 from tokenlens.models.names import FORMS, find_model_source
 from tokenlens.models.transformers_format import stated_image_size
+
+
+class ModelWarning(UserWarning):
+    """A remark on where in a wrapper the model was found."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class LoadedModel:
         name: the name as it was given; the class name of a module that was passed in.
         family: the family that the model belongs to.
         image_size: (height, width) in pixels of the images that the model takes.
-        data_config: ``input_size`` (3, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
+        data_config: ``input_size`` (channels, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
             ``crop_mode``; and ``assumed`` if the model states no preprocessing.
         weights: ``source``, ``sha256`` (of the checkpoint file, or else of the state dict), ``pretrained`` (bool) and
             ``steps`` (a sentence for each thing that was unwrapped, renamed, resized or left out).
         untrained: whether the weights are random.
+        note: where in which wrapper the model was found; empty if it was not inside another module.
     """
 
     module: nn.Module
@@ -43,6 +49,12 @@ class LoadedModel:
     data_config: dict[str, Any]
     weights: dict[str, Any]
     untrained: bool
+    note: str = ""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images that the model takes, 3 for photographs."""
+        return self.family.channels(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +63,16 @@ class LoadedModel:
         return torch.device("cpu") if tensor is None else tensor.device
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Return timm's evaluation transform from an RGB image to (3, height, width), for the model's image size."""
+        """Return timm's evaluation transform from an RGB image to (3, height, width), for the model's image size.
+
+        Raises:
+            ValueError: if the model does not take images of 3 channels.
+        """
+        if self.channels != 3:
+            raise ValueError(
+                f"this {self.name} takes images of {self.channels} channels, but photographs have 3; pass preprocessed "
+                f"images as a tensor (N, {self.channels}, height, width) or a DataLoader of such tensors"
+            )
         config = {key: value for key, value in self.data_config.items() if key != "assumed"}
         transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
         return transform
@@ -75,7 +96,7 @@ def load_model(
         model: the name of a model that comes with tokenlens (``tokenlens_tiny``), a timm name with or without a
             weights tag, ``hf-hub:owner/name[@revision]`` or ``local-dir:PATH`` (in the format of timm or Transformers),
             the path of such a folder or of the run folder of a training, ``specialized:PRESET:NAME`` of one of these,
-            or an ``nn.Module`` of any family.
+            or an ``nn.Module`` of any family, alone or as the only Vision Transformer inside a wrapper.
         pretrained: load the published weights. ``False`` gives random weights from ``seed`` and marks the model as
             untrained; for a module it declares that its weights are random.
         checkpoint: weights to load strictly instead of the published ones: a file, a folder of shards, or their index.
@@ -87,9 +108,9 @@ def load_model(
         family: the family of a model that tokenlens does not know.
 
     Raises:
-        LookupError: for an unknown name (with similar ones) and a model of no known family.
-        ValueError: for weights that cannot be downloaded (which are never replaced by random ones), a checkpoint that
-            does not fit (with the keys), and an invalid size or device.
+        LookupError: for an unknown name (with similar ones), a model of no known family, and a wrapper of several.
+        ValueError: for weights on the meta device or that cannot be downloaded (which are never replaced by random
+            ones), a checkpoint that does not fit (with the keys), and an invalid size or device.
     """
     size = None if img_size is None else check_size(img_size)
     if checkpoint is not None and not pretrained:
@@ -104,7 +125,9 @@ def load_model(
                 f"a checkpoint needs the name of a model, but a {name} module was passed; load the weights into it "
                 "yourself"
             )
-        family = family or find_family(module)
+        found = find_vit(module, family)
+        module, name = found.module, type(found.module).__qualname__
+        _check_materialized(module)
         weights = {
             "source": "module as handed over",
             "sha256": weights_sha256(module),
@@ -124,10 +147,13 @@ def load_model(
             else:
                 module, label = create_model(source, size), f"random initialisation, seed {seed}"
                 weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False, "steps": []}
-        module.eval()
+        found = find_vit(module.eval(), family)
+        module = found.module
     else:
         raise ValueError(f"a model is a name or an nn.Module, got {type(model).__qualname__}; a name is {FORMS}")
-    family = family or find_family(module)
+    family = found.family
+    if found.note:
+        warnings.warn(found.note, ModelWarning, stacklevel=2)
     image_size = (
         size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
     )
@@ -139,16 +165,28 @@ def load_model(
         name=name,
         family=family,
         image_size=image_size,
-        data_config=_resolve_data_config(module, image_size),
+        data_config=_resolve_data_config(found, image_size),
         weights=weights,
         untrained=not weights["pretrained"],
+        note=found.note,
     )
 
 
-def _resolve_data_config(module: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
+def _check_materialized(module: nn.Module) -> None:
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError(
+            f"weights of this {type(module).__qualname__} are on the meta device, which holds no values; load them "
+            "(model.load_state_dict(weights, assign=True)) or create the model on the CPU or a GPU"
+        )
+
+
+def _resolve_data_config(found: FoundViT, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return timm's data configuration for this image size; by itself, timm ignores ``img_size`` of DINOv2."""
-    published = getattr(module, "pretrained_cfg", None) or {}
-    config = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=published, model=module)
+    published = dict(found.preprocessing)
+    channels = found.family.channels(found.module)
+    config = resolve_data_config({"input_size": (channels, *image_size)}, pretrained_cfg=published, model=found.module)
+    if channels != 3:  # no photographs, so nothing is normalized
+        return config | {"mean": (0.0,) * channels, "std": (1.0,) * channels, "assumed": "preprocessed images"}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
     if not published:
         config["assumed"] = "ImageNet defaults"

@@ -118,6 +118,8 @@ def photograph(recording: Recording, image: int) -> NDArray[np.float32]:
     """Return an image as the model saw it, with the normalization undone: RGB in [0, 1], (height, width, 3)."""
     check_image(recording, image)
     assert recording.images is not None
+    if recording.images.shape[1] != 3:
+        raise ValueError(f"maps are drawn on photographs of 3 channels; these images have {recording.images.shape[1]}")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recording.mean, recording.std))
     pixels: NDArray[np.float32] = (recording.images[image] * std + mean).clamp(0, 1).permute(1, 2, 0).float().numpy()
     return pixels

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +156,16 @@ class Recorder:
     def run(self, images: Tensor) -> Any:
         """Run the model and return its output, after checking that every expected site was seen."""
         self._seen.clear()
-        output = self.family.forward(self.model, images)
+        try:
+            output = self.family.forward(self.model, images)
+        except Exception as error:
+            if _comes_from_flex_attention(error):
+                raise ValueError(
+                    f"this {type(self.model).__qualname__} computes attention with flex_attention, whose kernel cannot "
+                    "be observed; switch to scaled_dot_product_attention (in transformers "
+                    "model.set_attn_implementation('sdpa'))"
+                ) from error
+            raise
         missing = self.expected - self._seen
         if missing:
             raise IncompleteRecording(_missing_text(missing, self.model))
@@ -169,13 +179,13 @@ class Recorder:
             if site not in self.sites:
                 continue
             if site in NORM_SITES:
-                self._hook_norm(block, site, tap.module)
+                self._hook_norm(block, site, tap.module, taps.sequence_first)
             else:
-                self._hook_tokens(block, site, tap)
+                self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
             self._hook_attention(block, taps)
 
-    def _hook_tokens(self, block: int, site: Site, tap: Tap) -> None:
+    def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
         modules = (tap.module, *tap.plus)
         parts: list[Tensor] = []
@@ -188,7 +198,9 @@ class Recorder:
                     return
                 x = torch.stack(parts).sum(0)
                 parts.clear()
-            x = self._check_tokens(block, site, x)
+            x = self._check_tokens(block, site, x, sequence_first)
+            if tap.gain is not None:
+                x = tap.gain.detach() * x.detach()
             self._notify(x, self.observer.tokens, block, site, x)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -203,16 +215,18 @@ class Recorder:
             else:
                 self._handles.append(module.register_forward_hook(after))
 
-    def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
+    def _hook_norm(self, block: int | None, site: Site, module: nn.Module, sequence_first: bool = False) -> None:
         self.expected.add((block, site))
         if isinstance(module, SplitNorm):
             self._hook_split_norm(block, site, module)
             return
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            y = self._check_tokens(block, site, _first_tensor(output))
+            y = self._check_tokens(block, site, _first_tensor(output), sequence_first)
             x = _first_tensor((args, kwargs))
             assert x is not None
+            if sequence_first:
+                x = x.transpose(0, 1)
             assert x.shape == y.shape
             self._notify(y, self.observer.norm, block, site, module, x, y)
 
@@ -244,7 +258,9 @@ class Recorder:
             self._mark_seen((block, "attention"))
             self._notify(call.q_BHTd, self.observer.attention, block, call)
 
-        self._capture(taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe)
+        self._capture(
+            taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe, taps.sequence_first
+        )
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
         key, layout = (None, str(Site.POOL)), self.layout
@@ -266,6 +282,7 @@ class Recorder:
         parallel: int,
         queries: int | None,
         observe: Callable[[AttentionCall, Tensor, Tensor], None],
+        sequence_first: bool = False,
     ) -> None:
         """Capture the attention inside a module, and pass it on with the module's input and output."""
         # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
@@ -274,7 +291,8 @@ class Recorder:
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
-            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), tokens, parallel, queries)
+            images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
+            capture = AttentionCapture(images, tokens, parallel, queries)
             self._mode = capture if fast_path else SelectiveCapture(capture)
             self._mode.__enter__()
 
@@ -294,11 +312,13 @@ class Recorder:
         mode.__exit__(None, None, None)
         return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
 
-    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
+    def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
+        if sequence_first:
+            x = x.transpose(0, 1)
         (self.layout if block is None else self._layouts[block]).check(x.shape[1])
         self._mark_seen((block, site))
         return x
@@ -321,6 +341,12 @@ class Recorder:
             method(*arguments)
 
 
+def _comes_from_flex_attention(error: BaseException) -> bool:
+    """Return whether an error was raised inside flex_attention, which does not run under a dispatch mode."""
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.endswith("flex_attention.py") for name in frames)
+
+
 def _key_text(key: Key) -> str:
     return str(key[1]) if key[0] is None else f"block {key[0]} {key[1]}"
 
@@ -331,6 +357,7 @@ def _missing_text(missing: set[Key], model: nn.Module) -> str:
     return (
         f"the forward pass of {type(model).__qualname__} did not reach {len(names)} expected sites: {shown}. "
         "Forward hooks do not fire inside a compiled model (torch.compile, torch.jit) or on the fast path of "
-        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) is not seen. "
+        "nn.TransformerEncoder, and attention that runs neither a fused kernel nor softmax(QKᵀ) (flex_attention, "
+        "xFormers) is not seen. "
         "Pass the plain eager module, or a Family that names modules that do run."
     )
