@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import time
 from importlib import import_module
 from pathlib import Path
