@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
-from tokenlens.reduction.compilation import describe_kernels
+from tokenlens.reduction.choice import describe_kernels
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")

@@ -20,7 +20,7 @@ from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
-from tokenlens.reduction.compilation import describe_kernels
+from tokenlens.reduction.choice import describe_kernels
 from tokenlens.specialization import get_plan
 from tokenlens.storage.provenance import made_by
 

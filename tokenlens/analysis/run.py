@@ -28,7 +28,7 @@ from tokenlens.metrics import (
 from tokenlens.models.loading import LoadedModel
 from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction.buffers import keep_freed_memory
-from tokenlens.reduction.compilation import kernels_for
+from tokenlens.reduction.choice import kernels_for
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import (
     AttentionSummary,

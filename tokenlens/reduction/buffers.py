@@ -76,7 +76,7 @@ class Buffers:
         Args:
             name: name of the field.
             tail: its shape for one image.
-            like: the tensor that is reduced, (B, …), with the precision and device of the result.
+            like: the tensor that is reduced, (B, …); results are in its precision, or float32 for half precision.
 
         Raises:
             ValueError: if the number of images, the precision or the order of the slots is not that of the first pass.
@@ -85,16 +85,17 @@ class Buffers:
             raise ValueError(
                 f"a site has {len(like)} images in a forward pass of {self._images}; every site must see each one once"
             )
+        dtype = torch.promote_types(like.dtype, torch.float32)
         if not self.capacity:
             row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._order)
-            self._order.append((Slot(name, tail, row), like.new_empty((self._images, *tail))))
+            self._order.append((Slot(name, tail, row), like.new_empty((self._images, *tail), dtype=dtype)))
             return self._order[-1]
         if self._next < len(self._current):
             slot, memory = self._current[self._next]
             if slot.name == name and slot.tail == tail:
-                if memory.dtype != like.dtype:
+                if memory.dtype != dtype:
                     raise ValueError(
-                        f"one site computes in {like.dtype}, another in {memory.dtype}; run the whole model in one "
+                        f"one site computes in {dtype}, another in {memory.dtype}; run the whole model in one "
                         "precision, or under autocast (amp)"
                     )
                 self._next += 1

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from tokenlens.recording.attention import AttentionCall, dots
+from tokenlens.families import NormParameters
+from tokenlens.recording.attention import AttentionCall, as_float, dots
 from tokenlens.tokens import TokenLayout
 
 
@@ -20,6 +23,16 @@ def weighted_sums(weights: Tensor, x: Tensor, out: Tensor) -> None:
     # The user allows matrix products in TF32 or bfloat16, which would round these sums.
     for k, row in enumerate(weights.unbind(-2)):
         torch.sum(row.unsqueeze(-1) * x, dim=-2, out=out.select(-2, k))
+
+
+def compute_statistics(x_BTD: Tensor, parameters: NormParameters, mean_BT: Tensor | None, rstd_BT: Tensor) -> None:
+    """Compute what a norm computes of each token: its mean, None for RMSNorm, and 1/σ with ε in it."""
+    x_BTD = as_float(x_BTD)
+    if mean_BT is not None:
+        torch.mean(x_BTD, dim=-1, out=mean_BT)
+        x_BTD = x_BTD - mean_BT.unsqueeze(-1)
+    variance_BT = torch.linalg.vector_norm(x_BTD, dim=-1).square_().div_(x_BTD.shape[-1])
+    torch.rsqrt(variance_BT.add_(parameters.eps), out=rstd_BT)
 
 
 class Workspace:
@@ -51,10 +64,25 @@ class Workspace:
         return found
 
 
+class TokenOutputs(NamedTuple):
+    """Outputs of the reductions of tokens (B, T, D) or (B, H, T, d), each None if it is not wanted.
+
+    Attributes:
+        norms: (..., T), Euclidean norm of every token.
+        rows: (..., R + K, D), the prefix tokens, then K sums over patches; only together with ``norms``.
+        magnitudes: (B, D), Σ_i |x_i| over patches.
+    """
+
+    norms: Tensor | None = None
+    rows: Tensor | None = None
+    magnitudes: Tensor | None = None
+
+
 class ReductionKernels:
     """The reductions of one model's activations, between ``start`` and ``end`` of a forward pass.
 
-    Methods write into the tensors that they are given and skip the reductions whose tensor is None.
+    Methods write into the tensors that they are given and skip the reductions whose tensor is None. Activations come in
+    the model's own precision; outputs are float32, or float64 for a model in float64.
     """
 
     def __init__(self, layout: TokenLayout) -> None:
@@ -91,6 +119,7 @@ class ReductionKernels:
             other: tokens of the same shape.
             products: (B, T), inner product with ``other`` for each token.
         """
+        x = as_float(x)
         if norms is not None and rows is not None:
             torch.linalg.vector_norm(x, dim=-1, out=norms)
             weights, unit = self._row_weights(x, sums)
@@ -102,7 +131,7 @@ class ReductionKernels:
             absolute_BPD = torch.abs(patches_BPD, out=self._workspace.like(patches_BPD))
             torch.sum(absolute_BPD, dim=-2, out=magnitudes)
         if other is not None and products is not None:
-            torch.linalg.vecdot(x, other, out=products)
+            torch.linalg.vecdot(x, as_float(other), out=products)
 
     def _row_weights(self, x: Tensor, sums: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         """Return weights (..., R + K, T) that select prefix tokens and sum patches, and their part to set to 1/norm.
@@ -123,29 +152,45 @@ class ReductionKernels:
 
     def reduce_norm(
         self,
-        patches_BPD: Tensor,
-        weight_D: Tensor | None,
-        means_BP: Tensor | None,
+        x_BTD: Tensor,
+        y_BTD: Tensor,
+        parameters: NormParameters,
+        mean_BT: Tensor | None,
+        rstd_BT: Tensor,
         lengths_BSP: Tensor,
         sums_BSD: Tensor,
+        sums: tuple[str, ...],
+        before: TokenOutputs,
+        after: TokenOutputs,
     ) -> None:
-        """Reduce the input of a norm to the statistics of each patch and the sums after each stage of the norm.
+        """Reduce a norm: its input and output as ``reduce_tokens`` does, and the patches after each of its stages.
 
         Args:
-            patches_BPD: the patches of the input.
-            weight_D: the norm's γ in the precision of the input; None for a norm with one stage, without γ.
-            means_BP: the mean that is subtracted; None for RMSNorm.
-            lengths_BSP: ‖x_i − μ_i‖ and ‖γ⊙(x_i − μ_i)‖.
+            x_BTD: input.
+            y_BTD: output.
+            parameters: the parameters of the norm.
+            mean_BT: mean of every token; None for RMSNorm, which subtracts none.
+            rstd_BT: 1/σ of every token, with ε in it.
+            lengths_BSP: ‖x_i − μ_i‖ and, if the norm has a γ, ‖γ⊙(x_i − μ_i)‖.
             sums_BSD: Σ_i (x_i − μ_i) divided by each of these lengths; γ is still to be applied to the second.
+            sums: as in ``reduce_tokens``.
+            before: reductions of the input; None where it was reduced before.
+            after: reductions of the output.
         """
+        self.reduce_tokens(y_BTD, sums, *after)
+        self.reduce_tokens(x_BTD, sums, *before)
+        patches_BPD = as_float(self.layout.patches_of(x_BTD))
         centred_BPD = patches_BPD
-        if means_BP is not None:
-            torch.mean(patches_BPD, dim=-1, out=means_BP)
-            # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ. torch.var is 20 times slower on CPU.
-            scratch = self._workspace.like(patches_BPD)
-            centred_BPD = torch.sub(patches_BPD, means_BP.unsqueeze(-1), out=scratch)
+        if mean_BT is not None:
+            # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ.
+            means_BP1, scratch_BPD = (
+                self.layout.patches_of(mean_BT, -1).unsqueeze(-1),
+                self._workspace.like(patches_BPD),
+            )
+            centred_BPD = torch.sub(patches_BPD, means_BP1, out=scratch_BPD)
         torch.linalg.vector_norm(centred_BPD, dim=-1, out=lengths_BSP.select(-2, 0))
-        if weight_D is not None:
+        if parameters.weight_patch is not None:
+            weight_D = parameters.weight_patch.to(centred_BPD.dtype)
             weighted_BPD = torch.mul(centred_BPD, weight_D, out=self._workspace.like(centred_BPD, 1))
             torch.linalg.vector_norm(weighted_BPD, dim=-1, out=lengths_BSP.select(-2, 1))
         weighted_sums(lengths_BSP.reciprocal(), centred_BPD, sums_BSD)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
-from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.attention import AttentionCall
 from tokenlens.reduction.buffers import Buffers, Slot
-from tokenlens.reduction.kernels import ReductionKernels
+from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
 from tokenlens.reduction.pattern import WholePattern
 from tokenlens.reduction.summaries import (
     AttentionSummary,
@@ -152,8 +152,8 @@ class Reducer:
             fields = self._reduce(x_BTD, site)
         else:
             before = self._reduce(residual, site)
-            slot, products_BT = self._buffers.next_slot("product", before["norms"].tail, as_float(x_BTD))
-            fields = self._reduce(x_BTD, site, as_float(residual), products_BT)
+            slot, products_BT = self._buffers.next_slot("product", before["norms"].tail, x_BTD)
+            fields = self._reduce(x_BTD, site, residual, products_BT)
             update = {"product": slot, "update_norms": fields["norms"], "residual_norms": before["norms"]}
             self._keep(UpdateSummary, (block, site), update)
         self._keep(TokenSummary, (block, site), fields)
@@ -161,27 +161,33 @@ class Reducer:
 
     def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
-        after = self._reduce(y_BTD, site)
+        after, after_outputs = self._outputs(y_BTD, site)
         self._keep(TokenSummary, (block, site), after)
         self._compute_raw((block, site), y_BTD)
-        if self.norm_stages:
-            if id(module) not in self._parameters:
-                self._parameters[id(module)] = norm_parameters(module)
-            before = self._reduce(x_BTD, site)
-            stages = self._reduce_stages(as_float(x_BTD), self._parameters[id(module)])
-            self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
+        if not self.norm_stages:
+            self._kernels.reduce_tokens(y_BTD, self._linear, *after_outputs)
+            return
+        if id(module) not in self._parameters:
+            self._parameters[id(module)] = norm_parameters(module)
+        parameters = self._parameters[id(module)]
+        before, before_outputs = self._outputs(x_BTD, site)
+        stages, (mean_BT, rstd_BT, lengths_BSP, sums_BSD) = self._stage_slots(x_BTD, parameters)
+        compute_statistics(x_BTD, parameters, mean_BT, rstd_BT)
+        statistics = (mean_BT, rstd_BT, lengths_BSP, sums_BSD)
+        outputs = (self._linear, before_outputs, after_outputs)
+        self._kernels.reduce_norm(x_BTD, y_BTD, parameters, *statistics, *outputs)
+        self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.wanted:
                 sums = tuple(name for name in _LINEAR if name in self.wanted[site])
-                tokens = as_float(x)
-                fields, norms, rows = self._token_slots(tokens, sums)
-                self._kernels.reduce_tokens(tokens, sums, norms, rows)
+                fields, norms, rows = self._token_slots(x, sums)
+                self._kernels.reduce_tokens(x, sums, norms, rows)
                 self._keep(TokenSummary, (block, site), fields)
         if self.pattern:
-            heads, like = call.q_BHTd.shape[1], as_float(call.q_BHTd)
+            heads, like = call.q_BHTd.shape[1], call.q_BHTd
             fields, row_BHT, columns_BHR = {}, None, None
             if self.layout.has("cls"):
                 fields["cls_row"], row_BHT = self._buffers.next_slot("cls_row", (heads, self.layout.tokens), like)
@@ -214,26 +220,30 @@ class Reducer:
     def _reduce(
         self, x: Tensor, site: Site, residual: Tensor | None = None, products_BT: Tensor | None = None
     ) -> Fields:
-        """Reduce a tensor once for all sites it stands for (a block's output is the next one's input).
+        """Reduce the tokens of a site, with the inner products with the residual where there is one."""
+        fields, outputs = self._outputs(x, site)
+        if products_BT is not None or any(output is not None for output in outputs):
+            self._kernels.reduce_tokens(x, self._linear, *outputs, residual, products_BT)
+        return fields
 
-        With a residual, also compute the inner products with it.
+    def _outputs(self, x: Tensor, site: Site) -> tuple[Fields, TokenOutputs]:
+        """Return the slots of a site's tokens, and where to write what is not there yet.
+
+        A tensor is reduced once for all sites it stands for (a block's output is the next one's input).
         """
         known = self._recent.get(id(x))
-        tokens = as_float(x)
         norms = rows = magnitudes_BD = None
         if known is not None and known[0]() is x and known[1] == x._version:
             fields = known[2]
         else:
-            fields, norms, rows = self._token_slots(tokens, self._linear)
+            fields, norms, rows = self._token_slots(x, self._linear)
             self._recent.pop(id(x), None)  # the id of a tensor that is gone; entries stay in order of age
             if len(self._recent) > 4:
                 self._recent.pop(next(iter(self._recent)))
             self._recent[id(x)] = (weakref.ref(x), x._version, fields)
         if "patch_abs_sum" not in fields and site in self._magnitudes:
-            fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), tokens)
-        if any(out is not None for out in (norms, magnitudes_BD, products_BT)):
-            self._kernels.reduce_tokens(tokens, self._linear, norms, rows, magnitudes_BD, residual, products_BT)
-        return fields
+            fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), x)
+        return fields, TokenOutputs(norms, rows, magnitudes_BD)
 
     def _token_slots(self, x: Tensor, sums: tuple[Reduction, ...]) -> tuple[Fields, Tensor, Tensor]:
         """Return the slots of norms, prefix tokens and sums of tokens (B, T, D) or (B, H, T, d), and their memory."""
@@ -242,16 +252,15 @@ class Reducer:
         rows_slot, rows = self._buffers.next_slot("rows", (*heads, len(self.layout.prefix) + len(sums), channels), x)
         return {"rows": rows_slot, "norms": norms_slot, "sums": sums}, norms, rows
 
-    def _reduce_stages(self, x_BTD: Tensor, parameters: NormParameters) -> Fields:
-        """Reduce a norm's input to its statistics per patch and the sums after each of its stages."""
+    def _stage_slots(self, x_BTD: Tensor, parameters: NormParameters) -> tuple[Fields, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
+        """Return the slots of a norm's statistics and stages, and their memory: mean, 1/σ, lengths and sums."""
         next_slot, patches = self._buffers.next_slot, self.layout.patches
         fields: Fields = {"parameters": parameters}
-        means_BP = None
+        mean_BT = None
         if parameters.kind == "layer":
-            fields["patch_mean"], means_BP = next_slot("patch_mean", (patches,), x_BTD)
-        weight_D = None if parameters.weight_patch is None else parameters.weight_patch.to(x_BTD.dtype)
-        stages = 1 if weight_D is None else 2
+            fields["mean"], mean_BT = next_slot("mean", (self.layout.tokens,), x_BTD)
+        fields["rstd"], rstd_BT = next_slot("rstd", (self.layout.tokens,), x_BTD)
+        stages = 1 if parameters.weight_patch is None else 2
         fields["patch_lengths"], lengths_BSP = next_slot("patch_lengths", (stages, patches), x_BTD)
         fields["stage_sums"], sums_BSD = next_slot("stage_sums", (stages, x_BTD.shape[-1]), x_BTD)
-        self._kernels.reduce_norm(self.layout.patches_of(x_BTD), weight_D, means_BP, lengths_BSP, sums_BSD)
-        return fields
+        return fields, (mean_BT, rstd_BT, lengths_BSP, sums_BSD)
