@@ -252,7 +252,9 @@ class Reducer:
         rows_slot, rows = self._buffers.next_slot("rows", (*heads, len(self.layout.prefix) + len(sums), channels), x)
         return {"rows": rows_slot, "norms": norms_slot, "sums": sums}, norms, rows
 
-    def _stage_slots(self, x_BTD: Tensor, parameters: NormParameters) -> tuple[Fields, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
+    def _stage_slots(
+        self, x_BTD: Tensor, parameters: NormParameters
+    ) -> tuple[Fields, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
         """Return the slots of a norm's statistics and stages, and their memory: mean, 1/σ, lengths and sums."""
         next_slot, patches = self._buffers.next_slot, self.layout.patches
         fields: Fields = {"parameters": parameters}
