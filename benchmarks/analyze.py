@@ -98,14 +98,14 @@ OTHER_TOOLS = {
 }
 
 
-def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
-    """Return the tools that are installed and run on this model."""
+def available(model: nn.Module, x: Tensor) -> dict[str, Callable[[Tensor], object]]:
+    """Return the tools that are installed and run on this model and these images."""
     steps = {}
     for name, make in OTHER_TOOLS.items():
         try:
             step = make(model)
             with torch.no_grad():
-                step(torch.rand(1, 3, 224, 224, device=next(model.parameters()).device))
+                step(x)
         except Exception as error:
             print(f"skipped: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             continue
@@ -124,7 +124,7 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
     on_device = pixels.to(device)
     steps: dict[str, Callable[[Tensor], object]] = {"plain forward": model, "plain forward again": model}
     if peers:
-        steps |= available(model)
+        steps |= available(model, on_device[:1])
     order = random.Random(0)
     rows: list[dict[str, object]] = []
     state = {"round": 0, "begun": 0.0, "cpu": 0.0}
