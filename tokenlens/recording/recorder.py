@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from tokenlens.families import Family
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
+from tokenlens.recording.capture import AttentionCapture, NormCall, NormCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
+
+_Capture = TypeVar("_Capture", AttentionCapture, NormCapture)
 
 
 class IncompleteRecording(ValueError):
@@ -28,8 +30,10 @@ class Observer(Protocol):
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Receive the tokens at a site that is not a norm."""
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """Receive a norm's input and output; the output is the activation of the site."""
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
+        """Receive a norm's input and output, and the statistics of its kernel; the output is the site's activation."""
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Receive the call of one block's attention kernel."""
@@ -103,7 +107,7 @@ class Recorder:
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
-        self._mode: SelectiveCapture | AttentionCapture | None = None
+        self._captures: list[AttentionCapture | NormCapture] = []
 
     def __enter__(self) -> Recorder:
         assert not self._handles, "a Recorder can be entered only once"
@@ -125,7 +129,8 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._end_capture()
+        while self._captures:
+            self._captures.pop().__exit__(None, None, None)
 
     def run(self, images: Tensor) -> Any:
         """Run the model and return its output, after checking that every expected site was seen."""
@@ -171,43 +176,50 @@ class Recorder:
     def _hook_norm(self, block: int | None, site: Site, module: nn.Module) -> None:
         self.expected.add((block, site))
 
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            y = self._check_tokens(block, site, _first_tensor(output))
-            x = _first_tensor((args, kwargs))
-            assert x is not None
-            assert x.shape == y.shape
-            self._notify(y, self.observer.norm, block, site, module, x, y)
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = self._check_tokens(block, site, _first_tensor((args, kwargs)))
+            self._begin_capture(NormCapture(x))
 
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            capture = self._end_capture(NormCapture)
+            x, y = _first_tensor((args, kwargs)), _first_tensor(output)
+            if capture is None or x is None or y is None:  # the norm raised
+                return
+            assert x.shape == y.shape
+            self._notify(y, self.observer.norm, block, site, module, x, y, capture.call)
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        # always_call: the capture must also end when the module raises.
+        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _hook_attention(self, block: int, module: nn.Module) -> None:
         self.expected.add((block, "attention"))
-        # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
-        fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
-            capture = AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens)
-            self._mode = capture if fast_path else SelectiveCapture(capture)
-            self._mode.__enter__()
+            self._begin_capture(AttentionCapture(1 if x_BTD is None else len(x_BTD), self.layout.tokens))
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-            call = self._end_capture()
-            if call is not None:
+            capture = self._end_capture(AttentionCapture)
+            if capture is not None and capture.call is not None:
                 self._mark_seen((block, "attention"))
-                self._notify(call.q_BHTd, self.observer.attention, block, call)
+                self._notify(capture.call.q_BHTd, self.observer.attention, block, capture.call)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         # always_call: the capture must also end when the attention module raises.
         self._handles.append(module.register_forward_hook(after, always_call=True))
 
-    def _end_capture(self) -> AttentionCall | None:
-        mode, self._mode = self._mode, None
-        if mode is None:
+    def _begin_capture(self, capture: AttentionCapture | NormCapture) -> None:
+        capture.__enter__()
+        self._captures.append(capture)
+
+    def _end_capture(self, kind: type[_Capture]) -> _Capture | None:
+        """End the innermost capture and return it; None if it is of another kind, because its module never began."""
+        capture = self._captures[-1] if self._captures else None
+        if not isinstance(capture, kind):
             return None
-        mode.__exit__(None, None, None)
-        return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
+        self._captures.pop().__exit__(None, None, None)
+        return capture
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None) -> Tensor:
         where = site if block is None else f"block {block}, {site}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
 from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
 from tokenlens.reduction.pattern import WholePattern
@@ -109,7 +110,6 @@ class Reducer:
         self._recent.clear()
         self._whole_pattern.start()
         self._buffers.start(len(self._indices), len(indices))
-        self._kernels.start(len(indices))
         self._indices = self._indices + indices
 
     def end(self) -> None:
@@ -118,7 +118,6 @@ class Reducer:
         self._recent.clear()
         self._whole_pattern.end()
         self._buffers.end()
-        self._kernels.end()
 
     @property
     def images(self) -> int:
@@ -159,7 +158,9 @@ class Reducer:
         self._keep(TokenSummary, (block, site), fields)
         self._compute_raw((block, site), x_BTD)
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
         after, after_outputs = self._outputs(y_BTD, site)
         self._keep(TokenSummary, (block, site), after)
@@ -172,10 +173,15 @@ class Reducer:
         parameters = self._parameters[id(module)]
         before, before_outputs = self._outputs(x_BTD, site)
         stages, (mean_BT, rstd_BT, lengths_BSP, sums_BSD) = self._stage_slots(x_BTD, parameters)
-        compute_statistics(x_BTD, parameters, mean_BT, rstd_BT)
-        statistics = (mean_BT, rstd_BT, lengths_BSP, sums_BSD)
-        outputs = (self._linear, before_outputs, after_outputs)
-        self._kernels.reduce_norm(x_BTD, y_BTD, parameters, *statistics, *outputs)
+        known = call is not None and (mean_BT is None) == (call.mean_BT is None)
+        if call is None or not known:
+            compute_statistics(x_BTD, parameters.eps, mean_BT, rstd_BT)
+        else:
+            rstd_BT.copy_(call.rstd_BT)
+            if mean_BT is not None and call.mean_BT is not None:
+                mean_BT.copy_(call.mean_BT)
+        stages_and_tokens = (lengths_BSP, sums_BSD, self._linear, before_outputs, after_outputs)
+        self._kernels.reduce_norm(x_BTD, y_BTD, parameters, mean_BT, rstd_BT if known else None, *stages_and_tokens)
         self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
 
     def attention(self, block: int, call: AttentionCall) -> None:
