@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -22,6 +23,7 @@ import tokenlens
 from tests.metrics._cases import images, model
 from tokenlens.families import NormParameters
 from tokenlens.recording.attention import AttentionCall, log_sum_exp
+from tokenlens.recording.capture import AttentionCapture
 from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction import triton_kernels
 from tokenlens.reduction.choice import describe_kernels
@@ -69,8 +71,7 @@ def reduce_norm(kernels: ReductionKernels, x: Tensor, y: Tensor, parameters: Nor
     numbers = torch.empty(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     layout, stages = kernels.layout, 1 if parameters.weight_patch is None else 2
     mean = numbers.new_full(x.shape[:-1], 99) if parameters.kind == "layer" else None
-    rstd = numbers.new_full(x.shape[:-1], 99)
-    compute_statistics(x, parameters, mean, rstd)
+    compute_statistics(x, parameters.eps, mean, numbers.new_empty(x.shape[:-1]))
     stage_outputs = [numbers.new_full((len(x), stages, last), 99) for last in (layout.patches, x.shape[-1])]
 
     def outputs() -> TokenOutputs:
@@ -78,7 +79,7 @@ def reduce_norm(kernels: ReductionKernels, x: Tensor, y: Tensor, parameters: Nor
         return TokenOutputs(numbers.new_full(x.shape[:-1], 99), rows, numbers.new_full((len(x), x.shape[-1]), 99))
 
     before, after = outputs(), outputs()
-    kernels.reduce_norm(x, y, parameters, mean, rstd, *stage_outputs, BOTH, before, after)
+    kernels.reduce_norm(x, y, parameters, mean, None, *stage_outputs, BOTH, before, after)
     return [*stage_outputs, *before, *after]  # type: ignore[list-item]
 
 
@@ -239,6 +240,44 @@ def test_nan_and_infinity_propagate(bad):
     for name, value in got.items():
         assert torch.equal(torch.isfinite(value), torch.isfinite(expected[name]))
         assert torch.isfinite(value[::2]).all()
+
+
+# -- only on a GPU
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes 4 GB")
+def test_offsets_beyond_two_to_the_31():
+    layout, stride = LAYOUTS[0], 2**31 + 64
+    memory = torch.empty(stride + 12 * 40, dtype=torch.bfloat16, device=DEVICE)
+    x = memory.as_strided((2, layout.tokens, 40), (stride, 40, 1))
+    x.copy_(random(2, layout.tokens, 40, dtype=torch.bfloat16))
+    got, expected = (reduce_tokens(kernels, x) for kernels in (TritonKernels(layout), ReductionKernels(layout)))
+    for name in got:
+        near(got[name], expected[name])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the kernels of PyTorch on a GPU")
+def test_the_log_sum_exp_of_every_attention_kernel():
+    layout = LAYOUTS[-1]
+    qkv = random(2, layout.tokens, 3 * 4 * 64, dtype=torch.bfloat16)
+    q, k, v = qkv.unflatten(-1, (3, 4, 64)).permute(2, 0, 3, 1, 4)
+    found = []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        capture = AttentionCapture(2, layout.tokens)
+        try:
+            with torch.no_grad(), sdpa_kernel(backend), capture:
+                torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        except RuntimeError:  # this GPU or PyTorch lacks it
+            continue
+        call = capture.call
+        assert call is not None
+        assert call.lse_BHT is not None
+        got = reduce_attention(TritonKernels(layout), call)
+        precise = AttentionCall(q.double(), k.double(), v.double(), call.scale)
+        for one, other in zip(got, reduce_attention(ReductionKernels(layout), precise), strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5)
+        found.append(backend)
+    assert found
 
 
 # -- a whole model

@@ -197,7 +197,7 @@ class TritonKernels(ReductionKernels):
             super().reduce_tokens(x, sums, norms, rows, magnitudes, other, products)
 
     def reduce_norm(
-        self, x_BTD: Tensor, y_BTD: Tensor, parameters: NormParameters, mean_BT: Tensor | None, rstd_BT: Tensor,
+        self, x_BTD: Tensor, y_BTD: Tensor, parameters: NormParameters, mean_BT: Tensor | None, rstd_BT: Tensor | None,
         lengths_BSP: Tensor, sums_BSD: Tensor, sums: tuple[str, ...], before: TokenOutputs, after: TokenOutputs,
     ) -> None:  # fmt: skip
         """Reduce a norm as ``ReductionKernels`` does, in one pass over its input and one over its output."""
