@@ -93,7 +93,7 @@ def test_a_training_step_in_mixed_precision(tmp_path, photographs):
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
         for path in photographs.iterdir():
             (tmp_path / "data" / "train" / name / path.name).write_bytes(path.read_bytes())
-    settings = ["steps=2", "epochs=null", "batch_size=4", "workers=0", "precision=bf16-mixed"]
+    settings = ["steps=2", "epochs=None", "batch_size=4", "workers=0", "precision=bf16-mixed"]
     run = tokenlens.train("tiny_supervised", tmp_path / "data", tmp_path / "run", device="cuda", settings=settings)
     assert run is not None
 
