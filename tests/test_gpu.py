@@ -102,7 +102,9 @@ def test_a_training_step_in_mixed_precision(tmp_path, photographs):
 
 
 def test_the_benchmark_in_small(tmp_path):
-    pytest.importorskip("triton", reason="Triton is not installed")
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        pytest.skip("loops fail in the interpreter of Triton 3.6 with NumPy 2.4")
     running = process(BENCHMARK, "--smoke", "--out", tmp_path, cwd=REPOSITORY)
     exit_code, stdout, stderr = finished(running, seconds=300)
     assert exit_code == 0, f"{stdout[-3000:]}{stderr[-3000:]}"
