@@ -78,10 +78,10 @@ def run_over(name: str, indices: range) -> AnalysisRun:
     """Return the metrics after some of the images, as one of two processes has them."""
     run = AnalysisRun(load_model(model(name)), choose_metrics(METRICS), keep_images=IMAGES, expensive=True)
     with evaluating(model(name)):
-        for batch in iterate_batches(open_images(images(name)[indices.start : indices.stop]), 3):
+        batches = list(iterate_batches(open_images(images(name)[indices.start : indices.stop]), 3))
+        for batch in batches:
             batch.indices[:] = [index + indices.start for index in batch.indices]
-            run.process_batch(batch, amp=False)
-        run.flush()
+        run.process(batches, amp=False)
     return run
 
 

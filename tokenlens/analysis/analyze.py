@@ -16,6 +16,7 @@ from tokenlens.analysis.processes import Seen, merge_ranks, rank_and_world_size
 from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
 from tokenlens.images.batches import iterate_batches
+from tokenlens.images.preprocessing import Batch
 from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
@@ -84,14 +85,15 @@ def analyze(
     rank, world_size = rank_and_world_size()
     run = AnalysisRun(loaded, chosen, keep_images, expensive=metrics is not None)
     seen: Seen = []
+
+    def count(batch: Batch) -> None:
+        seen.extend(zip(batch.indices, batch.names, batch.hashes, strict=True))
+        if progress is not None:
+            done = len(seen) * world_size
+            progress(done if source.total is None else min(done, source.total), source.total)
+
     with evaluating(loaded.module):
-        for batch in iterate_batches(source, batch_size, workers=workers, rank=rank, world_size=world_size):
-            run.process_batch(batch, amp=amp)
-            seen += zip(batch.indices, batch.names, batch.hashes, strict=True)
-            if progress is not None:
-                done = len(seen) * world_size
-                progress(done if source.total is None else min(done, source.total), source.total)
-        run.flush()
+        run.process(iterate_batches(source, batch_size, workers, rank, world_size), amp, count)
     seen, skipped = merge_ranks(run, seen, source.skipped, world_size)
     if not seen:
         raise no_usable_image(source.description, skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, SITE_ORDER, Analysis
+from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, Analysis
+from tokenlens.analysis.finite import FiniteCheck
+from tokenlens.analysis.transfer import load_ahead
 from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
 from tokenlens.metrics import (
@@ -30,22 +32,14 @@ from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction.buffers import keep_freed_memory
 from tokenlens.reduction.choice import kernels_for
 from tokenlens.reduction.reducer import Reducer
-from tokenlens.reduction.summaries import (
-    AttentionSummary,
-    BatchSummary,
-    NormSummary,
-    PatternSummary,
-    Reduction,
-    TokenSummary,
-)
+from tokenlens.reduction.summaries import Reduction
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
 
 POOL_IMAGES = 16
 """Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
 
-
-class NonFiniteActivation(ValueError):
-    """NaN or infinity in a forward pass; the message says where it was first seen."""
+DEVICE_POOL_IMAGES = 128
+"""The same on a device other than the CPU, where batches are larger and metrics are launches that take no time."""
 
 
 class AnalysisRun:
@@ -61,7 +55,9 @@ class AnalysisRun:
         self.image_size: tuple[int, int] = (0, 0)
         self.layout: TokenLayout | None = None
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
+        self._on_cpu = next(loaded.module.parameters()).device.type == "cpu"
         self._pending_names: list[str] = []
+        self._unchecked: FiniteCheck | None = None
 
     def _prepare(self, image_size: tuple[int, int]) -> None:
         family, module = self.loaded.family, self.loaded.module
@@ -99,41 +95,59 @@ class AnalysisRun:
             raw=[(m.name, m.chosen_sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
             whole_pattern=PATTERN_REDUCTIONS & needs,
             kernels=kernels_for(self.layout, next(self.loaded.module.parameters()).device),
+            pool=POOL_IMAGES if self._on_cpu else DEVICE_POOL_IMAGES,
         )
 
-    def process_batch(self, batch: Batch, amp: bool) -> None:
-        """Run one forward pass and reduce its activations."""
-        height, width = batch.images.shape[-2:]
-        if self.layout is None:
-            self._prepare((height, width))
-        elif (height, width) != self.image_size:
+    def process(self, batches: Iterable[Batch], amp: bool, done: Callable[[Batch], None] = lambda _: None) -> None:
+        """Run the model over the batches, reduce its activations and update the metrics; ``done`` follows each batch.
+
+        The hooks are removed at the end, also after an error or an interrupt.
+        """
+        weights = next(self.loaded.module.parameters())
+        with contextlib.closing(load_ahead(batches, weights)) as loaded, contextlib.ExitStack() as hooks:
+            recorder = None
+            for batch, pixels in loaded:
+                if self.layout is None:
+                    self._prepare((pixels.shape[-2], pixels.shape[-1]))
+                    recorder = self._recorder(hooks)
+                self._check_size(pixels)
+                if recorder is not None:
+                    self._run(recorder, batch, pixels, amp)
+                done(batch)
+        self.flush()
+        self._check_finite()
+        for metric in self.applicable:
+            metric.receive()
+
+    def _recorder(self, hooks: contextlib.ExitStack) -> Recorder | None:
+        """Hook the model; None if no metric observes it."""
+        assert self.layout is not None
+        sites = {site for metric in self.applicable for site in metric.observes}
+        if not sites:
+            return None
+        keep_freed_memory()
+        recorder = Recorder(self.loaded.module, self.loaded.family, self.layout, self._reducer, sites=sites)
+        return hooks.enter_context(recorder)
+
+    def _check_size(self, pixels: Tensor) -> None:
+        height, width = pixels.shape[-2:]
+        if (height, width) != self.image_size:
             raise ValueError(
                 f"all images of an analysis must have the same size; the first batch had {self.image_size}, a later "
                 f"one {(height, width)}"
             )
-        assert self.layout is not None
-        sites = {site for metric in self.applicable for site in metric.observes}
-        if not sites:
-            return
+
+    def _run(self, recorder: Recorder, batch: Batch, pixels: Tensor, amp: bool) -> None:
+        """Run one forward pass and reduce its activations."""
         reducer = self._reducer
-        module = self.loaded.module
-        pixels = to_model(batch.images, module)
-        autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
-        with Recorder(module, self.loaded.family, self.layout, reducer, sites=sites) as recorder, autocast:
-            if not reducer.has_shapes:
-                keep_freed_memory()
-                # One image shows what has to be kept, so that buffers for it exist before the first whole batch.
-                reducer.start(batch.indices[:1])
-                recorder.run(pixels[:1])
-                reducer.end()
-            if not reducer.has_room(len(pixels)):
-                self.flush()
-                reducer.allocate(-(-POOL_IMAGES // len(pixels)) * len(pixels))
-            reducer.start(batch.indices)
+        if not reducer.has_room(len(pixels)):
+            self.flush()
+        reducer.start(batch.indices)
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext():
             recorder.run(pixels)
-            reducer.end()
+        reducer.end()
         self._pending_names += batch.names
-        if reducer.images >= POOL_IMAGES:
+        if reducer.images >= reducer.pool:
             self.flush()
 
     def flush(self) -> None:
@@ -143,9 +157,18 @@ class AnalysisRun:
         with torch.no_grad():
             batch, names = self._reducer.collect(), self._pending_names
             self._pending_names = []
-            check_finite(batch, names)
+            self._check_finite()
+            self._unchecked = FiniteCheck(batch, names)
+            if self._on_cpu:  # elsewhere this would wait for the device
+                self._check_finite()
             for metric in self.applicable:
                 metric.update(batch)
+
+    def _check_finite(self) -> None:
+        """Raise NonFiniteActivation if the last pool had NaN or infinity."""
+        unchecked, self._unchecked = self._unchecked, None
+        if unchecked is not None:
+            unchecked.raise_first()
 
     def to_analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """Collect table, arrays and per-image values from the metrics."""
@@ -205,34 +228,3 @@ def no_usable_image(description: str, skipped: list[dict[str, str]]) -> ValueErr
     first = "; ".join(f"{item['name']}: {item['reason']}" for item in skipped[:3])
     more = ", …" if len(skipped) > 3 else ""
     return ValueError(f"no image of {description} could be used: all {len(skipped)} were skipped ({first}{more})")
-
-
-def check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
-    """Raise NonFiniteActivation if a summary holds NaN or infinity, naming the first site and image in order.
-
-    A token with NaN or infinity has a norm that is NaN or infinite, so norms are all that has to be looked at.
-    """
-    checked = [(stack, stack.summary.norms, "") for stack in batch.stacks(TokenSummary)]
-    checked += [(stack, stack.summary.input.norms, "input of ") for stack in batch.stacks(NormSummary)]
-    # Without token metrics, attention is all there is.
-    for stack in batch.stacks(AttentionSummary):
-        both = (stack.summary.cls_row, stack.summary.patch_to_prefix)
-        checked += [(stack, weights, "") for weights in both if weights is not None]
-    for stack in batch.stacks(PatternSummary):
-        if not stack.summary.layout.prefix:  # patches attend to patches only, at a distance
-            checked.append((stack, stack.summary.patch_distance, ""))
-    # No value is negative, so the sum is finite if and only if all values are; it needs no memory.
-    if all(bool(torch.isfinite(values.sum())) for _, values, _ in checked):
-        return
-    found = []
-    for stack, values, prefix in checked:
-        for row, image in (~torch.isfinite(values.flatten(2)).all(-1)).nonzero().tolist():
-            block, site = stack.keys[stack.rows.index(row)]
-            order = SITE_ORDER.index(str(site)) - (0.5 if prefix else 0)
-            found.append((block is None, -1 if block is None else block, order, image, f"{prefix}{site}"))
-    _, first, _, image, site = min(found)
-    where = site if first < 0 else f"block {first}, {site}"
-    raise NonFiniteActivation(
-        f"NaN or infinity in the activations at {where}, first for image {names[image]!r}. Check the weights "
-        "and the images, and try without reduced precision (amp)."
-    )

@@ -39,7 +39,7 @@ class Reducer:
     """The ``Observer`` of ``analyze``: reduces each activation to a summary while its hook runs.
 
     Call ``start`` and ``end`` around each forward pass; ``collect`` returns the summaries of all passes since the last
-    call. After a first pass, of one image at least, ``allocate`` makes room for the results of later ones.
+    call.
 
     Args:
         layout: the model's tokens.
@@ -50,6 +50,7 @@ class Reducer:
         raw: name, sites and function of each metric that is computed from the tokens themselves.
         whole_pattern: reductions of every row of the attention pattern.
         kernels: the implementation of the reductions; by default torch operations.
+        pool: number of images, at least, between two calls of ``collect``.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Reducer:
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Tensor], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         kernels: ReductionKernels | None = None,
+        pool: int = 1,
     ) -> None:
         self.layout = layout
         self.wanted = wanted
@@ -69,6 +71,7 @@ class Reducer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
+        self.pool = pool
         self._kernels = ReductionKernels(layout) if kernels is None else kernels
         self._whole_pattern = WholePattern(layout, whole_pattern)
         # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
@@ -89,19 +92,9 @@ class Reducer:
         self._fields: dict[SummaryType, dict[Key, Fields]] = {}
         self._raw: dict[str, dict[Key, list[Mapping[tuple[str, str], Tensor]]]] = {}
 
-    def allocate(self, images: int) -> None:
-        """Allocate buffers for ``images`` images and discard everything seen so far."""
-        self._buffers.allocate(images)
-        self._forget()
-
-    @property
-    def has_shapes(self) -> bool:
-        """Whether a first pass has shown which buffers are needed."""
-        return self._buffers.has_shapes
-
     def has_room(self, images: int) -> bool:
-        """Whether a pass of ``images`` images fits into the buffers before ``collect``."""
-        return len(self._indices) + images <= self._buffers.capacity
+        """Whether a pass of ``images`` images can start before ``collect``."""
+        return not self._indices or len(self._indices) + images <= self._buffers.capacity
 
     def start(self, indices: list[int]) -> None:
         """Begin a forward pass of the images with these indices."""
@@ -109,7 +102,7 @@ class Reducer:
         self._residual = None
         self._recent.clear()
         self._whole_pattern.start()
-        self._buffers.start(len(self._indices), len(indices))
+        self._buffers.start(len(self._indices), len(indices), -(-self.pool // len(indices)) * len(indices))
         self._indices = self._indices + indices
 
     def end(self) -> None:
@@ -159,7 +152,13 @@ class Reducer:
         self._compute_raw((block, site), x_BTD)
 
     def norm(
-        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+        self,
+        block: int | None,
+        site: Site,
+        module: nn.Module,
+        x_BTD: Tensor,
+        y_BTD: Tensor,
+        call: NormCall | None = None,
     ) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
         after, after_outputs = self._outputs(y_BTD, site)
