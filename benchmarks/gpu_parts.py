@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import gc
 import os
 import random
@@ -47,7 +49,6 @@ SMOKE = triton.knobs.runtime.interpret
 DEVICE = "cpu" if SMOKE else "cuda"
 
 Page = Iterator[pd.DataFrame]
-"""The tables of a part, each with more rows than the one before."""
 
 
 @dataclass
@@ -113,8 +114,7 @@ if SMOKE:
 
 def attention_of(q: Tensor, k: Tensor, v: Tensor) -> AttentionCall:
     """Run PyTorch's kernel, and return its call with the log-sum-exp that it computes."""
-    capture = AttentionCapture(len(q), q.shape[-2])
-    with torch.no_grad(), capture:
+    with torch.no_grad(), AttentionCapture(len(q), q.shape[-2]) as capture:
         scaled_dot_product_attention(q, k, v)
     assert capture.call is not None
     return capture.call
@@ -145,14 +145,11 @@ def reductions(
     def norm(x: Tensor, y: Tensor, gamma: Tensor, form: ReductionKernels) -> list[Tensor]:
         return checks.reduce_norm(form, x, y, checks.norm_parameters("layer", gamma))
 
-    def attention(call: AttentionCall, form: ReductionKernels) -> list[Tensor]:
-        return checks.reduce_attention(form, call)
-
     return {
         "tokens and products": (partial(tokens, x, y), partial(tokens, x.double(), y.double())),
         "tokens per head": (partial(tokens, call.q_BHTd, None), partial(tokens, call.q_BHTd.double(), None)),
         "norm": (partial(norm, x, y, gamma), partial(norm, x.double(), y.double(), gamma.double())),
-        "attention": (partial(attention, call), partial(attention, exact_call)),
+        "attention": tuple(partial(checks.reduce_attention, call=one) for one in (call, exact_call)),
     }
 
 
@@ -196,16 +193,24 @@ def random_images(count: int) -> Tensor:
 
 
 class AnalyzePass:
-    """One forward pass of `analyze` with the default metrics, on images that are on the device."""
+    """One forward pass of `analyze` with the default metrics, on images that are on the device.
+
+    The hooks stay on a copy of the model, as in the middle of a run.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor, amp: bool) -> None:
-        self.run = AnalysisRun(load_model(model, device=DEVICE), choose_metrics(None), 4096, expensive=False)
+        loaded = load_model(copy.deepcopy(model), device=DEVICE)
+        self.run = AnalysisRun(loaded, choose_metrics(None), 4096, expensive=False)
+        self.run._prepare((x.shape[-2], x.shape[-1]))
+        self.hooks = contextlib.ExitStack()
+        self.recorder = self.run._recorder(self.hooks)
         self.x, self.amp, self.done = x, amp, 0
 
     def __call__(self) -> None:
+        assert self.recorder is not None
         indices = list(range(self.done, self.done + len(self.x)))
-        names = [f"{index}" for index in indices]
-        self.run.process_batch(Batch(self.x, indices, names, names), amp=self.amp)
+        batch = Batch(self.x, indices, *[[*map(str, indices)]] * 2)
+        self.run._run(self.recorder, batch, self.x, self.amp)
         self.done += len(self.x)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
@@ -39,24 +41,24 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(name):
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("amp", [False, True])
-def test_no_hidden_synchronization(monkeypatch, amp):
-    """PyTorch raises an error at an operation that waits for the GPU; only a pool of batches is read."""
-    monkeypatch.setattr("tokenlens.analysis.run.POOL_IMAGES", 100)
+def test_no_hidden_synchronization(amp):
+    """PyTorch raises an error at an operation that waits for the GPU, from the second batch to the last."""
     model, pixels = MODELS["timm_dinov2_registers"]().cuda(), images("timm_dinov2_registers", 4).cuda()
     run = AnalysisRun(load_model(model, device="cuda"), choose_metrics(None), 4096, expensive=False)
 
-    def batch(first: int) -> Batch:
-        indices = list(range(first, first + 4))
-        return Batch(pixels, indices, [*map(str, indices)], [*map(str, indices)])
+    def batches() -> Iterator[Batch]:
+        for first in range(0, 32, 4):
+            names = [f"{first + image}" for image in range(4)]
+            yield Batch(pixels, list(range(first, first + 4)), names, names)
 
-    with evaluating(model):
-        run.process_batch(batch(0), amp=amp)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            run.process_batch(batch(4), amp=amp)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        run.flush()
+    def done(batch: Batch) -> None:
+        torch.cuda.set_sync_debug_mode("error" if batch.indices[0] < 28 else "default")
+
+    try:
+        with evaluating(model):
+            run.process(batches(), amp, done)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
