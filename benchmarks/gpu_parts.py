@@ -44,7 +44,6 @@ from tokenlens.reduction.triton_kernels import TritonKernels
 from tokenlens.tokens import TokenLayout
 
 SMOKE = triton.knobs.runtime.interpret
-"""Whether everything is tiny, on the CPU, with Triton's interpreter."""
 
 DEVICE = "cpu" if SMOKE else "cuda"
 
@@ -68,8 +67,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def autocast(amp: bool) -> torch.autocast:
-    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=amp)
+autocast = partial(torch.autocast, DEVICE, torch.bfloat16)
 
 
 def interleave(steps: dict[str, Callable[[], object]], seconds: float, passes: int = 1) -> pd.DataFrame:
