@@ -172,19 +172,17 @@ class AnalysisRun:
 
     def to_analysis(self, name: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """Collect table, arrays and per-image values from the metrics."""
-        frames, columns = [], []
+        rows, columns = [], []
         arrays: dict[str, NamedArray] = {}
         for metric in self.applicable:
-            rows = metric.rows()
-            if rows:
-                frames.append(pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)}))
+            rows += [{"metric": metric.name, **row} for row in metric.rows()]
             arrays |= {f"{metric.name}/{part}": array for part, array in metric.arrays().items()}
             if isinstance(metric, PerImageMetric) and metric.keys:
                 columns += [
                     (metric.name, part, -1 if block is None else block, site, group, -1 if head is None else head)
                     for part, block, site, group, head in metric.keys
                 ]
-        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+        table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "model"])
         table["model"] = name
         kinds: dict[str, Any] = dict.fromkeys(("model", "metric", "part", "site", "group", "unit"), str)
         kinds |= dict.fromkeys(("value", "sd", "ci_low", "ci_high"), "float64")
