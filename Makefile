@@ -1,7 +1,7 @@
 # make test         set up everything that README's test command needs, then run the tests
 # make check        ruff (lint and format) and mypy
 # make test-oldest  the tests on the oldest supported torch and timm, in an environment of its own
-# make bench        the benchmarks; results go to benchmarks/results
+# make bench        the benchmarks; results go to benchmarks/results (on a GPU: python benchmarks/gpu.py)
 # make docs         the documentation as a site: site/index.html, which opens from disk
 # make env          the environment alone
 

@@ -1,6 +1,7 @@
 """Measure time, peak memory and growth of `analyze` relative to a plain forward pass, beside other tools.
 
     python benchmarks/analyze.py time    # ViT-S/16 and ViT-B/16, batch 8, interleaved in one process; also --alone
+    python benchmarks/analyze.py fixed   # seconds of whole calls on 8 and 32 images beyond plain passes
     python benchmarks/analyze.py memory  # peak resident memory over a plain forward pass, one new process per number
     python benchmarks/analyze.py growth  # time and memory against images, tokens and blocks, with fitted exponents
     python benchmarks/analyze.py all
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
-from tokenlens.reduction.compilation import describe_kernels
+from tokenlens.reduction.choice import describe_kernels
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
@@ -98,14 +99,14 @@ OTHER_TOOLS = {
 }
 
 
-def available(model: nn.Module) -> dict[str, Callable[[Tensor], object]]:
-    """Return the tools that are installed and run on this model."""
+def available(model: nn.Module, x: Tensor) -> dict[str, Callable[[Tensor], object]]:
+    """Return the tools that are installed and run on this model and these images."""
     steps = {}
     for name, make in OTHER_TOOLS.items():
         try:
             step = make(model)
             with torch.no_grad():
-                step(torch.rand(1, 3, 224, 224, device=next(model.parameters()).device))
+                step(x)
         except Exception as error:
             print(f"skipped: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             continue
@@ -124,7 +125,7 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
     on_device = pixels.to(device)
     steps: dict[str, Callable[[Tensor], object]] = {"plain forward": model, "plain forward again": model}
     if peers:
-        steps |= available(model)
+        steps |= available(model, on_device[:1])
     order = random.Random(0)
     rows: list[dict[str, object]] = []
     state = {"round": 0, "begun": 0.0, "cpu": 0.0}
@@ -178,6 +179,47 @@ def ratio_and_interval(kind: str, ratios: pd.Series) -> dict[str, float]:
     medians = np.median(np.random.default_rng(0).choice(values, (2000, len(values))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
     return {f"{kind}ratio": np.median(values), f"{kind}low": low, f"{kind}high": high}
+
+
+# -- fixed cost of a call
+
+
+def fixed_table(batch: int, rounds: int, device: str, amp: bool) -> pd.DataFrame:
+    """Return seconds of whole calls of `analyze` on images in a tensor, and what they take beyond plain passes."""
+    torch.manual_seed(0)
+    model = timm.create_model(MODELS[0]).eval().to(device)
+    pixels = torch.randn(32, 3, 224, 224)
+
+    def seconds(step: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        step()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    def plain(images: int) -> None:
+        with torch.no_grad(), torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=amp):
+            for part in pixels[:images].split(batch):
+                model(part.to(device))
+
+    rows = []
+    for images in (8, 32):
+        calls = []
+        for _ in range(rounds + 1):
+            of_plain = seconds(lambda images=images: plain(images))
+            of_call = seconds(
+                lambda images=images: tokenlens.analyze(
+                    model, pixels[:images], batch_size=batch, device=device, amp=amp
+                )
+            )
+            calls.append((of_plain, of_call - of_plain, of_call - 1.1 * of_plain))
+        of_plain, over, beyond = np.array(calls[1:]).T  # a round to warm up
+        low, high = np.quantile(beyond, (0.25, 0.75))
+        rows.append(
+            {"images": images, "rounds": rounds, "plain s": np.median(of_plain), "over plain s": np.median(over)}
+            | {"beyond 1.10 × plain s": np.median(beyond), "quartiles": f"{low:.2f} to {high:.2f}"}
+        )
+    return pd.DataFrame(rows)
 
 
 # -- memory, in a new process for each number
@@ -341,7 +383,7 @@ def write(name: str, title: str, note: str, device: str, *tables: pd.DataFrame) 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "memory", "growth", "all"])
+    parser.add_argument("what", choices=["time", "fixed", "memory", "growth", "all"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
@@ -365,6 +407,15 @@ def main() -> None:
             f"tokenlens computes its default metrics. Reductions in {describe_kernels(torch.device(options.device))}.",
             options.device,
             time_table(frames),
+        )
+    if options.what in ("fixed", "all"):
+        write(
+            f"analyze_fixed{suffix}",
+            "Fixed cost of a call of analyze",
+            f"ViT-S/16, batch {options.batch}, images in a tensor, each call beside plain passes over the same "
+            "images, in one process; medians over rounds.",
+            options.device,
+            fixed_table(options.batch, options.rounds, options.device, options.amp),
         )
     if options.what in ("memory", "all"):
         write(

@@ -27,7 +27,7 @@ from tests.metrics import _cases
 from tests.metrics._cases import images, photographs
 from tests.support.command_line import REPOSITORY
 from tokenlens.analysis.analysis import KEY_COLUMNS, Analysis
-from tokenlens.analysis.run import NonFiniteActivation
+from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.metrics import metrics as catalog
 from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS
 

@@ -169,6 +169,14 @@ def test_single_shard(out, tmp_path):
     nothing_in(out.parent)
 
 
+@pytest.mark.parametrize(("value", "part"), [("cuda", "must be torch or triton, got 'cuda'"), ("triton", "on cpu: ")])
+def test_unknown_or_unusable_kernels(out, monkeypatch, value, part):
+    """`TOKENLENS_KERNELS` is neither `torch` nor `triton`, or `triton` where Triton does not run"""
+    monkeypatch.setenv("TOKENLENS_KERNELS", value)
+    refused(tiny_analyze(out, "--device", "cpu"), part, "unset it")
+    nothing_in(out.parent)
+
+
 def test_model_without_cls(out):
     """a model without CLS"""
     result = tiny_analyze(out, "--no-report", "--json", model="test_vit2")  # one register, no CLS

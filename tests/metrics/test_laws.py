@@ -28,7 +28,6 @@ from tokenlens.images import iterate_batches, open_images
 from tokenlens.metrics import metrics as catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
-from tokenlens.reduction.compilation import NotCompiled
 
 KEY = list(KEY_COLUMNS)
 WHOLE, UNEVEN = ((0, 1, 2, 3, 4, 5, 6, 7),), ((0,), (1, 2, 3, 4), (5, 6, 7))
@@ -71,18 +70,6 @@ def analysis(name: str, split: tuple[tuple[int, ...], ...] = WHOLE, pool_images:
 
 
 @cache
-def in_torch(name: str) -> Analysis:
-    """Analyze without a C compiler."""
-    with patch("tokenlens.reduction.compilation.library", side_effect=NotCompiled("a test")):
-        result = tokenlens.analyze(model(name), images(name), metrics="all")
-    assert result.provenance["kernels"] == "torch (a test)"
-    return result
-
-
-both_ways = pytest.mark.parametrize("analyzed", [analysis, in_torch], ids=["fastest", "torch"])
-
-
-@cache
 def precise_analysis(name: str) -> Analysis:
     return tokenlens.analyze(precise(name), images(name), metrics="all")
 
@@ -91,10 +78,10 @@ def run_over(name: str, indices: range) -> AnalysisRun:
     """Return the metrics after some of the images, as one of two processes has them."""
     run = AnalysisRun(load_model(model(name)), choose_metrics(METRICS), keep_images=IMAGES, expensive=True)
     with evaluating(model(name)):
-        for batch in iterate_batches(open_images(images(name)[indices.start : indices.stop]), 3):
+        batches = list(iterate_batches(open_images(images(name)[indices.start : indices.stop]), 3))
+        for batch in batches:
             batch.indices[:] = [index + indices.start for index in batch.indices]
-            run.process_batch(batch, amp=False)
-        run.flush()
+        run.process(batches, amp=False)
     return run
 
 
@@ -149,17 +136,16 @@ def test_which_metrics_apply_and_why_not(name):
         assert len(reason.split()) > 3
 
 
-@both_ways
 @every_metric_and_case
-def test_agrees_with_float64_numpy(metric, name, analyzed):
+def test_agrees_with_float64_numpy(metric, name):
     expected = reference(metric, name)
-    rows = select_metric_rows(analyzed(name), metric)
+    rows = select_metric_rows(analysis(name), metric)
     assert set(rows.index) == set(expected)
     level = reference_module(metric).LEVEL
     keys = list(rows.index)
     values = np.array([expected[key] for key in keys])
     if level == "image":
-        table = analyzed(name).per_image[metric]
+        table = analysis(name).per_image[metric]
         close(np.stack([table[key] for key in keys]), values)
         n = np.sum(~np.isnan(values), axis=1)
         mean, sd = values.mean(1), values.std(1, ddof=1)
@@ -193,10 +179,9 @@ def test_in_float64_the_definitions_are_the_same(metric, name):
     close(rows["value"], values, relative=1e-9, absolute=2e-8)
 
 
-@both_ways
 @every_metric_and_case
-def test_arrays_agree_with_float64_numpy(metric, name, analyzed):
-    arrays = {k.partition("/")[2]: a for k, a in analyzed(name).arrays.items() if k.partition("/")[0] == metric}
+def test_arrays_agree_with_float64_numpy(metric, name):
+    arrays = {k.partition("/")[2]: a for k, a in analysis(name).arrays.items() if k.partition("/")[0] == metric}
     make = getattr(reference_module(metric), "reference_arrays", None)
     if make is None:
         assert not arrays, f"tests/metrics/{metric}.py needs reference_arrays(stored)"

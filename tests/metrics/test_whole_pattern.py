@@ -21,7 +21,7 @@ from tests.metrics._cases import model as model_of
 from tests.metrics._single_metric import ALL_GROUPS as LAYOUT
 from tests.metrics._single_metric import feed_attention, measure_attention, queries
 from tests.support.tiny_models import KINDS, MODELS, images
-from tokenlens.analysis.run import NonFiniteActivation
+from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.metrics.attention_rollout import attention_rollout
 from tokenlens.metrics.mean_attention_distance import mean_attention_distance
 from tokenlens.recording.attention import AttentionCall

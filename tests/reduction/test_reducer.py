@@ -97,9 +97,7 @@ def test_metrics_do_not_grow_with_the_images():
             load_model(fresh()), [catalog.get(name)() for name in catalog.names()], keep_images=8, expensive=True
         )
         with evaluating(run.loaded.module):
-            for batch in iterate_batches(open_images(pixels), 8):
-                run.process_batch(batch, amp=False)
-                run.flush()
+            run.process(iterate_batches(open_images(pixels), 8), amp=False, done=lambda _, run=run: run.flush())
         for metric in run.applicable:
             sizes.setdefault(metric.name, []).append(state_bytes(metric, set()))
     few, many = (np.array(size) for size in zip(*[size for name, size in sizes.items() if name != "cka"], strict=True))

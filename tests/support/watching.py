@@ -18,7 +18,7 @@ class Witness:
     def tokens(self, block, site, x):
         self.sites[block, str(site)] = x.clone()
 
-    def norm(self, block, site, module, x, y):
+    def norm(self, block, site, module, x, y, call):
         self.sites[block, str(site)] = y.clone()
         self.norms[block, str(site)] = (module, x.clone(), y.clone())
 

@@ -3,8 +3,8 @@
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.analyze import analyze
 from tokenlens.analysis.findings import Finding, judge
+from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.analysis.overview import overview
 from tokenlens.analysis.record import record
-from tokenlens.analysis.run import NonFiniteActivation
 
 __all__ = ["Analysis", "Finding", "NonFiniteActivation", "analyze", "judge", "overview", "record"]

@@ -17,13 +17,14 @@ from tokenlens.analysis.processes import Seen, merge_ranks, rank_and_world_size
 from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
 from tokenlens.images import ImageWarning, iterate_distinct
+from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import SAMPLE_NOTE, check_seed
 from tokenlens.images.webdataset import is_break
 from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
-from tokenlens.reduction.compilation import describe_kernels
+from tokenlens.reduction.choice import describe_kernels
 from tokenlens.specialization import get_plan
 from tokenlens.storage.provenance import made_by
 
@@ -88,16 +89,17 @@ def analyze(
     rank, world_size = rank_and_world_size()
     run = AnalysisRun(loaded, chosen, keep_images, expensive=metrics is not None)
     seen: Seen = []
+
+    def count(batch: Batch) -> None:
+        seen.extend(zip(batch.indices, batch.names, batch.hashes, strict=True))
+        if progress is not None:
+            done = len(seen) * world_size
+            progress(done if source.total is None else min(done, source.total), source.total)
+
     with evaluating(loaded.module):
         if progress is not None:
             progress(0, source.total)
-        for batch in iterate_distinct(source, batch_size, workers=workers, rank=rank, world_size=world_size):
-            run.process_batch(batch, amp=amp)
-            seen += zip(batch.indices, batch.names, batch.hashes, strict=True)
-            if progress is not None:
-                done = len(seen) * world_size
-                progress(done if source.total is None else min(done, source.total), source.total)
-        run.flush()
+        run.process(iterate_distinct(source, batch_size, workers, rank, world_size), amp, count)
     seen, skipped = merge_ranks(run, seen, source.skipped, world_size)
     if not seen:
         raise no_usable_image(source.description, skipped)

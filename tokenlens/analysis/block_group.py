@@ -18,10 +18,16 @@ from tokenlens.metrics import (
     Subject,
 )
 from tokenlens.recording import Observer, ReorderingObserver
-from tokenlens.reduction.compilation import kernels_for
+from tokenlens.reduction.choice import kernels_for
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import Reduction
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
+
+POOL_IMAGES = 16
+"""Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
+
+DEVICE_POOL_IMAGES = 128
+"""The same on a device other than the CPU, where batches are larger and metrics are launches that take no time."""
 
 
 class BlockGroup:
@@ -60,6 +66,7 @@ class BlockGroup:
                 for site in metric.observes:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
+        device = next(self.subject.model.parameters()).device
         computed_in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric)]
         return Reducer(
             self.subject.layout,
@@ -69,7 +76,8 @@ class BlockGroup:
             pattern="pattern" in needs,
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
             whole_pattern=PATTERN_REDUCTIONS & needs,
-            kernels=kernels_for(self.subject.layout, next(self.subject.model.parameters()).device),
+            kernels=kernels_for(self.subject.layout, device),
+            pool=POOL_IMAGES if device.type == "cpu" else DEVICE_POOL_IMAGES,
         )
 
     @cached_property

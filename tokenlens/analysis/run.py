@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, SITE_ORDER, Analysis
+from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, Analysis
 from tokenlens.analysis.block_group import BlockGroup, group_blocks
+from tokenlens.analysis.finite import FiniteCheck
+from tokenlens.analysis.transfer import load_ahead
 from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
 from tokenlens.metrics import Metric, NamedArray, PerImageMetric, Row
 from tokenlens.models.loading import LoadedModel
 from tokenlens.recording import Observer, Recorder, RoutingObserver
 from tokenlens.reduction.buffers import keep_freed_memory
-from tokenlens.reduction.summaries import AttentionSummary, BatchSummary, NormSummary, PatternSummary, TokenSummary
 from tokenlens.tokens import TokenLayout
-
-POOL_IMAGES = 16
-"""Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
-
-
-class NonFiniteActivation(ValueError):
-    """NaN or infinity in a forward pass; the message says where it was first seen."""
 
 
 class AnalysisRun:
@@ -47,6 +41,8 @@ class AnalysisRun:
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
         self.notes: list[str] = []
         self._groups: list[BlockGroup] = []
+        self._on_cpu = next(loaded.module.parameters()).device.type == "cpu"
+        self._unchecked: list[FiniteCheck] = []
         self._pending_names: list[str] = []
 
     def _prepare(self, image_size: tuple[int, int]) -> None:
@@ -75,47 +71,64 @@ class AnalysisRun:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.not_applicable.items())
             raise ValueError(f"none of the chosen metrics applies to {self.loaded.name} ({why})")
 
-    def process_batch(self, batch: Batch, amp: bool) -> None:
-        """Run one forward pass and reduce its activations."""
-        check_channels(batch.images, self.loaded)
-        height, width = batch.images.shape[-2:]
-        if self.layout is None:
-            self._prepare((height, width))
-        elif (height, width) != self.image_size:
+    def process(self, batches: Iterable[Batch], amp: bool, done: Callable[[Batch], None] = lambda _: None) -> None:
+        """Run the model over the batches, reduce its activations and update the metrics; ``done`` follows each batch.
+
+        The hooks are removed at the end, also after an error or an interrupt.
+        """
+        weights = next(self.loaded.module.parameters())
+        with contextlib.closing(load_ahead(batches, weights)) as loaded, contextlib.ExitStack() as hooks:
+            recorder = None
+            for batch, pixels in loaded:
+                check_channels(pixels, self.loaded)
+                if self.layout is None:
+                    self._prepare((pixels.shape[-2], pixels.shape[-1]))
+                    recorder = self._recorder(hooks)
+                self._check_size(pixels)
+                if recorder is not None:
+                    self._run(recorder, batch, pixels, amp)
+                done(batch)
+        self.flush()
+        self._check_finite()
+        for metric in self.applicable:
+            metric.receive()
+
+    def _recorder(self, hooks: contextlib.ExitStack) -> Recorder | None:
+        """Hook the model; None if no metric observes it."""
+        assert self.layout is not None
+        sites = {site for metric in self.applicable for site in metric.observes}
+        if not sites:
+            return None
+        keep_freed_memory()
+        groups, family = self._groups, self.loaded.family
+        observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
+        pooled = groups[-1].reducer.pooled
+        return hooks.enter_context(
+            Recorder(self.loaded.module, family, self.layout, observer, sites=sites, pooled=pooled)
+        )
+
+    def _check_size(self, pixels: Tensor) -> None:
+        height, width = pixels.shape[-2:]
+        if (height, width) != self.image_size:
             raise ValueError(
                 f"all images of an analysis must have the same size; the first batch had {self.image_size}, a later "
                 f"one {(height, width)}"
             )
-        assert self.layout is not None
-        sites = {site for metric in self.applicable for site in metric.observes}
-        if not sites:
-            return
-        module = self.loaded.module
-        pixels = to_model(batch.images, module)
-        autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
-        groups, family = self._groups, self.loaded.family
-        observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
-        pooled = groups[-1].reducer.pooled
-        with Recorder(module, family, self.layout, observer, sites, pooled=pooled) as recorder, autocast:
-            if not all(group.reducer.has_shapes for group in groups):
-                keep_freed_memory()
-                # One image shows what has to be kept, so that buffers for it exist before the first whole batch.
-                self._reduce(recorder, pixels[:1], batch.indices[:1])
-            if not all(group.reducer.has_room(len(pixels)) for group in groups):
-                self.flush()
-                for group in groups:
-                    group.reducer.allocate(-(-POOL_IMAGES // len(pixels)) * len(pixels))
-            self._reduce(recorder, pixels, batch.indices)
-        self._pending_names += batch.names
-        if groups[0].reducer.images >= POOL_IMAGES:
-            self.flush()
 
-    def _reduce(self, recorder: Recorder, pixels_B3HW: Tensor, indices: list[int]) -> None:
-        for group in self._groups:
-            group.reducer.start(indices)
-        recorder.run(pixels_B3HW)
-        for group in self._groups:
-            group.reducer.end()
+    def _run(self, recorder: Recorder, batch: Batch, pixels: Tensor, amp: bool) -> None:
+        """Run one forward pass and reduce its activations."""
+        reducers = [group.reducer for group in self._groups]
+        if not all(reducer.has_room(len(pixels)) for reducer in reducers):
+            self.flush()
+        for reducer in reducers:
+            reducer.start(batch.indices)
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext():
+            recorder.run(pixels)
+        for reducer in reducers:
+            reducer.end()
+        self._pending_names += batch.names
+        if reducers[0].images >= reducers[0].pool:
+            self.flush()
 
     def flush(self) -> None:
         """Update the metrics with everything reduced since the last flush."""
@@ -123,11 +136,20 @@ class AnalysisRun:
             return
         with torch.no_grad():
             names, self._pending_names = self._pending_names, []
-            for group in self._groups:
-                batch = group.reducer.collect()
-                check_finite(batch, names)
+            batches = [group.reducer.collect() for group in self._groups]
+            self._check_finite()
+            self._unchecked = [FiniteCheck(batch, names) for batch in batches]
+            if self._on_cpu:  # elsewhere this would wait for the device
+                self._check_finite()
+            for group, batch in zip(self._groups, batches, strict=True):
                 for metric in group.metrics:
                     metric.update(batch)
+
+    def _check_finite(self) -> None:
+        """Raise NonFiniteActivation if the last pool had NaN or infinity."""
+        unchecked, self._unchecked = self._unchecked, []
+        for check in unchecked:
+            check.raise_first()
 
     def to_analysis(self, model: str, provenance: dict[str, Any], names: list[str]) -> Analysis:
         """Collect table, arrays and per-image values from the metrics."""
@@ -223,40 +245,3 @@ def no_usable_image(description: str, skipped: list[dict[str, str]]) -> ValueErr
     first = "; ".join(f"{item['name']}: {item['reason']}" for item in skipped[:3])
     more = ", …" if len(skipped) > 3 else ""
     return ValueError(f"no image of {description} could be used: all {len(skipped)} were skipped ({first}{more})")
-
-
-def check_finite(batch: BatchSummary, names: Sequence[str]) -> None:
-    """Raise NonFiniteActivation if a summary holds NaN or infinity, naming the first site and image in order.
-
-    A token with NaN or infinity has a norm that is NaN or infinite, so norms are all that has to be looked at.
-    """
-    checked = [(stack, stack.summary.norms, "") for stack in batch.stacks(TokenSummary)]
-    checked += [(stack, stack.summary.input.norms, "input of ") for stack in batch.stacks(NormSummary)]
-    # Without token metrics, attention is all there is.
-    for stack in batch.stacks(AttentionSummary):
-        both = (stack.summary.cls_row, stack.summary.patch_to_prefix)
-        checked += [(stack, weights, "") for weights in both if weights is not None]
-    for stack in batch.stacks(PatternSummary):
-        if not stack.summary.layout.prefix:  # patches attend to patches only, at a distance
-            checked.append((stack, stack.summary.patch_distance, ""))
-    # No value is negative, so the sum is finite if and only if all values are; it needs no memory.
-    if all(bool(torch.isfinite(values.sum())) for _, values, _ in checked):
-        return
-    found = []
-    for stack, values, prefix in checked:
-        for row, image in (~torch.isfinite(values.flatten(2)).all(-1)).nonzero().tolist():
-            block, site = stack.keys[stack.rows.index(row)]
-            order = SITE_ORDER.index(str(site)) - (0.5 if prefix else 0)
-            overflow = not bool(values[row, image].isnan().any())
-            found.append((block is None, -1 if block is None else block, order, image, f"{prefix}{site}", overflow))
-    _, first, _, image, site, overflow = min(found)
-    where = site if first < 0 else f"block {first}, {site}"
-    if overflow:
-        raise NonFiniteActivation(
-            f"the activations at {where} are infinite, or so large (above about 1e19) that their squares are, first "
-            f"for image {names[image]!r}. Check the weights and the images."
-        )
-    raise NonFiniteActivation(
-        f"NaN or infinity in the activations at {where}, first for image {names[image]!r}. Check the weights "
-        "and the images, and try without reduced precision (amp)."
-    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, Metric, NumberKey, Row, Subject, make_row
 from tokenlens.recording import PooledTokens
+from tokenlens.reduction.host_copy import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
@@ -84,6 +85,7 @@ class PerImageMetric(Metric):
         self.moments = Moments()
         self._indices: list[int] = []
         self._values = KeptRows()
+        self._arriving: tuple[list[int], HostCopy] | None = None
 
     @abstractmethod
     def per_image(self, summary: Any) -> Values:
@@ -112,14 +114,25 @@ class PerImageMetric(Metric):
                 keys += [(part, block, str(site), group, head) for block, site in stack_keys for head in heads]
         if not columns:
             return
-        values_BS = torch.cat(columns).T.cpu().numpy()
         if not self.keys:
             self.keys = keys
         assert keys == self.keys, "a metric has the same numbers in every batch"
+        self.receive()
+        values_BS = torch.cat(columns).T
+        self._arriving = (batch.indices, HostCopy(values_BS))
+        if not values_BS.is_cuda:
+            self.receive()
+
+    def receive(self) -> None:
+        """Add the numbers of the last batch, which cross to the host while a GPU goes on."""
+        if self._arriving is None:
+            return
+        indices, values_BS = self._arriving[0], self._arriving[1].read().numpy()
+        self._arriving = None
         self.moments.update(values_BS)
         room = self.keep_images - len(self._indices)
         if room > 0:
-            self._indices += batch.indices[:room]
+            self._indices += indices[:room]
             self._values.append(values_BS[:room])
 
     def merge(self, other: PerImageMetric) -> None:

@@ -140,6 +140,9 @@ class Metric(ABC):
     def update(self, batch: BatchSummary) -> None:
         """Add one batch."""
 
+    def receive(self) -> None:  # noqa: B027
+        """Add numbers of ``update`` that are still on their way from the device; called before the others below."""
+
     @abstractmethod
     def merge(self, other: Any) -> None:
         """Add the images of another instance that was prepared for the same model."""

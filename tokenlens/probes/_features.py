@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from tokenlens.models.loading import LoadedModel
 from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import Recorder, evaluating
 from tokenlens.tokens import Site
 
@@ -173,7 +174,9 @@ class _FeatureReducer:
             x_BTD = norm(x_BTD.to(_dtype(norm, x_BTD)))
         self._keep(block, x_BTD)
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
         """Keep the output of the final norm."""
         self._keep(block, y_BTD)
 

@@ -1,6 +1,7 @@
 """Forward hooks on an unmodified model, and recordings of its activations."""
 
 from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import IncompleteRecording, Observer, PooledTokens, Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
 from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
@@ -8,6 +9,7 @@ from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
 __all__ = [
     "AttentionCall",
     "IncompleteRecording",
+    "NormCall",
     "Observer",
     "PooledTokens",
     "Recorder",

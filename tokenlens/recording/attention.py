@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,10 @@ def avoid_tf32(x: Tensor) -> Tensor:
     return x if torch.get_float32_matmul_precision() == "highest" else x.double()
 
 
-def dots(x_BHTd: Tensor, y_BH1d: Tensor, scratch_BHTd: Tensor | None = None) -> Tensor:
-    """Compute the inner product of one vector per head with every token, (B, H, T); ``scratch_BHTd`` is overwritten."""
+def dots(x_BHTd: Tensor, y_BH1d: Tensor) -> Tensor:
+    """Compute the inner product of one vector per head with every token, (B, H, T)."""
     # Multiply and sum: three times faster on CPU than a matmul with a transposed, strided operand.
-    return torch.mul(x_BHTd, y_BH1d, out=scratch_BHTd).sum(-1)
-
-
-Dots = Callable[[Tensor, Tensor], Tensor]
-"""A function that computes ``dots``."""
+    return (x_BHTd * y_BH1d).sum(-1)
 
 
 def attention_rows(
@@ -38,7 +34,6 @@ def attention_rows(
     positions: Sequence[int],
     scale: float,
     bias: Tensor | None = None,
-    dots: Dots = dots,
 ) -> Tensor:
     """Compute rows of the pattern, softmax(q_r·Kᵀ·scale + bias), (B, H, R, T); each sums to 1.
 
@@ -82,7 +77,6 @@ def attention_columns(
     scale: float,
     lse_BHT: Tensor,
     bias: Tensor | None = None,
-    dots: Dots = dots,
 ) -> Tensor:
     """Compute columns of the pattern, exp(q_i·k_r·scale + bias − lse_i), (B, H, T, R), in [0, 1].
 
@@ -114,19 +108,19 @@ class AttentionCall:
     lse_BHT: Tensor | None = None
     pattern_BHTT: Tensor | None = None
 
-    def rows(self, positions: Sequence[int], dots: Dots = dots) -> Tensor:
+    def rows(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of the tokens at ``positions`` to every token, (B, H, R, T)."""
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions), :])
-        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias, dots)
+        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
 
-    def columns(self, positions: Sequence[int], dots: Dots = dots) -> Tensor:
+    def columns(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of every token to those at ``positions``, (B, H, T, R)."""
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
             self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
-        return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias, dots)
+        return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
 
     def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the pattern in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end.

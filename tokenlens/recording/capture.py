@@ -1,7 +1,7 @@
-"""Capture attention at its kernel, with fused kernels left on.
+"""Capture attention and norms at their kernels, with fused kernels left on.
 
-The call is seen as it reaches the kernel: after norms of queries and keys, rotary embedding and casts. In models that
-compute softmax(QKᵀ) themselves, the softmax and the matrix products around it are captured.
+A call of attention is seen as it reaches the kernel: after norms of queries and keys, rotary embedding and casts. In
+models that compute softmax(QKᵀ) themselves, the softmax and the matrix products around it are captured.
 """
 
 # Shapes: B images, T tokens, H heads, D channels.
@@ -9,12 +9,11 @@ compute softmax(QKᵀ) themselves, the softmax and the matrix products around it
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenlens.recording.attention import AttentionCall, join_heads
@@ -164,25 +163,60 @@ class AttentionCapture(TorchDispatchMode):
         self._pattern = None
 
 
-_PROPERTIES = ("shape", "dtype", "device", "is_cuda", "requires_grad")
-_SHAPES = ("reshape", "view", "permute", "transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "size", "dim")
-_NO_ATTENTION = {
-    *(vars(torch._C.TensorBase)[name].__get__ for name in _PROPERTIES),
-    *(getattr(Tensor, name) for name in (*_SHAPES, "unbind", "chunk", "contiguous", "to")),
-    *(linear, dropout),
+class NormCall(NamedTuple):
+    """The statistics that a norm's kernel computed of each token, in float32, or float64 for a model in float64.
+
+    Attributes:
+        mean_BT: mean over channels; None for RMSNorm, which subtracts none.
+        rstd_BT: 1/σ, with ε in it.
+    """
+
+    mean_BT: Tensor | None
+    rstd_BT: Tensor
+
+    def transposed(self) -> NormCall:
+        """Return the statistics of tokens (T, B, D) as those of (B, T, D)."""
+        return NormCall(None if self.mean_BT is None else self.mean_BT.T, self.rstd_BT.T)
+
+
+_NORMS = {
+    getattr(aten, name): index
+    for name, index in {"native_layer_norm": (1, 2), "_fused_rms_norm": (None, 1), "rsqrt": (None, None)}.items()
+    if hasattr(aten, name)
 }
-"""Functions that contain no attention. Dispatching these, too, costs 1 to 2 % of a ViT-S forward pass."""
+"""Kernels of norms, with the indices of mean and 1/σ among their outputs; RMSNorm on the CPU is made of small ones."""
 
 
-class SelectiveCapture(TorchFunctionMode):
-    """A mode that activates an ``AttentionCapture`` only around calls that may contain attention."""
+class NormCapture(TorchDispatchMode):
+    """A mode, active during the forward pass of one norm, that captures the statistics of its tokens.
 
-    def __init__(self, capture: AttentionCapture) -> None:
+    Afterwards ``call`` is the ``NormCall``, or None if no kernel returned the statistics of these tokens in full
+    precision, or several did.
+
+    Args:
+        x_BTD: the norm's input.
+    """
+
+    def __init__(self, x_BTD: Tensor) -> None:
         super().__init__()
-        self.capture = capture
+        self._shape, self._dtype = x_BTD.shape[:2], x_BTD.dtype
+        self._calls: list[NormCall] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _NO_ATTENTION:
-            return func(*args, **(kwargs or {}))
-        with self.capture:
-            return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        indices = _NORMS.get(func.overloadpacket)
+        if indices is None:
+            return out
+        mean, rstd = (None if index is None else out[index] for index in indices)
+        rstd = out if rstd is None else rstd
+        # A specialized norm has a second call, for few tokens. In half precision the statistics may be rounded, and so
+        # may be an input that is not the norm's own.
+        exact = {rstd.dtype, args[0].dtype} <= {torch.float32, torch.float64, self._dtype}
+        if rstd.numel() == self._shape.numel() and exact and rstd.dtype in (torch.float32, torch.float64):
+            self._calls.append(NormCall(None if mean is None else mean.view(self._shape), rstd.view(self._shape)))
+        return out
+
+    @property
+    def call(self) -> NormCall | None:
+        """The statistics, if exactly one kernel returned them."""
+        return self._calls[0] if len(self._calls) == 1 else None

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from tokenlens.families import BlockTaps, Family, Pooling, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.recording.capture import AttentionCapture, SelectiveCapture
+from tokenlens.recording.capture import AttentionCapture, NormCall, NormCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
+
+_Capture = TypeVar("_Capture", AttentionCapture, NormCapture)
 
 
 class IncompleteRecording(ValueError):
@@ -47,8 +49,10 @@ class Observer(Protocol):
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Receive the tokens at a site that is not a norm."""
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """Receive a norm's input and output; the output is the activation of the site."""
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
+        """Receive a norm's input and output, and the statistics of its kernel; the output is the site's activation."""
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Receive the call of one block's attention kernel."""
@@ -126,7 +130,7 @@ class Recorder:
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
-        self._mode: SelectiveCapture | AttentionCapture | None = None
+        self._captures: list[AttentionCapture | NormCapture] = []
 
     def __enter__(self) -> Recorder:
         assert not self._handles, "a Recorder can be entered only once"
@@ -151,7 +155,8 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._end_capture()
+        while self._captures:
+            self._captures.pop().__exit__(None, None, None)
 
     def run(self, images: Tensor) -> Any:
         """Run the model and return its output, after checking that every expected site was seen."""
@@ -221,16 +226,26 @@ class Recorder:
             self._hook_split_norm(block, site, module)
             return
 
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            y = self._check_tokens(block, site, _first_tensor(output), sequence_first)
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             x = _first_tensor((args, kwargs))
+            self._check_tokens(block, site, x, sequence_first)
             assert x is not None
-            if sequence_first:
-                x = x.transpose(0, 1)
-            assert x.shape == y.shape
-            self._notify(y, self.observer.norm, block, site, module, x, y)
+            self._begin_capture(NormCapture(x))
 
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            capture = self._end_capture(NormCapture)
+            x, y = _first_tensor((args, kwargs)), _first_tensor(output)
+            if capture is None or x is None or y is None:  # the norm raised
+                return
+            call = capture.call
+            if sequence_first:
+                x, y, call = x.transpose(0, 1), y.transpose(0, 1), None if call is None else call.transposed()
+            assert x.shape == y.shape
+            self._notify(y, self.observer.norm, block, site, module, x, y, call)
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        # always_call: the capture must also end when the module raises.
+        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
         """Join the special tokens, which come first, and the patches that a model norms one after the other."""
@@ -245,7 +260,7 @@ class Recorder:
                 inputs, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
                 parts.clear()
                 y = self._check_tokens(block, site, outputs)
-                self._notify(y, self.observer.norm, block, site, module, inputs, y)
+                self._notify(y, self.observer.norm, block, site, module, inputs, y, None)
 
         for norm in dict.fromkeys((module.cls, module.patch)):
             self._handles.append(norm.register_forward_hook(after))
@@ -285,32 +300,33 @@ class Recorder:
         sequence_first: bool = False,
     ) -> None:
         """Capture the attention inside a module, and pass it on with the module's input and output."""
-        # nn.MultiheadAttention leaves its fast path under a function mode, and then rounds differently.
-        fast_path = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._end_capture()
             x_BTD = _first_tensor((args, kwargs))
             images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            capture = AttentionCapture(images, tokens, parallel, queries)
-            self._mode = capture if fast_path else SelectiveCapture(capture)
-            self._mode.__enter__()
+            self._begin_capture(AttentionCapture(images, tokens, parallel, queries))
 
         def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            call, x, y = self._end_capture(), _first_tensor((args, kwargs)), _first_tensor(output)
-            if call is not None and x is not None and y is not None:
-                observe(call, x, y)
+            capture = self._end_capture(AttentionCapture)
+            x, y = _first_tensor((args, kwargs)), _first_tensor(output)
+            if capture is not None and capture.call is not None and x is not None and y is not None:
+                observe(capture.call, x, y)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         # always_call: the capture must also end when the attention module raises.
         self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
-    def _end_capture(self) -> AttentionCall | None:
-        mode, self._mode = self._mode, None
-        if mode is None:
+    def _begin_capture(self, capture: AttentionCapture | NormCapture) -> None:
+        capture.__enter__()
+        self._captures.append(capture)
+
+    def _end_capture(self, kind: type[_Capture]) -> _Capture | None:
+        """End the innermost capture and return it; None if it is of another kind, because its module never began."""
+        capture = self._captures[-1] if self._captures else None
+        if not isinstance(capture, kind):
             return None
-        mode.__exit__(None, None, None)
-        return (mode.capture if isinstance(mode, SelectiveCapture) else mode).call
+        self._captures.pop().__exit__(None, None, None)
+        return capture
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"

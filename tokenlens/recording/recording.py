@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from tokenlens.recording.attention import AttentionCall, as_float, attention_rows
+from tokenlens.recording.capture import NormCall
 from tokenlens.tokens import HEAD_SITES, Key, Site, TokenLayout
 
 
@@ -127,7 +128,9 @@ class RecordingObserver:
         """Keep a copy of the tokens."""
         self.recording.tensors[block, str(site)] = self._copy(x_BTD)
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
         """Keep a copy of the output."""
         self.tokens(block, site, y_BTD)
 

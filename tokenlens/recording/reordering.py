@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import Observer
 from tokenlens.tokens import Site, TokenLayout
 
@@ -34,9 +35,14 @@ class ReorderingObserver:
         """Pass the tokens on."""
         self.observer.tokens(block, site, self._reorder(x_BTD))
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """Pass a norm's input and output on."""
-        self.observer.norm(block, site, module, self._reorder(x_BTD), self._reorder(y_BTD))
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
+        """Pass a norm's input, output and statistics on."""
+        if call is not None:
+            mean_BT = None if call.mean_BT is None else self._reorder(call.mean_BT, -1)
+            call = NormCall(mean_BT, self._reorder(call.rstd_BT, -1))
+        self.observer.norm(block, site, module, self._reorder(x_BTD), self._reorder(y_BTD), call)
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Pass the call on; a bias with one row or column for all tokens keeps it."""
@@ -63,9 +69,11 @@ class RoutingObserver:
         """Pass the tokens on."""
         self.observers[block].tokens(block, site, x_BTD)
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
-        """Pass a norm's input and output on."""
-        self.observers[block].norm(block, site, module, x_BTD, y_BTD)
+    def norm(
+        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
+    ) -> None:
+        """Pass a norm's input, output and statistics on."""
+        self.observers[block].norm(block, site, module, x_BTD, y_BTD, call)
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Pass the call on."""

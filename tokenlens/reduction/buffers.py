@@ -20,55 +20,28 @@ class Slot(NamedTuple):
 
 
 class Buffers:
-    """Buffers for a number of images, with the slots that a first forward pass asked for.
+    """Buffers for a number of images, with the slots that a first forward pass asks for.
 
-    The first pass, usually of one image, records which slots are needed and in which order. After ``allocate``, every
-    pass must ask for the same ones.
-
-    Buffers are allocated before a pass because small tensors that outlive it would otherwise fragment the heap between
-    the model's large temporaries, and each block would write to memory that is in no cache: on the CPU, GELU alone then
-    takes four times as long in a ViT-S, which is more than all reductions together.
+    Every later pass must ask for the same ones, in the same order, and writes to memory that exists before it: small
+    tensors that outlive a pass would otherwise fragment the heap between the model's large temporaries.
     """
 
     def __init__(self) -> None:
         self.capacity = 0
-        """Number of images the buffers hold; 0 before ``allocate``."""
-        self._order: list[tuple[Slot, Tensor]] = []
+        """Number of images the buffers hold."""
+        self._slots: list[tuple[Slot, Tensor]] = []
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self._views: dict[tuple[int, int], list[tuple[Slot, Tensor]]] = {}
-        self._current: list[tuple[Slot, Tensor]] = []
-        self._next = 0
-        self._images = 0
+        self._next = self._first = self._images = 0
 
-    @property
-    def has_shapes(self) -> bool:
-        """Whether a first pass has shown which slots are needed."""
-        return bool(self._order)
+    def start(self, first: int, images: int, capacity: int) -> None:
+        """Prepare for a forward pass of ``images`` images, stored from index ``first`` on.
 
-    def allocate(self, images: int) -> None:
-        """Allocate the slots of the first pass for ``images`` images."""
-        self.capacity = images
-        self._views.clear()
-        examples: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
-        for slot, example in self._order:
-            examples.setdefault((slot.name, slot.tail), []).append(example)
-        self._buffers = {
-            (name, tail): same[0].new_empty((len(same), images, *tail)) for (name, tail), same in examples.items()
-        }
-        self._order = [(slot, example.new_empty(0)) for slot, example in self._order]
-
-    def start(self, first: int, images: int) -> None:
-        """Prepare for a forward pass of ``images`` images, stored from index ``first`` on."""
-        self._next, self._images = 0, images
-        if not self.capacity:
-            self._order.clear()
-            return
-        assert first + images <= self.capacity
-        if (first, images) not in self._views:
-            self._views[first, images] = [
-                (slot, self._buffers[slot.name, slot.tail][slot.row, first : first + images]) for slot, _ in self._order
-            ]
-        self._current = self._views[first, images]
+        Where they do not fit, the buffers are discarded, and this pass is the first one of new ones for ``capacity``.
+        """
+        self._next, self._first, self._images = 0, first, images
+        if first + images > self.capacity:
+            assert first + images <= capacity
+            self.capacity, self._slots, self._buffers = capacity, [], {}
 
     def next_slot(self, name: str, tail: tuple[int, ...], like: Tensor) -> tuple[Slot, Tensor]:
         """Return the next slot of a field, and its memory ``(B, *tail)`` for this pass, to write to.
@@ -76,7 +49,7 @@ class Buffers:
         Args:
             name: name of the field.
             tail: its shape for one image.
-            like: the tensor that is reduced, (B, …), with the precision and device of the result.
+            like: the tensor that is reduced, (B, …); results are in its precision, or float32 for half precision.
 
         Raises:
             ValueError: if the number of images, the precision or the order of the slots is not that of the first pass.
@@ -85,35 +58,34 @@ class Buffers:
             raise ValueError(
                 f"a site has {len(like)} images in a forward pass of {self._images}; every site must see each one once"
             )
-        if not self.capacity:
-            row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._order)
-            self._order.append((Slot(name, tail, row), like.new_empty((self._images, *tail))))
-            return self._order[-1]
-        if self._next < len(self._current):
-            slot, memory = self._current[self._next]
-            if slot.name == name and slot.tail == tail:
-                if memory.dtype != like.dtype:
-                    raise ValueError(
-                        f"one site computes in {like.dtype}, another in {memory.dtype}; run the whole model in one "
-                        "precision, or under autocast (amp)"
-                    )
-                self._next += 1
-                return slot, memory
-        raise ValueError(
-            f"this forward pass has {name} of shape {tail} where the first one had not; the model must do the same in "
-            "every pass"
-        )
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        if self._slots and self._slots[0][1].dtype != dtype:
+            raise ValueError(
+                f"one site computes in {dtype}, another in {self._slots[0][1].dtype}; run the whole model in one "
+                "precision, or under autocast (amp)"
+            )
+        if not self._buffers:
+            row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._slots)
+            self._slots.append((Slot(name, tail, row), like.new_empty((self.capacity, *tail), dtype=dtype)))
+        slot, memory = self._slots[self._next] if self._next < len(self._slots) else (None, like)
+        if slot is None or slot[:2] != (name, tail):
+            raise ValueError(
+                f"this forward pass has {name} of shape {tail} where the first one had not; the model must do the same "
+                "in every pass"
+            )
+        self._next += 1
+        return slot, memory[self._first : self._first + self._images]
 
     def end(self) -> None:
-        """Finish a forward pass; results of a first pass become readable as if they had been allocated beforehand."""
-        if self.capacity:
-            # Otherwise numbers of an earlier pass would be read again.
-            assert self._next == len(self._current), "this forward pass has fewer slots than the first one"
-        else:
-            parts: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
-            for slot, memory in self._order:
-                parts.setdefault((slot.name, slot.tail), []).append(memory)
-            self._buffers = {field: torch.stack(memories) for field, memories in parts.items()}
+        """Finish a forward pass; after the first one, the memory of each field becomes one tensor."""
+        # Otherwise numbers of an earlier pass would be read again.
+        assert self._next == len(self._slots), "this forward pass has fewer slots than the first one"
+        if not self._buffers:
+            fields: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
+            for slot, memory in self._slots:
+                fields.setdefault(slot[:2], []).append(memory)
+            self._buffers = {field: torch.stack(memories) for field, memories in fields.items()}
+            self._slots = [(slot, self._buffers[slot[:2]][slot.row]) for slot, _ in self._slots]
 
     def read(self, name: str, tail: tuple[int, ...]) -> Tensor:
         """Return all slots of a field, ``(N, C, *tail)``."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
-from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.buffers import Buffers, Slot
-from tokenlens.reduction.kernels import ReductionKernels
+from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
 from tokenlens.reduction.pattern import WholePattern
 from tokenlens.reduction.summaries import (
     AttentionSummary,
@@ -39,7 +40,7 @@ class Reducer:
     """The ``Observer`` of ``analyze``: reduces each activation to a summary while its hook runs.
 
     Call ``start`` and ``end`` around each forward pass; ``collect`` returns the summaries of all passes since the last
-    call. After a first pass, of one image at least, ``allocate`` makes room for the results of later ones.
+    call.
 
     Args:
         layout: the model's tokens.
@@ -50,6 +51,7 @@ class Reducer:
         raw: name, sites and function of each metric that is computed from the tokens themselves.
         whole_pattern: reductions of every row of the attention pattern.
         kernels: the implementation of the reductions; by default torch operations.
+        pool: number of images, at least, between two calls of ``collect``.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Reducer:
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         kernels: ReductionKernels | None = None,
+        pool: int = 1,
     ) -> None:
         self.layout = layout
         self.wanted = wanted
@@ -69,6 +72,7 @@ class Reducer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
+        self.pool = pool
         self._kernels = ReductionKernels(layout) if kernels is None else kernels
         self._whole_pattern = WholePattern(layout, whole_pattern)
         # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
@@ -89,19 +93,9 @@ class Reducer:
         self._fields: dict[SummaryType, dict[Key, Fields]] = {}
         self._raw: dict[str, dict[Key, list[Mapping[tuple[str, str], Tensor]]]] = {}
 
-    def allocate(self, images: int) -> None:
-        """Allocate buffers for ``images`` images and discard everything seen so far."""
-        self._buffers.allocate(images)
-        self._forget()
-
-    @property
-    def has_shapes(self) -> bool:
-        """Whether a first pass has shown which buffers are needed."""
-        return self._buffers.has_shapes
-
     def has_room(self, images: int) -> bool:
-        """Whether a pass of ``images`` images fits into the buffers before ``collect``."""
-        return len(self._indices) + images <= self._buffers.capacity
+        """Whether a pass of ``images`` images can start before ``collect``."""
+        return not self._indices or len(self._indices) + images <= self._buffers.capacity
 
     def start(self, indices: list[int]) -> None:
         """Begin a forward pass of the images with these indices."""
@@ -109,8 +103,7 @@ class Reducer:
         self._residual = None
         self._recent.clear()
         self._whole_pattern.start()
-        self._buffers.start(len(self._indices), len(indices))
-        self._kernels.start(len(indices))
+        self._buffers.start(len(self._indices), len(indices), -(-self.pool // len(indices)) * len(indices))
         self._indices = self._indices + indices
 
     def end(self) -> None:
@@ -119,7 +112,6 @@ class Reducer:
         self._recent.clear()
         self._whole_pattern.end()
         self._buffers.end()
-        self._kernels.end()
 
     @property
     def images(self) -> int:
@@ -153,36 +145,55 @@ class Reducer:
             fields = self._reduce(x_BTD, site)
         else:
             before = self._reduce(residual, site)
-            slot, products_BT = self._buffers.next_slot("product", before["norms"].tail, as_float(x_BTD))
-            fields = self._reduce(x_BTD, site, as_float(residual), products_BT)
+            slot, products_BT = self._buffers.next_slot("product", before["norms"].tail, x_BTD)
+            fields = self._reduce(x_BTD, site, residual, products_BT)
             update = {"product": slot, "update_norms": fields["norms"], "residual_norms": before["norms"]}
             self._keep(UpdateSummary, (block, site), update)
         self._keep(TokenSummary, (block, site), fields)
         self._compute_raw((block, site), x_BTD)
 
-    def norm(self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> None:
+    def norm(
+        self,
+        block: int | None,
+        site: Site,
+        module: nn.Module,
+        x_BTD: Tensor,
+        y_BTD: Tensor,
+        call: NormCall | None = None,
+    ) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
-        after = self._reduce(y_BTD, site)
+        after, after_outputs = self._outputs(y_BTD, site)
         self._keep(TokenSummary, (block, site), after)
         self._compute_raw((block, site), y_BTD)
-        if self.norm_stages:
-            if id(module) not in self._parameters:
-                self._parameters[id(module)] = norm_parameters(module)
-            before = self._reduce(x_BTD, site)
-            stages = self._reduce_stages(as_float(x_BTD), self._parameters[id(module)])
-            self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
+        if not self.norm_stages:
+            self._kernels.reduce_tokens(y_BTD, self._linear, *after_outputs)
+            return
+        if id(module) not in self._parameters:
+            self._parameters[id(module)] = norm_parameters(module)
+        parameters = self._parameters[id(module)]
+        before, before_outputs = self._outputs(x_BTD, site)
+        stages, (mean_BT, rstd_BT, lengths_BSP, sums_BSD) = self._stage_slots(x_BTD, parameters)
+        known = call is not None and (mean_BT is None) == (call.mean_BT is None)
+        if call is None or not known:
+            compute_statistics(x_BTD, parameters.eps, mean_BT, rstd_BT)
+        else:
+            rstd_BT.copy_(call.rstd_BT)
+            if mean_BT is not None and call.mean_BT is not None:
+                mean_BT.copy_(call.mean_BT)
+        stages_and_tokens = (lengths_BSP, sums_BSD, self._linear, before_outputs, after_outputs)
+        self._kernels.reduce_norm(x_BTD, y_BTD, parameters, mean_BT, rstd_BT if known else None, *stages_and_tokens)
+        self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
                 sums = tuple(name for name in _LINEAR if name in self.wanted[site])
-                tokens = as_float(x)
-                fields, norms, rows = self._token_slots(tokens, sums)
-                self._kernels.reduce_tokens(tokens, sums, norms, rows)
+                fields, norms, rows = self._token_slots(x, sums)
+                self._kernels.reduce_tokens(x, sums, norms, rows)
                 self._keep(TokenSummary, (block, site), fields)
         if self.pattern:
-            heads, like = call.q_BHTd.shape[1], as_float(call.q_BHTd)
+            heads, like = call.q_BHTd.shape[1], call.q_BHTd
             fields, row_BHT, columns_BHR = {}, None, None
             if self.layout.has("cls"):
                 fields["cls_row"], row_BHT = self._buffers.next_slot("cls_row", (heads, self.layout.tokens), like)
@@ -223,26 +234,30 @@ class Reducer:
     def _reduce(
         self, x: Tensor, site: Site, residual: Tensor | None = None, products_BT: Tensor | None = None
     ) -> Fields:
-        """Reduce a tensor once for all sites it stands for (a block's output is the next one's input).
+        """Reduce the tokens of a site, with the inner products with the residual where there is one."""
+        fields, outputs = self._outputs(x, site)
+        if products_BT is not None or any(output is not None for output in outputs):
+            self._kernels.reduce_tokens(x, self._linear, *outputs, residual, products_BT)
+        return fields
 
-        With a residual, also compute the inner products with it.
+    def _outputs(self, x: Tensor, site: Site) -> tuple[Fields, TokenOutputs]:
+        """Return the slots of a site's tokens, and where to write what is not there yet.
+
+        A tensor is reduced once for all sites it stands for (a block's output is the next one's input).
         """
         known = self._recent.get(id(x))
-        tokens = as_float(x)
         norms = rows = magnitudes_BD = None
         if known is not None and known[0]() is x and known[1] == x._version:
             fields = known[2]
         else:
-            fields, norms, rows = self._token_slots(tokens, self._linear)
+            fields, norms, rows = self._token_slots(x, self._linear)
             self._recent.pop(id(x), None)  # the id of a tensor that is gone; entries stay in order of age
             if len(self._recent) > 4:
                 self._recent.pop(next(iter(self._recent)))
             self._recent[id(x)] = (weakref.ref(x), x._version, fields)
         if "patch_abs_sum" not in fields and site in self._magnitudes:
-            fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), tokens)
-        if any(out is not None for out in (norms, magnitudes_BD, products_BT)):
-            self._kernels.reduce_tokens(tokens, self._linear, norms, rows, magnitudes_BD, residual, products_BT)
-        return fields
+            fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), x)
+        return fields, TokenOutputs(norms, rows, magnitudes_BD)
 
     def _token_slots(self, x: Tensor, sums: tuple[Reduction, ...]) -> tuple[Fields, Tensor, Tensor]:
         """Return the slots of norms, prefix tokens and sums of tokens (B, T, D) or (B, H, T, d), and their memory."""
@@ -251,16 +266,17 @@ class Reducer:
         rows_slot, rows = self._buffers.next_slot("rows", (*heads, len(self.layout.prefix) + len(sums), channels), x)
         return {"rows": rows_slot, "norms": norms_slot, "sums": sums}, norms, rows
 
-    def _reduce_stages(self, x_BTD: Tensor, parameters: NormParameters) -> Fields:
-        """Reduce a norm's input to its statistics per patch and the sums after each of its stages."""
+    def _stage_slots(
+        self, x_BTD: Tensor, parameters: NormParameters
+    ) -> tuple[Fields, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
+        """Return the slots of a norm's statistics and stages, and their memory: mean, 1/σ, lengths and sums."""
         next_slot, patches = self._buffers.next_slot, self.layout.patches
         fields: Fields = {"parameters": parameters}
-        means_BP = None
+        mean_BT = None
         if parameters.kind == "layer":
-            fields["patch_mean"], means_BP = next_slot("patch_mean", (patches,), x_BTD)
-        weight_D = None if parameters.weight_patch is None else parameters.weight_patch.to(x_BTD.dtype)
-        stages = 1 if weight_D is None else 2
+            fields["mean"], mean_BT = next_slot("mean", (self.layout.tokens,), x_BTD)
+        fields["rstd"], rstd_BT = next_slot("rstd", (self.layout.tokens,), x_BTD)
+        stages = 1 if parameters.weight_patch is None else 2
         fields["patch_lengths"], lengths_BSP = next_slot("patch_lengths", (stages, patches), x_BTD)
         fields["stage_sums"], sums_BSD = next_slot("stage_sums", (stages, x_BTD.shape[-1]), x_BTD)
-        self._kernels.reduce_norm(self.layout.patches_of(x_BTD), weight_D, means_BP, lengths_BSP, sums_BSD)
-        return fields
+        return fields, (mean_BT, rstd_BT, lengths_BSP, sums_BSD)

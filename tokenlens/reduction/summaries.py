@@ -101,19 +101,21 @@ class NormSummary:
 
     Attributes:
         input, output: the tokens before and after.
+        rstd: (..., T), 1/σ of every token, with ε in it.
         patch_lengths: (..., S, P), ‖x_i − μ_i‖ and, if the norm has a γ, ‖γ⊙(x_i − μ_i)‖.
         stage_sums: (..., S, D), Σ_i (x_i − μ_i) divided by each of these lengths.
         parameters: the parameters of the N norms, which are of one kind and have the same ones.
-        patch_mean: (..., P), the mean that a LayerNorm subtracts; None for RMSNorm.
+        mean: (..., T), the mean that a LayerNorm subtracts; None for RMSNorm.
     """
 
     layout: TokenLayout
     input: TokenSummary
     output: TokenSummary
+    rstd: Tensor
     patch_lengths: Tensor
     stage_sums: Tensor
     parameters: Sequence[NormParameters]
-    patch_mean: Tensor | None = None
+    mean: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -158,6 +160,11 @@ class NormSummary:
     def eps(self) -> Tensor:
         """ε, which is added to the variance, (N,)."""
         return self.stage_sums.new_tensor([norm.eps for norm in self.parameters])
+
+    @property
+    def patch_mean(self) -> Tensor | None:
+        """The mean that a LayerNorm subtracts from each patch, (..., P); None for RMSNorm."""
+        return None if self.mean is None else self.layout.patches_of(self.mean, -1)
 
     @cached_property
     def patch_variance(self) -> Tensor:
