@@ -101,15 +101,15 @@ class AnalysisRun:
     def process(self, batches: Iterable[Batch], amp: bool, done: Callable[[Batch], None] = lambda _: None) -> None:
         """Run the model over the batches, reduce its activations and update the metrics; ``done`` follows each batch.
 
-        The hooks are removed at the end, also after an error or an interrupt.
+        The model has hooks only while it runs, not in ``done``.
         """
         weights = next(self.loaded.module.parameters())
-        with contextlib.closing(load_ahead(batches, weights)) as loaded, contextlib.ExitStack() as hooks:
+        with contextlib.closing(load_ahead(batches, weights)) as loaded:
             recorder = None
             for batch, pixels in loaded:
                 if self.layout is None:
                     self._prepare((pixels.shape[-2], pixels.shape[-1]))
-                    recorder = self._recorder(hooks)
+                    recorder = self._recorder()
                 self._check_size(pixels)
                 if recorder is not None:
                     self._run(recorder, batch, pixels, amp)
@@ -119,15 +119,14 @@ class AnalysisRun:
         for metric in self.applicable:
             metric.receive()
 
-    def _recorder(self, hooks: contextlib.ExitStack) -> Recorder | None:
-        """Hook the model; None if no metric observes it."""
+    def _recorder(self) -> Recorder | None:
+        """Return the recorder of the model; None if no metric observes it."""
         assert self.layout is not None
         sites = {site for metric in self.applicable for site in metric.observes}
         if not sites:
             return None
         keep_freed_memory()
-        recorder = Recorder(self.loaded.module, self.loaded.family, self.layout, self._reducer, sites=sites)
-        return hooks.enter_context(recorder)
+        return Recorder(self.loaded.module, self.loaded.family, self.layout, self._reducer, sites=sites)
 
     def _check_size(self, pixels: Tensor) -> None:
         height, width = pixels.shape[-2:]
@@ -143,7 +142,8 @@ class AnalysisRun:
         if not reducer.has_room(len(pixels)):
             self.flush()
         reducer.start(batch.indices)
-        with torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext():
+        autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
+        with recorder, autocast:
             recorder.run(pixels)
         reducer.end()
         self._pending_names += batch.names
