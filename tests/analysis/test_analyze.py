@@ -356,3 +356,11 @@ def test_the_files_to_read_are_those_that_run():
         sys.setprofile(None)
     assert 0 < len(listed) <= 15
     assert {str(REPOSITORY / file) for file in listed} <= ran
+
+
+def test_a_progress_callback_may_run_the_model():
+    """Hooks exist only while a batch passes, so the callback's own passes are not observed."""
+    model, pixels = fresh(), images("registers")[:4]
+    expected = tokenlens.analyze(model, pixels, batch_size=2).table
+    table = tokenlens.analyze(model, pixels, batch_size=2, progress=lambda *_: model(pixels)).table
+    pd.testing.assert_frame_equal(table, expected)

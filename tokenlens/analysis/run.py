@@ -74,16 +74,16 @@ class AnalysisRun:
     def process(self, batches: Iterable[Batch], amp: bool, done: Callable[[Batch], None] = lambda _: None) -> None:
         """Run the model over the batches, reduce its activations and update the metrics; ``done`` follows each batch.
 
-        The hooks are removed at the end, also after an error or an interrupt.
+        The model has hooks only while it runs, not in ``done``.
         """
         weights = next(self.loaded.module.parameters())
-        with contextlib.closing(load_ahead(batches, weights)) as loaded, contextlib.ExitStack() as hooks:
+        with contextlib.closing(load_ahead(batches, weights)) as loaded:
             recorder = None
             for batch, pixels in loaded:
                 check_channels(pixels, self.loaded)
                 if self.layout is None:
                     self._prepare((pixels.shape[-2], pixels.shape[-1]))
-                    recorder = self._recorder(hooks)
+                    recorder = self._recorder()
                 self._check_size(pixels)
                 if recorder is not None:
                     self._run(recorder, batch, pixels, amp)
@@ -93,8 +93,8 @@ class AnalysisRun:
         for metric in self.applicable:
             metric.receive()
 
-    def _recorder(self, hooks: contextlib.ExitStack) -> Recorder | None:
-        """Hook the model; None if no metric observes it."""
+    def _recorder(self) -> Recorder | None:
+        """Return the recorder of the model; None if no metric observes it."""
         assert self.layout is not None
         sites = {site for metric in self.applicable for site in metric.observes}
         if not sites:
@@ -103,9 +103,7 @@ class AnalysisRun:
         groups, family = self._groups, self.loaded.family
         observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
         pooled = groups[-1].reducer.pooled
-        return hooks.enter_context(
-            Recorder(self.loaded.module, family, self.layout, observer, sites=sites, pooled=pooled)
-        )
+        return Recorder(self.loaded.module, family, self.layout, observer, sites=sites, pooled=pooled)
 
     def _check_size(self, pixels: Tensor) -> None:
         height, width = pixels.shape[-2:]
@@ -122,7 +120,8 @@ class AnalysisRun:
             self.flush()
         for reducer in reducers:
             reducer.start(batch.indices)
-        with torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext():
+        autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
+        with recorder, autocast:
             recorder.run(pixels)
         for reducer in reducers:
             reducer.end()

@@ -133,7 +133,7 @@ class Recorder:
         self._captures: list[AttentionCapture | NormCapture] = []
 
     def __enter__(self) -> Recorder:
-        assert not self._handles, "a Recorder can be entered only once"
+        assert not self._handles, "the Recorder is active already"
         try:
             for block in self.blocks:
                 self._hook_block(block)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Buffers:
             )
         if not self._buffers:
             row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._slots)
-            self._slots.append((Slot(name, tail, row), like.new_empty((self.capacity, *tail), dtype=dtype)))
+            self._slots.append((Slot(name, tail, row), like.new_empty((self._images, *tail), dtype=dtype)))
         slot, memory = self._slots[self._next] if self._next < len(self._slots) else (None, like)
         if slot is None or slot[:2] != (name, tail):
             raise ValueError(
@@ -74,18 +75,22 @@ class Buffers:
                 "in every pass"
             )
         self._next += 1
-        return slot, memory[self._first : self._first + self._images]
+        first = self._first if self._buffers else 0
+        return slot, memory[first : first + self._images]
 
     def end(self) -> None:
         """Finish a forward pass; after the first one, the memory of each field becomes one tensor."""
         # Otherwise numbers of an earlier pass would be read again.
         assert self._next == len(self._slots), "this forward pass has fewer slots than the first one"
         if not self._buffers:
-            fields: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
-            for slot, memory in self._slots:
-                fields.setdefault(slot[:2], []).append(memory)
-            self._buffers = {field: torch.stack(memories) for field, memories in fields.items()}
-            self._slots = [(slot, self._buffers[slot[:2]][slot.row]) for slot, _ in self._slots]
+            rows = Counter(slot[:2] for slot, _ in self._slots)
+            for index, (slot, memory) in enumerate(self._slots):
+                if slot[:2] not in self._buffers:
+                    shape = (rows[slot[:2]], self.capacity, *slot.tail)
+                    self._buffers[slot[:2]] = memory.new_empty(shape)
+                row = self._buffers[slot[:2]][slot.row]
+                row[: len(memory)] = memory
+                self._slots[index] = (slot, row)
 
     def read(self, name: str, tail: tuple[int, ...]) -> Tensor:
         """Return all slots of a field, ``(N, C, *tail)``."""

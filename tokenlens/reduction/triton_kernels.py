@@ -213,7 +213,8 @@ class TritonKernels(ReductionKernels):
         """Reduce an attention call as ``ReductionKernels`` does, in one pass over q and k."""
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
         fused = call.pattern_BHTT is None and call.bias is None and q.shape == k.shape
-        if lse is None or not fused or not _readable(q, k, lse):
+        one_cls = len(self.layout.positions("cls")) < 2
+        if lse is None or not fused or not one_cls or not _readable(q, k, lse):
             super().reduce_attention(call, row_BHT, columns_BHR)
             return
         layout = self.layout
