@@ -98,6 +98,7 @@ class AnalysisRun:
             pattern="pattern" in needs,
             raw=[(m.name, m.chosen_sites, m.look) for m in self.applicable if isinstance(m, RawTokenMetric)],
             whole_pattern=PATTERN_REDUCTIONS & needs,
+            patch_sample="patch_sample" in needs,
             kernels=kernels_for(self.layout, next(self.loaded.module.parameters()).device),
         )
 

@@ -29,12 +29,13 @@ RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
 TOKEN_REDUCTIONS = frozenset[Reduction](get_args(Reduction))
 PATTERN_REDUCTIONS = frozenset[PatternReduction](get_args(PatternReduction))
 NEEDS = frozenset(
-    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "updates", "pattern"}
+    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern"}
     | TOKEN_REDUCTIONS
     | PATTERN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
-two patches. Requested of the reducer: sums over patches, stages of norms, updates of branches, the CLS row and special
+two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input,
+updates of branches, the CLS row and special
 columns of the pattern, reductions of the whole pattern."""
 
 Row = dict[str, Any]

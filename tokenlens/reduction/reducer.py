@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels
 from tokenlens.reduction.pattern import WholePattern
 from tokenlens.reduction.summaries import (
+    SAMPLED_PATCHES,
     AttentionSummary,
     BatchSummary,
     Fields,
@@ -48,6 +50,7 @@ class Reducer:
         pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
         raw: name, sites and function of each metric that is computed from the tokens themselves.
         whole_pattern: reductions of every row of the attention pattern.
+        patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
     """
 
@@ -60,6 +63,7 @@ class Reducer:
         pattern: bool = True,
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Tensor], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
+        patch_sample: bool = False,
         kernels: ReductionKernels | None = None,
     ) -> None:
         self.layout = layout
@@ -68,6 +72,9 @@ class Reducer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
+        # The same places in every image, in an order of which any beginning is spread over the grid.
+        places = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
+        self._sampled = torch.from_numpy(places) if patch_sample else None
         self._kernels = ReductionKernels(layout) if kernels is None else kernels
         self._whole_pattern = WholePattern(layout, whole_pattern)
         # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
@@ -169,6 +176,9 @@ class Reducer:
                 self._parameters[id(module)] = norm_parameters(module)
             before = self._reduce(x_BTD, site)
             stages = self._reduce_stages(as_float(x_BTD), self._parameters[id(module)])
+            if self._sampled is not None and site == Site.NORM1:
+                self._sampled = self._sampled.to(x_BTD.device)
+                stages["patch_sample"] = self._copy("patch_sample", as_float(x_BTD.index_select(1, self._sampled)))
             self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
 
     def attention(self, block: int, call: AttentionCall) -> None:
