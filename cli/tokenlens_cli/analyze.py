@@ -100,6 +100,7 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "skipped": analysis.provenance["images"]["skipped"],
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
+                "no_interval": analysis.no_interval,
                 "numbers": len(analysis.table),
                 "findings": [asdict(finding) for finding in findings],
                 "seconds": analysis.provenance["seconds"],

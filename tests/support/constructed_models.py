@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.metrics._cases import photographs
 from tokenlens.analysis import Analysis, Finding, analyze, judge
 
-DIM, DEPTH, IMAGES = 192, 6, 16
+DIM, DEPTH, IMAGES = 192, 6, 64
 PLANTED = slice(10, 15)
 METRICS = ["norm_differentiation", "energy_profile"]
 

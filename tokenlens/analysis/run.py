@@ -184,7 +184,10 @@ class AnalysisRun:
             copy=False,
         )
         assert self.layout is not None
-        return Analysis(name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable))
+        without = {"/".join(filter(None, (m.name, part))): why for m in self.applicable for part, why in m.no_interval.items()}
+        return Analysis(
+            name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable), without
+        )
 
 
 def to_model(pixels_B3HW: Tensor, module: nn.Module) -> Tensor:

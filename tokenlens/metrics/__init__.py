@@ -2,6 +2,7 @@
 
 from tokenlens.metrics._jackknife import JackknifeMetric
 from tokenlens.metrics._per_image import (
+    RANGES,
     AttentionMetric,
     NormMetric,
     PatternMetric,
@@ -27,6 +28,7 @@ from tokenlens.metrics.base import (
 __all__ = [
     "PATTERN",
     "PATTERN_REDUCTIONS",
+    "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
     "AttentionMetric",

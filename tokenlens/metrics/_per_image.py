@@ -29,6 +29,9 @@ from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, 
 Values = Mapping[tuple[str, str], Tensor]
 """Tensors by part and group, as ``per_image`` returns them."""
 
+RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
+"""Width of the range of bounded numbers, by unit."""
+
 CHUNK = 256
 """Images for which ``KeptRows`` allocates memory at a time."""
 
@@ -66,7 +69,7 @@ class KeptRows:
 
 
 class PerImageMetric(Metric):
-    """A metric whose numbers exist image by image; the table has their mean, spread and t interval over images.
+    """A metric whose numbers exist image by image; the table has their mean, spread and interval over images.
 
     Attributes:
         summary_kind: the kind of summary that ``per_image`` gets.
@@ -140,12 +143,16 @@ class PerImageMetric(Metric):
 
     def rows(self) -> list[Row]:
         """Return one row per number."""
-        low, high = self.moments.interval() if self.keys else (np.zeros(0), np.zeros(0))
+        if not self.keys:
+            return []
+        units = [self.unit_of(part) for part, *_ in self.keys]
+        low, high = self.moments.interval(ranges=np.array([RANGES.get(unit, 0.0) for unit in units]))
+        without = np.array([part in self.no_interval for part, *_ in self.keys])
+        low, high = (np.where(without, np.nan, end) for end in (low, high))
+        numbers = zip(self.moments.mean, self.moments.n, self.moments.sd, low, high, strict=True)
         return [
-            make_row(key, mean if n else np.nan, int(n), self.unit_of(key[0]), sd, interval)
-            for key, mean, n, sd, interval in zip(
-                self.keys, self.moments.mean, self.moments.n, self.moments.sd, zip(low, high, strict=True), strict=True
-            )
+            make_row(key, mean if n else np.nan, int(n), unit, sd, (first, last))
+            for key, unit, (mean, n, sd, first, last) in zip(self.keys, units, numbers, strict=True)
         ]
 
 

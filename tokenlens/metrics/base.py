@@ -34,9 +34,8 @@ NEEDS = frozenset(
     | PATTERN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
-two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input,
-updates of branches, the CLS row and special
-columns of the pattern, reductions of the whole pattern."""
+two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
+branches, the CLS row and special columns of the pattern, reductions of the whole pattern."""
 
 Row = dict[str, Any]
 NumberKey = tuple[str, int | None, str, str, int | None]
@@ -85,6 +84,7 @@ class Metric(ABC):
             that has only these is opt-in.
         cost: cost of the expensive sites.
         needs: entries of ``NEEDS``, in addition to those of the base class.
+        no_interval: parts for which no interval covers, with the reason.
         chosen_sites: the sites of one analysis, chosen by ``prepare``.
     """
 
@@ -95,6 +95,7 @@ class Metric(ABC):
     expensive_sites: ClassVar[tuple[str, ...]] = ()
     cost: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    no_interval: ClassVar[Mapping[str, str]] = {}
     chosen_sites: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
