@@ -128,7 +128,9 @@ def test_a_third_of_the_blocks_is_enough():
     ],
 )
 def test_each_condition_is_needed(claim, change):
-    assert verdicts(change(differentiation(synthetic_analysis(), 0.3, "cls-patch", ["before"])))[claim] == "not supported"
+    assert (
+        verdicts(change(differentiation(synthetic_analysis(), 0.3, "cls-patch", ["before"])))[claim] == "not supported"
+    )
 
 
 def test_a_norm_that_changes_nothing_does_not():

@@ -76,9 +76,7 @@ def reference_energy_profile(stored: Stored) -> dict[Number, object]:
         left = np.array([_both(cls, patch, fall, images) for images in without])
         rotations = _rotations(channels, channels)
         rotated = np.array([_both(cls @ q.T, patch @ q.T, fall, everyone)[0] for q in rotations])
-        few = [
-            np.mean([_both(cls @ q.T, patch @ q.T, fall, images)[0] for q in rotations[:20]]) for images in without
-        ]
+        few = [np.mean([_both(cls @ q.T, patch @ q.T, fall, images)[0] for q in rotations[:20]]) for images in without]
         random = np.random.default_rng(0).random((1000, channels))
         sets = np.argsort(random, axis=-1)[:, :5]
         mean = fall.mean(0)

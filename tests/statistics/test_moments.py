@@ -122,6 +122,11 @@ def test_bounded_numbers_leave_room_for_images_of_a_kind_not_seen():
     low, high = seen(values).interval(ranges=np.array([1.0, 0.0]))
     assert high.tolist() == pytest.approx([UNSEEN / 10, 0])
     assert low.tolist() == pytest.approx([-UNSEEN / 10, 0])
+    # An interval that is wider anyway stays as it is, unless its numbers are skewed.
+    values = np.stack([np.arange(-5.0, 6.0), np.random.default_rng(0).exponential(size=11)], axis=1)
+    without, with_allowance = seen(values).interval(), seen(values).interval(ranges=np.array([2.0, 2.0]))
+    assert without[1][0] == with_allowance[1][0]
+    assert without[1][1] < with_allowance[1][1]
 
 
 def test_skewed_numbers_are_covered():

@@ -184,7 +184,9 @@ class AnalysisRun:
             copy=False,
         )
         assert self.layout is not None
-        without = {"/".join(filter(None, (m.name, part))): why for m in self.applicable for part, why in m.no_interval.items()}
+        without = {
+            "/".join(filter(None, (m.name, part))): why for m in self.applicable for part, why in m.no_interval.items()
+        }
         return Analysis(
             name, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable), without
         )

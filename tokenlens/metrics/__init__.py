@@ -2,7 +2,6 @@
 
 from tokenlens.metrics._jackknife import JackknifeMetric
 from tokenlens.metrics._per_image import (
-    RANGES,
     AttentionMetric,
     NormMetric,
     PatternMetric,
@@ -16,6 +15,7 @@ from tokenlens.metrics._per_image import (
 from tokenlens.metrics.base import (
     PATTERN,
     PATTERN_REDUCTIONS,
+    RANGES,
     RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
     Metric,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics.base import PATTERN, Metric, NumberKey, Row, Subject, make_row
+from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
@@ -28,9 +28,6 @@ from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, 
 
 Values = Mapping[tuple[str, str], Tensor]
 """Tensors by part and group, as ``per_image`` returns them."""
-
-RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
-"""Width of the range of bounded numbers, by unit."""
 
 CHUNK = 256
 """Images for which ``KeptRows`` allocates memory at a time."""
@@ -147,7 +144,7 @@ class PerImageMetric(Metric):
             return []
         units = [self.unit_of(part) for part, *_ in self.keys]
         low, high = self.moments.interval(ranges=np.array([RANGES.get(unit, 0.0) for unit in units]))
-        without = np.array([part in self.no_interval for part, *_ in self.keys])
+        without = np.array([part in self.no_interval for part, *_ in self.keys]) | (self.moments.n < self.fewest_images)
         low, high = (np.where(without, np.nan, end) for end in (low, high))
         numbers = zip(self.moments.mean, self.moments.n, self.moments.sd, low, high, strict=True)
         return [

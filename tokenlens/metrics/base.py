@@ -37,6 +37,9 @@ NEEDS = frozenset(
 two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
 branches, the CLS row and special columns of the pattern, reductions of the whole pattern."""
 
+RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
+"""Width of the range of bounded numbers, by unit."""
+
 Row = dict[str, Any]
 NumberKey = tuple[str, int | None, str, str, int | None]
 """Part, block, site, group and head of a number."""
@@ -85,6 +88,7 @@ class Metric(ABC):
         cost: cost of the expensive sites.
         needs: entries of ``NEEDS``, in addition to those of the base class.
         no_interval: parts for which no interval covers, with the reason.
+        fewest_images: fewer images give no interval.
         chosen_sites: the sites of one analysis, chosen by ``prepare``.
     """
 
@@ -96,6 +100,7 @@ class Metric(ABC):
     cost: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     no_interval: ClassVar[Mapping[str, str]] = {}
+    fewest_images: ClassVar[int] = 2
     chosen_sites: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:

@@ -96,7 +96,7 @@ class EnergyProfile(Metric):
 
     def __init__(self) -> None:
         self._images: list[_Image] = []
-        self._blocks: list[int] = []
+        self.blocks: list[int] = []
 
     def update(self, batch: BatchSummary) -> None:
         """Keep some tokens of the first images."""
@@ -114,18 +114,22 @@ class EnergyProfile(Metric):
             falls.append(fall_NBD[stack.rows][:, rows].float().cpu().numpy())
             blocks += [block for block, _ in stack.keys if block is not None]
         order = np.argsort(blocks)
-        self._blocks = sorted(blocks)
+        self.blocks = sorted(blocks)
         tokens_LnTD, fall_LnD = np.concatenate(tokens)[order], np.concatenate(falls)[order]
         for position, row in enumerate(rows):
-            index = batch.indices[row]
-            # Images take turns in which places come first. Of later images fewer patches can be of use.
-            places = np.roll(np.arange(1, tokens_LnTD.shape[2]), -index)[: MAX_PATCHES // (index + 1)]
-            kept_LTD = tokens_LnTD[:, position, [0, *places]]
-            self._images.append(_Image(index, kept_LTD, fall_LnD[:, position].copy()))
+            self.keep(batch.indices[row], tokens_LnTD[:, position], fall_LnD[:, position])
+
+    def keep(self, index: int, tokens_LTD: NDArray[np.float32], fall_LD: NDArray[np.float32]) -> None:
+        """Keep CLS and some patches of one image, which take turns in the places that come first.
+
+        Of later images fewer patches can be of use.
+        """
+        places = np.roll(np.arange(1, tokens_LTD.shape[1]), -index)[: MAX_PATCHES // (index + 1)]
+        self._images.append(_Image(index, tokens_LTD[:, [0, *places]], fall_LD.copy()))
 
     def merge(self, other: EnergyProfile) -> None:
         """Add the images of another instance."""
-        self._blocks = self._blocks or other._blocks
+        self.blocks = self.blocks or other._blocks
         self._images += other._images
 
     @property
@@ -168,7 +172,7 @@ class EnergyProfile(Metric):
         rows = []
         for part, value, others in zip(("distance", "fall_share"), values, zip(*left_out, strict=True), strict=True):
             rows += self._rows_of(part, value, *jackknife_interval(value, np.array(others), counts))
-        undefined = np.full(len(self._blocks), np.nan)
+        undefined = np.full(len(self.blocks), np.nan)
         mean, limit, random, low, high = (undefined,) * 5
         if self.n >= MIN_IMAGES:
             rotated = self._rotated(tokens_LnTD, halves, [everyone], ROTATIONS)[:, :, 0]
@@ -197,7 +201,7 @@ class EnergyProfile(Metric):
         return rotated_distances(vectors_LND, weights.reshape(len(present), 4, images * tokens), rotations)
 
     def _rows_of(self, part: str, value: Array, low: Array, high: Array) -> list[Row]:
-        keys = ((part, block, str(Site.NORM1), "cls-patch", None) for block in self._blocks)
+        keys = ((part, block, str(Site.NORM1), "cls-patch", None) for block in self.blocks)
         return [
             make_row(key, number, self.n, self.unit_of(part), interval=(first, last))
             for key, number, first, last in zip(keys, value, low, high, strict=True)
