@@ -1,7 +1,8 @@
 """Measure how often the 95 % intervals of the table cover, by drawing sets of images from real per-image values.
 
     python benchmarks/coverage.py collect --photos FOLDER --checkpoint FILE --cache FILE   # one analysis, minutes
-    python benchmarks/coverage.py measure --cache FILE [FILE]                              # benchmarks/results/coverage.md
+    python benchmarks/coverage.py measure --cache FILE [FILE]                              #
+    benchmarks/results/coverage.md
 
 The photographs are the population: sets of n are drawn from them with replacement, so that n = 200 of 500 is not
 flattered, and the number of the population is what an interval has to cover. Numbers of the whole set are computed by
@@ -171,10 +172,11 @@ def write_page(measured: pd.DataFrame, checked: pd.DataFrame | None) -> None:
         "# Coverage of the 95 % intervals",
         "",
         "Share of sets of n images whose interval holds the number of the population "
-        "(`python benchmarks/coverage.py measure`). Population: 500 photographs, DINOv2 ViT-S/14 at 224 px; sets are drawn "
-        f"with replacement, {DRAWS:,} for numbers per image and {SET_DRAWS} for numbers of the whole set (those at one of "
-        f"{EVERY} sites). A share from {DRAWS:,} sets has a standard error of .007 to .010, one from {SET_DRAWS} of .02. "
-        "The lowest of all rows of a metric, and the median in parentheses; – where no interval is printed.",
+        "(`python benchmarks/coverage.py measure`). Population: 500 photographs, DINOv2 ViT-S/14 at 224 px; sets are "
+        f"drawn with replacement, {DRAWS:,} for numbers per image and {SET_DRAWS} for numbers of the whole set (those "
+        f"at one of {EVERY} sites). A share from {DRAWS:,} sets has a standard error of .007 to .010, one from "
+        f"{SET_DRAWS} of .02. The lowest of all rows of a metric, and the median in parentheses; – where "
+        "no interval is printed.",
         "",
         "| metric | rows | " + " | ".join(f"n = {n}" for n in SIZES) + " |",
         "|---|---|" + "---|" * len(SIZES),
@@ -187,13 +189,13 @@ def write_page(measured: pd.DataFrame, checked: pd.DataFrame | None) -> None:
         lines.append(f"| `{name}` | {len(rows)} | " + " | ".join(cells) + " |")
     lines += ["", "The worst rows:", "", "| number | n | coverage |", "|---|---|---|"]
     worst = measured.stack().sort_values().head(12)
-    lines += [f"| `{name}` {place} | {n} | {written(share)} |" for ((name, place), n), share in worst.items()]
+    lines += [f"| `{name}` {place} | {n} | {written(share)} |" for (name, place, n), share in worst.items()]
     if checked is not None:
         lowest = ", ".join(f"{written(checked[n].min())} at n = {n}" for n in SIZES)
         lines += [
             "",
-            "The allowance for images of a kind not seen was set on these numbers. On a model that it was not set on (a "
-            f"saliency fine-tuning, numbers per image) the lowest coverage is {lowest}; "
+            "The allowance for images of a kind not seen was set on these numbers. On a model that it was not set on "
+            f"(a saliency fine-tuning, numbers per image) the lowest coverage is {lowest}; "
             f"{int((checked < LEAST).sum().sum())} of {int(checked.notna().sum().sum()):,} are below {written(LEAST)}.",
         ]
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -207,7 +209,7 @@ def written(share: float) -> str:
 def describe(key: tuple[Any, ...]) -> tuple[str, str]:
     """Return the metric with its part, and the place of a number."""
     metric, part, block, site, group, head = key
-    places = [f"block {block}" if block is not None and block >= 0 else "", site, group]
+    places = [f"block {int(block)}" if block is not None and block >= 0 else "", site, group]
     places += [f"head {head}" if head is not None and head >= 0 else ""]
     return f"{metric} {part}".strip(), " ".join(filter(None, places))
 

@@ -150,8 +150,8 @@ def main() -> None:
         lines.append(f"| {row[0]} | {row[1]} | {row[2]:,} | " + " | ".join(cells) + " |")
     text = (
         "# False positives of the rules for F1 and F2\n\n"
-        "Per cent of simulated data sets in which a claim that is false, or exactly at its threshold, is called supported "
-        f"(`python benchmarks/rules.py`). The rules allow 5. F1: one condition alone, in blocks that "
+        "Per cent of simulated data sets in which a claim that is false, or exactly at its threshold, is called "
+        f"supported (`python benchmarks/rules.py`). The rules allow 5. F1: one condition alone, in blocks that "
         f"share their images. F2: {CHANNELS} channels.\n\n" + "\n".join(lines) + "\n"
     )
     RESULTS.write_text(text, encoding="utf-8")

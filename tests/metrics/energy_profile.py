@@ -99,4 +99,7 @@ def reference_arrays(stored: Stored) -> dict[str, tuple[tuple[str, ...], np.ndar
     inputs = [norm.x for (_, site), norm in stored.norms.items() if site == "norm1"]
     profiles = [[_profile(tokens) for tokens in _sampled(stored, x)] for x in inputs]
     dims = ("block", "channel")
-    return {f"{name}_norm1": (dims, np.stack(list(rows))) for name, rows in zip(("cls", "patch"), zip(*profiles))}
+    return {
+        f"{name}_norm1": (dims, np.stack(list(rows)))
+        for name, rows in zip(("cls", "patch"), zip(*profiles, strict=True), strict=True)
+    }

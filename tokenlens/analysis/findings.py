@@ -56,10 +56,10 @@ class Finding:
         verdict: supported, not supported, inconclusive or not applicable.
         sentence: the observation, with numbers.
         n: number of distinct images.
-        effect: size of the effect, None if there is none. F1(a): fall of the CLS–patch cosine; F1(b): patch–patch cosine
-            after the norm; F1(c): what is left of it, as a ratio; F2(a): distance of the energy profiles above that of
-            random rotations; F2(b): share of the fall. For F3, F5 and F6 percentage points of mean IoU, for F4 per cent
-            of the parameters.
+        effect: size of the effect, None if there is none. F1(a): fall of the CLS–patch cosine; F1(b): patch–patch
+            cosine after the norm; F1(c): what is left of it, as a ratio; F2(a): distance of the energy profiles above
+            that of random rotations; F2(b): share of the fall. For F3, F5 and F6 percentage points of mean IoU, for F4
+            per cent of the parameters.
         interval: its 95 % interval: for one analysis the mean of the intervals of the applicable blocks, which is
             conservative; for several models over seeds.
         rule: how this was judged.
@@ -226,7 +226,10 @@ def _patches(analysis: Analysis, least: float) -> tuple[Array, Array, NDArray[np
     """Return patch–patch before and after norm1, the blocks in which it is to be judged, and why not in the others."""
     fall = _Fall(analysis)
     before, after = (read_blocks(analysis, "norm_differentiation", p, "patch-patch") for p in ("before", "after"))
-    otherwise = f"Across norm1 γ and β do not lower CLS–patch cosine by {MIN_FALL}, or patch–patch is not above {least:g} before it,"
+    otherwise = (
+        f"Across norm1 γ and β do not lower CLS–patch cosine by {MIN_FALL}, or patch–patch is not above {least:g} "
+        "before it,"
+    )
     return before, after, fall.learned_somewhat & (before[0] > least), otherwise, fall.n
 
 
@@ -275,8 +278,8 @@ def _check_channels(analysis: Analysis) -> _Evidence:
             return "The energy profiles of CLS and patches cannot be compared."
         mean, more = profiles.distance[0, blocks].mean(), profiles.above_rotated[:, blocks].mean(1)
         sentence = (
-            f"The energy profiles of CLS and patches over the channels of norm1's input are {format_number(mean)} apart "
-            "(total variation)"
+            f"The energy profiles of CLS and patches over the channels of norm1's input are {format_number(mean)} "
+            "apart (total variation)"
         )
         if np.isnan(more[0]):
             return f"{sentence}."
@@ -294,8 +297,8 @@ def _check_place(analysis: Analysis) -> _Evidence:
 
     def observed(blocks: NDArray[np.bool_]) -> str:
         return (
-            f"{100 * share[0, blocks].mean():.0f} % of the fall of CLS–patch cosine across norm1 lies in the 1 % of the "
-            f"channels (at least five) whose energy differs most; as many random channels have up to "
+            f"{100 * share[0, blocks].mean():.0f} % of the fall of CLS–patch cosine across norm1 lies in the 1 % of "
+            f"the channels (at least five) whose energy differs most; as many random channels have up to "
             f"{100 * limit[blocks].mean():.0f} % (95 % quantile)."
         )
 

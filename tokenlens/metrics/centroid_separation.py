@@ -14,9 +14,9 @@ from tokenlens.tokens import TOKEN_SITES
 class CentroidSeparation(JackknifeMetric):
     """Distance between the centroids of CLS and patches, over all tokens of the whole set of images.
 
-    Formula: ‖m_cls − m_patch‖ / √((tr Σ_cls + tr Σ_patch)/2), ≥ 0, with mean m and covariance Σ over all images and, for
-        patches, over all positions. The squared distance and the traces are unbiased estimates: of the squared distance
-        of the means, what their sampling adds is subtracted (at least 0 is left).
+    Formula: ‖m_cls − m_patch‖ / √((tr Σ_cls + tr Σ_patch)/2), ≥ 0, with mean m and covariance Σ over all images and,
+        for patches, over all positions. The squared distance and the traces are unbiased estimates: of the squared
+        distance of the means, what their sampling adds is subtracted (at least 0 is left).
     Reference: Fisher's criterion, with the traces of the covariances.
     Pitfalls: Near 0 the square root of what is left after the correction is 0 or far from it by chance. A spread from a
         few images is itself uncertain.

@@ -37,9 +37,9 @@ class CosineChannels(TokenMetric):
     Parts:
         top1_share: the largest |c_d| over Σ|c_d|, in (0, 1]; per image.
         effective_channels: exp of the entropy of |c_d|/Σ|c_d|, from 1 to D; per image.
-    Arrays: ``resid_pre``, ``norm1``, … hold the mean of c_d over images (block, channel); ``fall_norm1``, ``fall_norm2``
-        and ``fall_final_norm`` the contribution before the norm minus that after it, which add up to the fall of the
-        cosine.
+    Arrays: ``resid_pre``, ``norm1``, … hold the mean of c_d over images (block, channel); ``fall_norm1``,
+        ``fall_norm2`` and ``fall_final_norm`` the contribution before the norm minus that after it, which add up to the
+        fall of the cosine.
     Reference: The cosine written as a sum over channels; Timkey and van Schijndel 2021 (arXiv 2109.04404).
     Pitfalls: Contributions are signed and can be larger than their sum; the shares are of their absolute values.
     Tested against: every single product in NumPy.

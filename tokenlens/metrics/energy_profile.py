@@ -57,7 +57,7 @@ def chosen_count(channels: int) -> int:
 class _Image(NamedTuple):
     """CLS and some patches at norm1's input (L, 1 + K, D), and the fall of the cosine by channel (L, D)."""
 
-    index: int
+    number: int
     tokens: NDArray[np.float32]
     fall: NDArray[np.float32]
 
@@ -65,8 +65,8 @@ class _Image(NamedTuple):
 class EnergyProfile(Metric):
     """Distance of the energy profiles of CLS and patches over channels at norm1's input, against random rotations.
 
-    Formula: p_g,d = E x_d² / Σ_d E x_d² over the tokens of group g. The distance is total variation, Σ (p_cls − p_patch)
-        over the channels with p_cls > p_patch, which are chosen on one half of the images and measured on the
+    Formula: p_g,d = E x_d² / Σ_d E x_d² over the tokens of group g. The distance is total variation, Σ (p_cls −
+        p_patch) over the channels with p_cls > p_patch, which are chosen on one half of the images and measured on the
         other, and the other way round (mean of both).
     Parts:
         distance: the cross-fitted distance; 1 if the groups share no channel, about 0 if alike.
@@ -77,8 +77,8 @@ class EnergyProfile(Metric):
             p differs most, chosen and measured on different halves.
         random_95: 95 % quantile of that share for 1000 random sets of as many channels.
     Reference: Marouani et al. 2026 (arXiv 2602.08626) on dimensions specific to CLS or patches.
-    Pitfalls: Uses 64 images and 64 patches at most, and needs 8 images. Tokens with a common mean have a distance in any
-        basis (0.48 if one group is one direction and the other spread evenly): compare with the rotations.
+    Pitfalls: Uses 64 images and 64 patches at most, and needs 8 images. Tokens with a common mean have a distance in
+        any basis (0.48 if one group is one direction and the other spread evenly): compare with the rotations.
     Tested against: full rotations in NumPy, float64.
     """
 
@@ -129,7 +129,7 @@ class EnergyProfile(Metric):
 
     def merge(self, other: EnergyProfile) -> None:
         """Add the images of another instance."""
-        self.blocks = self.blocks or other._blocks
+        self.blocks = self.blocks or other.blocks
         self._images += other._images
 
     @property
@@ -137,13 +137,13 @@ class EnergyProfile(Metric):
         """Number of images used."""
         return len(self._images)
 
-    def _tokens(self) -> tuple[NDArray[np.int64], Array, Array]:
+    def _tokens(self) -> tuple[NDArray[np.int64], NDArray[np.float32], Array]:
         """Return the images' indices, their tokens (L, n, 1 + K, D) and falls (L, n, D), in order of index."""
-        images = sorted(self._images, key=lambda image: image.index)
+        images = sorted(self._images, key=lambda image: image.number)
         count = min(1 + MAX_PATCHES // len(images), *(image.tokens.shape[1] for image in images))
         tokens_LnTD = np.stack([image.tokens[:, :count] for image in images], axis=1)
         falls_LnD = np.stack([image.fall for image in images], axis=1)
-        return np.array([image.index for image in images]), tokens_LnTD, falls_LnD.astype(np.float64)
+        return np.array([image.number for image in images]), tokens_LnTD, falls_LnD.astype(np.float64)
 
     def rows(self) -> list[Row]:
         """Return one row per part and block."""

@@ -49,7 +49,7 @@ def most_different_channels(energy_22D: Array, count: int) -> NDArray[np.int64]:
 
 
 def rotated_distances(
-    vectors_LND: Array, weights_W4N: Array, rotations: int = ROTATIONS, seed: int = 0
+    vectors_LND: NDArray[np.floating], weights_W4N: Array, rotations: int = ROTATIONS, seed: int = 0
 ) -> NDArray[np.float64]:
     """Compute ``profile_distance`` after random rotations of the channels, the same ones everywhere, (rotations, L, W).
 
@@ -68,7 +68,7 @@ def rotated_distances(
     rank = min(count, channels)
     vectors = np.asarray(vectors_LND, dtype=np.float64)
     if rank < channels:
-        vectors = np.linalg.qr(vectors.swapaxes(-1, -2), mode="r").swapaxes(-1, -2)
+        vectors = np.asarray(np.linalg.qr(vectors.swapaxes(-1, -2), mode="r")).swapaxes(-1, -2)
     rows = np.ascontiguousarray(vectors.reshape(blocks * count, rank), dtype=np.float32)
     weights = weights_W4N.reshape(-1, count).astype(np.float32)
     random = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ UNSEEN = 0.08
 class Moments:
     """Count, mean, spread and skewness of S numbers from batches in any order; only finite values count.
 
-    The pairwise updates of Chan, Golub and LeVeque (1979) and Pébay (2008), in float64, so merging two halves equals one
-    pass to rounding.
+    The pairwise updates of Chan, Golub and LeVeque (1979) and Pébay (2008), in float64, so merging two halves equals
+    one pass to rounding.
 
     >>> moments = Moments()
     >>> moments.update(np.array([[1.0], [2.0]]))
@@ -83,10 +83,10 @@ class Moments:
         """Return an interval of the mean that covers for skewed numbers, too; NaN where n < 2.
 
         Student's t interval, and where that of Hall (1992) reaches further, its end: Student's quantiles after a cubic
-        transformation that removes the skewness. Without skewness it is the t interval. Kinds of images of which there is
-        one in n may not be among n. Bounded numbers therefore have an allowance of 0.08/n of their range: neither end is
-        closer to the mean than that, and both move out by it times half of the skewness (up to 3). The allowance is
-        measured (benchmarks/results/coverage.md).
+        transformation that removes the skewness. Without skewness it is the t interval. Kinds of images of which there
+        is one in n may not be among n. Bounded numbers therefore have an allowance of 0.08/n of their range: neither
+        end is closer to the mean than that, and both move out by it times half of the skewness (up to 3). The allowance
+        is measured (benchmarks/results/coverage.md).
 
         Args:
             level: coverage.
