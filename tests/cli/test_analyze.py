@@ -28,7 +28,7 @@ def test_analyze_says_where_the_report_is(run):
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{MODEL}, untrained (random weights): ")
     assert "4 images" in lines[0]
-    assert [line.split(maxsplit=1)[0] for line in lines[1:3]] == ["F1(a)", "F1(b)", "F1(c)", "F2(a)", "F2(b)"]
+    assert [line.split(maxsplit=1)[0] for line in lines[1:6]] == ["F1(a)", "F1(b)", "F1(c)", "F2(a)", "F2(b)"]
     assert lines[-1] == f"report: {folder / 'report.html'}"
     assert "untrained" in (folder / "report.html").read_text(encoding="utf-8").lower()
     assert (folder / "MANIFEST.json").exists()
