@@ -207,7 +207,9 @@ def test_beyond_20_images_the_jackknife_leaves_out_groups():
     variance = ((h * whole - (h - 1) * left_out - centre) ** 2 / (h - 1)).mean(0)
     half = stats.t.ppf(0.975, JACKKNIFE_GROUPS - 1) * np.sqrt(variance)
     table = numbers(analyzed(pixels, metrics=chosen, batch_size=32))
-    half += np.where(table.index.get_level_values("metric") == "cls_cls_cosine", 0.08 * 2 / 23, 0)  # the allowance for bounded numbers
+    half += np.where(
+        table.index.get_level_values("metric") == "cls_cls_cosine", 0.08 * 2 / 23, 0
+    )  # the allowance for bounded numbers
     np.testing.assert_allclose(table["ci_high"] - table["value"], half, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(table["value"] - table["ci_low"], half, rtol=1e-3, atol=1e-6)
 

@@ -102,7 +102,7 @@ def test_numbers_without_a_value_are_left_empty(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "NaN" not in text
     assert ">nan<" not in text
-    assert "1 image only" in text
+    assert "1 distinct image only" in text
 
 
 def test_what_does_not_apply_is_listed_with_the_reason(tmp_path):
