@@ -106,6 +106,7 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
                 "metrics": analysis.metrics,
                 "not_applicable": analysis.not_applicable,
                 "notes": [*analysis.provenance["images"]["notes"], *analysis.provenance.get("notes", ())],
+                "no_interval": analysis.no_interval,
                 "numbers": len(analysis.table),
                 "findings": [asdict(finding) for finding in findings],
                 "seconds": analysis.provenance["seconds"],

@@ -29,7 +29,7 @@ def test_analyze_says_where_the_report_is(run):
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{MODEL}, untrained (random weights): ")
     assert "4 images" in lines[0]
-    assert [line.split(maxsplit=1)[0] for line in lines[1:3]] == ["F1", "F2"]
+    assert [line.split(maxsplit=1)[0] for line in lines[1:6]] == ["F1(a)", "F1(b)", "F1(c)", "F2(a)", "F2(b)"]
     assert lines[-1] == f"report: {folder / 'report.html'}"
     assert "untrained" in (folder / "report.html").read_text(encoding="utf-8").lower()
     assert (folder / "MANIFEST.json").exists()
@@ -53,7 +53,7 @@ def test_json_is_one_object_on_stdout(tmp_path):
     assert Path(told["run"]) == tmp_path / "run"
     assert told["numbers"] == len(Analysis.load(tmp_path / "run").table)
     assert told["not_applicable"]["reg_cls_cosine"]
-    assert [finding["name"] for finding in told["findings"]] == ["F1", "F2"]
+    assert [finding["name"] for finding in told["findings"]] == ["F1(a)", "F1(b)", "F1(c)", "F2(a)", "F2(b)"]
     assert "NaN" not in result.stdout  # one image has no spread and no interval
 
 

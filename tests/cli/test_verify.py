@@ -81,7 +81,10 @@ def test_given_runs_are_judged(run, tmp_path):
     result = tokenlens(*arguments, "--json")
     assert result.exit_code == 0
     judged = json.loads(result.stdout)
-    assert [finding["name"] for finding in judged["findings"]] == ["F1", "F1", "F2", "F2", "F3", "F4", "F5", "F6"]
+    assert [finding["name"] for finding in judged["findings"]] == [
+        *(name for name in ("F1(a)", "F1(b)", "F1(c)", "F2(a)", "F2(b)") for _ in range(2)),
+        *("F3", "F4", "F5", "F6"),
+    ]
     assert judged["finished"]
     assert judged["report"] is None
     assert "F6 (paper against standard): INCONCLUSIVE." in tokenlens(*arguments).stdout

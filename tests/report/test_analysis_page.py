@@ -56,7 +56,7 @@ def test_it_starts_with_the_findings(run, page):
     for finding in judge(run[0]):
         assert unbroken(finding.sentence).replace("'", "&#39;") in page
         assert finding.verdict in page
-    assert page.index("F1.") < page.index("F2.") < page.index("<figure")
+    assert page.index("F1(a).") < page.index("F2(a).") < page.index("<figure")
 
 
 def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
@@ -102,7 +102,7 @@ def test_numbers_without_a_value_are_left_empty(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "NaN" not in text
     assert ">nan<" not in text
-    assert "1 image only" in text
+    assert "1 distinct image only" in text
 
 
 def test_what_does_not_apply_is_listed_with_the_reason(tmp_path):
@@ -154,7 +154,7 @@ def test_differences_have_the_digits_that_their_intervals_justify(values, interv
 def test_the_notebook_summary_has_the_verdicts(reports):
     text = summary_html(reports("evil analysis")[0])
     assert "untrained" in text
-    assert "F1 not applicable" in text
+    assert "F1(a) not applicable" in text
 
 
 @pytest.mark.browser

@@ -126,7 +126,7 @@ def test_every_model_is_described_and_judged(run, page):
         assert models.loc[label, "prefix"] == ", ".join(analysis.layout.prefix)
         assert models.loc[label, "sha256"] == analysis.provenance["weights"]["sha256"]
     verdicts = page.split('class="verdicts"')[1].split("</table>")[0]
-    assert verdicts.count('class="chip') == 2 * len(comparison.labels)
+    assert verdicts.count('class="chip') == 5 * len(comparison.labels)
     provenance = text_of(page, "provenance")
     assert provenance.count("tokenlens analyze") == len(comparison.labels)
 

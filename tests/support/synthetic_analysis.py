@@ -10,6 +10,7 @@ from tokenlens.metrics import NamedArray
 from tokenlens.tokens import TokenLayout
 
 NEED_CLS = {"cls_patch_cosine", "cls_cls_cosine", "centroid_separation", "dimension_selectivity", "cka"}
+NEED_CLS |= {"energy_profile", "cosine_channels"}
 NEED_CLS |= {"attention_entropy", "cls_attention_map", "attention_mass"}
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
@@ -112,6 +113,21 @@ def synthetic_analysis(
         if cls:
             put("cls_cls_cosine", "", block, site, "cls-cls", 1 - 0.9 * d - 0.05 * norm, "cosine", jackknife=True)
             put("centroid_separation", "", block, site, "cls-patch", 3 - 2 * d + norm, "ratio", jackknife=True)
+    for block in range(blocks) if cls else ():
+        above, share = (0.28, 0.8) if differentiates else (0.01, 0.02)
+        for part, value, unit in (
+            ("distance", 0.42 + above, "total variation"),
+            ("above_rotated", above, "total variation"),
+            ("fall_share", share, "share"),
+        ):
+            put("energy_profile", part, block, "norm1", "cls-patch", value, unit, sd=0.1, jackknife=True)
+        for part, value, unit in (
+            ("rotated_mean", 0.42, "total variation"),
+            ("rotated_95", 0.45, "total variation"),
+            ("random_95", 0.05, "share"),
+        ):
+            value = value if n >= 8 else np.nan
+            put("energy_profile", part, block, "norm1", "cls-patch", value, unit, sd=np.nan, jackknife=True)
     for block in range(blocks):
         d = depth[block]
         for site in ("resid_pre", "resid_mid", "resid_post"):

@@ -53,6 +53,7 @@ class Analysis(Result):
             columns are ``KEY_COLUMNS``, with −1 for no block or head.
         provenance: how the numbers came about; JSON-able.
         not_applicable: metrics that do not apply to this model, with the reason.
+        no_interval: metrics, or ``metric/part``, for which no interval covers, with the reason.
     """
 
     kind: ClassVar[str] = "analysis"
@@ -65,6 +66,7 @@ class Analysis(Result):
     per_image: pd.DataFrame
     provenance: dict[str, Any]
     not_applicable: dict[str, str] = field(default_factory=dict)
+    no_interval: dict[str, str] = field(default_factory=dict)
 
     @property
     def untrained(self) -> bool:
@@ -108,6 +110,7 @@ class Analysis(Result):
             "blocks": self.blocks,
             "layout": asdict(self.layout),
             "not_applicable": self.not_applicable,
+            "no_interval": self.no_interval,
             "arrays": labels,
             "provenance": self.provenance,
         }
@@ -172,6 +175,7 @@ def read_numbers(folder: Path) -> Analysis:
         ),
         provenance=settings["provenance"],
         not_applicable=settings["not_applicable"],
+        no_interval=settings.get("no_interval", {}),
     )
 
 

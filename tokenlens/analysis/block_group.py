@@ -76,6 +76,7 @@ class BlockGroup:
             pattern="pattern" in needs,
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
             whole_pattern=PATTERN_REDUCTIONS & needs,
+            patch_sample="patch_sample" in needs,
             kernels=kernels_for(self.subject.layout, device),
             pool=POOL_IMAGES if device.type == "cpu" else DEVICE_POOL_IMAGES,
         )

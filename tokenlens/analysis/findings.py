@@ -1,25 +1,11 @@
-"""Judge the findings F1 and F2 of the paper on one analyzed model.
+"""Judge the findings F1 and F2 of the paper on one analyzed model, claim by claim.
 
 Revisiting [CLS] and Patch Token Interaction in Vision Transformers (arXiv 2602.08626):
 
 F1. The norm before attention differentiates: CLS–patch cosine falls to about 0 across it, patch–patch cosine stays.
 F2. It does so through channels: some are large in CLS only or in patches only, which the norm's weights exploit.
 
-F3 to F6 need trained models: ``tokenlens.verification.findings``.
-
-Each condition of a finding is checked in each block by comparing the 95 % interval of a number with a threshold: it
-holds if the whole interval lies on the right side, fails if the whole interval lies on the wrong side, and is open
-otherwise. A finding is *supported* if all conditions hold in more than half of the blocks, *not supported* if some
-condition fails in at least half of them, and *inconclusive* otherwise, with fewer than ``MIN_IMAGES`` images, and if
-the numbers were not computed. Both findings are about trained models: with random weights they are *not applicable*.
-
-The thresholds were chosen by looking at one trained model (DINOv2 ViT-S/14) and at random weights. Two random
-directions in 384 channels have a cosine of 0 ± 0.05, so a fall below 0.05 counts as none and a cosine up to 0.1 as
-about 0.
-
-F2 is about channels, and magnitudes alone do not show them: in DINOv2 ViT-S/14, 5 channels hold 90 % of CLS's squared
-norm after norm1, so 54 % of the channels are three times larger in patches because of one common scale. Each group's
-magnitudes are therefore divided by their median over channels first (``selective_share``).
+F3 to F6 need trained models: ``tokenlens.verification.findings``. The rules are in ``tokenlens.analysis.rules``.
 """
 
 from __future__ import annotations
@@ -29,72 +15,53 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+
+from tokenlens.analysis.block_numbers import (
+    Array,
+    NumbersMissing,
+    above,
+    count_images,
+    describe_trend,
+    format_interval,
+    format_number,
+    ratio,
+    read_blocks,
+)
+from tokenlens.analysis.rules import (
+    ABOUT_ZERO,
+    ABOVE_ROTATIONS,
+    KEPT,
+    MIN_FALL,
+    MIN_IMAGES,
+    MIN_SHARE_OF_BLOCKS,
+    RULES,
+    SITS_IN,
+    TITLES,
+)
 
 if TYPE_CHECKING:
     from tokenlens.analysis.analysis import Analysis
 
-Array = NDArray[np.float64]
 Verdict = Literal["supported", "not supported", "inconclusive", "not applicable"]
-
-MIN_IMAGES = 8
-"""The fewest images that give a verdict."""
-
-MIN_FALL = 0.05
-"""The smallest fall that counts: the spread of the cosine of random directions in 384 channels."""
-
-ABOUT_ZERO = 0.1
-"""The largest cosine that counts as about 0: two such spreads."""
-
-SELECTIVE = 0.5
-"""|s| above which a channel counts as specific to one token group, as in dimension_selectivity."""
-
-_MEDIAN = stats.norm.ppf(0.75)
-CHANCE_SHARE = float(2 * stats.norm.cdf(_MEDIAN / 3) - 1 + 2 * stats.norm.sf(3 * _MEDIAN))
-"""Share of channels with |s| > 0.5 for CLS in a random direction and patches that are equally large in all channels,
-each divided by its median m over channels: P(|z| < m/3) + P(|z| > 3m), z normal, m the median of |z|."""
-
-TITLES = {
-    "F1": "The norm before attention separates CLS from the patches",
-    "F2": "It does so through specific channels, which the norm's weights exploit",
-}
-
-RULES = {
-    "F1": (
-        f"F1 holds in a block if, across norm1, CLS–patch cosine (a) falls by at least {MIN_FALL} and (b) ends at or "
-        f"below {ABOUT_ZERO}, while patch–patch cosine (c) stays above 0 and (d) falls by less than CLS–patch cosine. "
-        "Supported: it holds in more than half of the blocks. Not supported: a condition fails in at least half. All "
-        "conditions are judged by 95 % intervals over images. The trend with depth is reported and does not decide; "
-        "its p is nominal because blocks are not independent."
-    ),
-    "F2": (
-        "F2 holds in a block if (a) the share of selective channels at norm1's output (|s| > 0.5: three times larger "
-        "in one group, after each group's magnitudes are divided by their median over channels) exceeds that of a CLS "
-        f"token of random direction ({100 * CHANCE_SHARE:.0f} %) and (b) γ and β together lower CLS–patch cosine by at "
-        f"least {MIN_FALL}. Supported: it holds in more than half of the blocks. Not supported: a condition fails in "
-        "at least half. The 95 % intervals are over channels in (a) and over images in (b). Without the division, a "
-        "common scale counts as well: if a few channels hold most of CLS's norm, all others are larger in patches. "
-        "That share and the correlation of |γ| with selectivity are reported and do not decide."
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding judged on one analysis, or on trained models over seeds.
+    """A claim judged on one analysis, or on trained models over seeds.
 
     Attributes:
-        name: F1 to F6.
+        name: F1(a), F1(b), F1(c), F2(a), F2(b), or F3 to F6.
         title: the claim in a few words.
         verdict: supported, not supported, inconclusive or not applicable.
         sentence: the observation, with numbers.
-        n: number of images.
-        effect: size of the effect, None if there is none: for F1 and F2 a difference of cosines, for F3, F5 and F6
-            percentage points of mean IoU, for F4 per cent of the parameters.
-        interval: its 95 % interval: for one analysis the mean of the intervals of the blocks, which is conservative;
-            for several models over seeds.
+        n: number of distinct images.
+        effect: size of the effect, None if there is none. F1(a): fall of the CLS–patch cosine; F1(b): patch–patch
+            cosine after the norm; F1(c): what is left of it, as a ratio; F2(a): distance of the energy profiles above
+            that of random rotations; F2(b): share of the fall. For F3, F5 and F6 percentage points of mean IoU, for F4
+            per cent of the parameters.
+        interval: its 95 % interval: for one analysis the mean of the intervals of the applicable blocks, which is
+            conservative; for several models over seeds.
         rule: how this was judged.
         subject: the models, if there are several: ``"paper against standard"``.
         scale: objective, model, image size, data and steps of the trainings.
@@ -117,8 +84,8 @@ class Finding:
 
 
 def judge(analysis: Analysis) -> list[Finding]:
-    """Judge F1 and F2 on one model, by the rules in this module's docstring."""
-    return [_judge(analysis, "F1", _judge_f1), _judge(analysis, "F2", _judge_f2)]
+    """Judge the claims of F1 and F2 on one model, by the rules in ``tokenlens.analysis.rules``."""
+    return [_judge(analysis, name, check) for name, check in _CHECKS.items()]
 
 
 def norms_come_first(analysis: Analysis) -> bool:
@@ -135,190 +102,219 @@ def norms_come_first(analysis: Analysis) -> bool:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The outcome of one check in each block (1 holds, 0 fails, 0.5 open), with sentence, effect and n."""
+    """The outcome of one check.
 
-    outcomes: Array
-    sentence: str
+    Attributes:
+        applicable: whether it applies in each block.
+        conditions: 1 where a condition holds, 0 where it fails, 0.5 where it is open, (conditions, blocks).
+        effect: value, low and high end of the interval in each block, (3, blocks).
+        observed: the observation in words; gets the applicable blocks.
+        otherwise: why the check does not apply in the other blocks.
+        n: number of images.
+    """
+
+    applicable: NDArray[np.bool_]
+    conditions: list[Array]
     effect: Array
+    observed: Callable[[NDArray[np.bool_]], str]
+    otherwise: str
     n: int
 
 
-class _NoNumbers(Exception):
-    """A metric that a check needs is missing; the second argument is the reason, if known."""
-
-
 def _judge(analysis: Analysis, name: str, check: Callable[[Analysis], _Evidence]) -> Finding:
+    def finding(
+        verdict: Verdict,
+        sentence: str,
+        n: int,
+        effect: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Finding:
+        return Finding(name, TITLES[name], verdict, sentence, n, effect, interval, RULES[name])
+
     try:
         if "cls" not in analysis.layout.prefix:
-            raise _NoNumbers(name, "the model has no [CLS] token")
+            raise NumbersMissing(name, "the model has no [CLS] token")
         if not norms_come_first(analysis):
-            raise _NoNumbers(name, "in this post-norm model norm1 comes after attention")
+            raise NumbersMissing(name, "in this post-norm model norm1 comes after attention")
         evidence = check(analysis)
-    except _NoNumbers as missing:
+    except NumbersMissing as missing:
         metric = missing.args[0]
         reason = missing.args[1] if len(missing.args) > 1 else analysis.not_applicable.get(metric)
-        verdict: Verdict = "not applicable" if reason else "inconclusive"
-        sentence = f"{metric} does not apply: {reason}." if reason else f"{metric} was not computed in this analysis."
-        return Finding(name, TITLES[name], verdict, sentence, 0, None, None, RULES[name])
-    blocks = len(evidence.outcomes)
-    holds, fails = int((evidence.outcomes == 1).sum()), int((evidence.outcomes == 0).sum())
-    sentence = f"{evidence.sentence} All conditions hold in {holds} of {_plural(blocks, 'block')}."
+        if reason:
+            return finding("not applicable", f"{metric} does not apply: {reason}.", 0)
+        return finding("inconclusive", f"{metric} was not computed in this analysis.", 0)
+    applicable, n = evidence.applicable, evidence.n
+    blocks, judged = len(applicable), int(applicable.sum())
+    few = f"{_plural(n, 'distinct image')} only; a verdict needs {MIN_IMAGES}."
+    untrained = "Untrained model (random weights), a control. " if analysis.untrained else ""
+    if judged < MIN_SHARE_OF_BLOCKS * blocks or not judged:
+        sentence = f"{evidence.otherwise} in {blocks - judged} of {_plural(blocks, 'block')}."
+        if n < MIN_IMAGES and not untrained:
+            return finding("inconclusive", f"{few} {sentence}", n)
+        return finding("not applicable", untrained + sentence, n)
+    outcomes = np.min(evidence.conditions, axis=0)[applicable]
+    holds, fails = int((outcomes == 1).sum()), int((outcomes == 0).sum())
+    where = f"{_plural(judged, 'block')}" if judged == blocks else f"the {judged} applicable blocks (of {blocks})"
+    sentence = f"{evidence.observed(applicable)} All conditions hold in {holds} of {where}."
+    verdict: Verdict
     if analysis.untrained:
         verdict = "not applicable"
-        sentence = f"Untrained model (random weights), a control. {sentence}"
-    elif evidence.n < MIN_IMAGES:
+        sentence = untrained + sentence
+    elif n < MIN_IMAGES:
         verdict = "inconclusive"
-        sentence = f"{_plural(evidence.n, 'image')} only; a verdict needs {MIN_IMAGES}. {sentence}"
-    elif 2 * holds > blocks:
+        sentence = f"{few} {sentence}"
+    elif 2 * holds > judged:
         verdict = "supported"
-    elif 2 * fails >= blocks:
+    elif 2 * fails >= judged:
         verdict = "not supported"
     else:
         verdict = "inconclusive"
-    effect, low, high = (float(x) for x in evidence.effect)
-    interval = None if np.isnan(low + high) else (low, high)
-    return Finding(name, TITLES[name], verdict, sentence, evidence.n, effect, interval, RULES[name])
+    effect, low, high = (float(x) for x in evidence.effect[:, applicable].mean(1))
+    interval = (low, high) if np.isfinite(low + high) else None
+    return finding(verdict, sentence, n, effect if np.isfinite(effect) else None, interval)
 
 
-def _judge_f1(analysis: Analysis) -> _Evidence:
-    parts = ("before", "after", "total")
-    cls = {part: _blocks(analysis, "norm_differentiation", part, "cls-patch") for part in parts}
-    patch = {part: _blocks(analysis, "norm_differentiation", part, "patch-patch") for part in parts}
-    fall, least = cls["total"], patch["total"]
-    conditions = (
-        _above(fall, MIN_FALL),
-        1 - _above(cls["after"], ABOUT_ZERO),
-        _above(patch["after"], 0.0),
-        _above(np.stack([fall[0] - least[0], fall[1] - least[2], fall[2] - least[1]]), 0.0),
+class _Fall:
+    """The fall of the cosines across norm1: (3, blocks) each, value, low and high end of the interval."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        metric = "norm_differentiation"
+        self.stages = {
+            part: read_blocks(analysis, metric, part, "cls-patch", optional=True)
+            for part in ("centring", "gamma", "beta")
+        }
+        self.before, self.after, self.total = (
+            read_blocks(analysis, metric, part, "cls-patch") for part in ("before", "after", "total")
+        )
+        weights = [stage for part, stage in self.stages.items() if part != "centring" and stage is not None]
+        self.learned = np.sum(weights, axis=0) if weights else np.zeros_like(self.total)
+        self.n = count_images(analysis, metric)
+
+    @property
+    def learned_somewhat(self) -> NDArray[np.bool_]:
+        """Whether γ and β lower the CLS–patch cosine in each block, by the value."""
+        return self.learned[0] >= MIN_FALL
+
+
+def _check_fall(analysis: Analysis) -> _Evidence:
+    fall = _Fall(analysis)
+    conditions = [above(fall.total, MIN_FALL), 1 - above(fall.after, ABOUT_ZERO), above(fall.learned, MIN_FALL)]
+
+    def observed(blocks: NDArray[np.bool_]) -> str:
+        effect = fall.total[:, blocks].mean(1)
+        names = {"centring": "centring", "gamma": "γ", "beta": "β"}
+        stages = [
+            f"{names[part]} {format_number(stage[0, blocks].mean())}"
+            for part, stage in fall.stages.items()
+            if stage is not None
+        ]
+        largest = int(np.where(blocks, fall.total[0], -np.inf).argmax())
+        sentence = (
+            f"Across norm1 CLS–patch cosine goes from {format_number(fall.before[0, blocks].mean())} to "
+            f"{format_number(fall.after[0, blocks].mean())}: it falls by {format_number(effect[0])} "
+            f"({format_interval(effect)}), most in block {largest}. By stage: {', '.join(stages) or 'γ alone'}."
+        )
+        if 2 * int((above(fall.total, MIN_FALL) == 1).sum()) > len(blocks):
+            sentence += f" {describe_trend(fall.total[0])}"
+        return sentence
+
+    otherwise = f"CLS and patches are apart before norm1 already (cosine below {ABOUT_ZERO})"
+    return _Evidence(fall.before[0] >= ABOUT_ZERO, conditions, fall.total, observed, otherwise, fall.n)
+
+
+def _patches(analysis: Analysis, least: float) -> tuple[Array, Array, NDArray[np.bool_], str, int]:
+    """Return patch–patch before and after norm1, the blocks in which it is to be judged, and why not in the others."""
+    fall = _Fall(analysis)
+    before, after = (read_blocks(analysis, "norm_differentiation", p, "patch-patch") for p in ("before", "after"))
+    otherwise = (
+        f"Across norm1 γ and β do not lower CLS–patch cosine by {MIN_FALL}, or patch–patch is not above {least:g} "
+        "before it,"
     )
-    blocks = fall.shape[1]
-    falls, positive = (int((conditions[i] == 1).sum()) for i in (0, 2))
-    effect = fall.mean(1)
-    sentence = (
-        f"Across norm1 CLS–patch cosine clearly falls in {falls} of {_plural(blocks, 'block')}, on average from "
-        f"{_number(cls['before'][0].mean())} to {_number(cls['after'][0].mean())} "
-        f"(by {_number(effect[0])}, {_interval(effect)}; largest {_number(fall[0].max())} in block "
-        f"{int(fall[0].argmax())}); patch–patch cosine stays clearly positive in {positive} and goes from "
-        f"{_number(patch['before'][0].mean())} to {_number(patch['after'][0].mean())}."
-    )
-    if 2 * falls > blocks:
-        sentence += f" {_trend(fall[0])}"
-    return _Evidence(np.min(conditions, axis=0), sentence, effect, _count(analysis, "norm_differentiation"))
+    return before, after, fall.learned_somewhat & (before[0] > least), otherwise, fall.n
 
 
-def selective_share(cls_BD: Array, patch_BD: Array) -> tuple[Array, Array]:
-    """Compute the shares of channels that are three times larger in CLS, and in patches, without a common scale.
+def _describe_patches(before: Array, after: Array) -> Callable[[NDArray[np.bool_]], str]:
+    def observed(blocks: NDArray[np.bool_]) -> str:
+        means = after[:, blocks].mean(1)
+        return (
+            f"Across norm1 patch–patch cosine goes from {format_number(before[0, blocks].mean())} to "
+            f"{format_number(means[0])} ({format_interval(means)})."
+        )
 
-    Args:
-        cls_BD: mean magnitude of CLS in each block and channel.
-        patch_BD: mean magnitude of the patches.
-
-    Returns:
-        Two arrays (B,) in [0, 1].
-
-    >>> cls, patch = np.array([[1.0, 1.0, 1.0, 9.0]]), np.array([[50.0, 50.0, 50.0, 50.0]])
-    >>> [share.tolist() for share in selective_share(cls, patch)]
-    [[0.25], [0.0]]
-    """
-    cls, patch = (group / np.median(group, axis=-1, keepdims=True) for group in (cls_BD, patch_BD))
-    s_BD = (cls - patch) / (cls + patch)
-    return (s_BD > SELECTIVE).mean(-1), (s_BD < -SELECTIVE).mean(-1)
+    return observed
 
 
-def _judge_f2(analysis: Analysis) -> _Evidence:
-    before = _blocks(analysis, "dimension_selectivity", "output_share", "cls-patch")
-    arrays = [analysis.arrays.get(f"dimension_selectivity/{group}_output_norm1") for group in ("cls", "patch")]
-    if any(array is None for array in arrays):
-        raise _NoNumbers("dimension_selectivity")
-    cls_BD, patch_BD = (np.asarray(array.values, dtype=np.float64) for array in arrays if array is not None)
-    cls_BD, patch_BD = (x_BD[~np.isnan(cls_BD).all(-1)] for x_BD in (cls_BD, patch_BD))  # blocks without CLS
-    channels = cls_BD.shape[-1]
-    larger = selective_share(cls_BD, patch_BD)
-    share = np.sum(larger, axis=0)
-    error = stats.norm.ppf(0.975) * np.sqrt(share * (1 - share) / channels)
-    shares = np.stack([share, share - error, share + error])
-    total = _blocks(analysis, "norm_differentiation", "total", "cls-patch")
-    present = [
-        _blocks(analysis, "norm_differentiation", part, "cls-patch")
-        for part in ("gamma", "beta")
-        if not _rows(analysis, "norm_differentiation", part).empty
-    ]
-    weights = np.sum(present, axis=0) if present else np.zeros_like(total)
-    blocks = weights.shape[1]
-    conditions = (_above(shares, CHANCE_SHARE), _above(weights, MIN_FALL))
-    effect = weights.mean(1)
-    selective = int((conditions[0] == 1).sum())
-    out, in_cls, in_patch = (100 * each for each in (share, *larger))
-    sentence = (
-        f"At norm1's output {out.mean():.0f} % of the {channels} channels are at least three times larger in one group "
-        f"than in the other once each group's common scale is taken out: {in_cls.mean():.0f} % in CLS, "
-        f"{in_patch.mean():.0f} % in patches (blocks: {out.min():.0f} to {out.max():.0f} %; chance "
-        f"{100 * CHANCE_SHARE:.0f} %, clearly exceeded in {selective} of {_plural(blocks, 'block')}); with that scale "
-        f"{100 * before[0].mean():.0f} %. Its weights γ and β lower CLS–patch cosine by "
-        f"{_number(effect[0])} on average ({_interval(effect)}) of {_number(total[0].mean())} in all. "
-        f"{_gamma(analysis, channels)}"
-    )
-    return _Evidence(np.min(conditions, axis=0), sentence, effect, _count(analysis, "dimension_selectivity"))
+def _check_positive(analysis: Analysis) -> _Evidence:
+    before, after, applicable, otherwise, n = _patches(analysis, 0.0)
+    return _Evidence(applicable, [above(after, 0.0)], after, _describe_patches(before, after), otherwise, n)
 
 
-def _gamma(analysis: Analysis, channels: int) -> str:
-    if _rows(analysis, "dimension_selectivity", "output_gamma_correlation").empty:
-        return "The norm has no γ."
-    rho = _blocks(analysis, "dimension_selectivity", "output_gamma_correlation", "cls-patch")[0]
-    if np.isnan(rho).all():
-        return "γ is the same for all channels."
-    larger = int((rho > stats.norm.ppf(0.975) / np.sqrt(channels - 1)).sum())
-    return (
-        f"|γ| is larger on selective channels in {larger} of {_plural(len(rho), 'block')} "
-        f"(rank correlation with |s|: median {_number(float(np.nanmedian(rho)))})."
-    )
+def _check_stable(analysis: Analysis) -> _Evidence:
+    before, after, applicable, otherwise, n = _patches(analysis, ABOUT_ZERO)
+    kept = ratio(after, before)
+    return _Evidence(applicable, [above(kept, KEPT)], kept, _describe_patches(before, after), otherwise, n)
 
 
-def _rows(analysis: Analysis, metric: str, part: str) -> pd.DataFrame:
-    table = analysis.table
-    return table[(table["metric"] == metric) & (table["part"] == part) & (table["site"] == "norm1")]
+class _Profiles:
+    """The distance of the energy profiles above that of random rotations, (3, blocks), and its conditions."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        metric = "energy_profile"
+        self.distance, self.above_rotated = (
+            read_blocks(analysis, metric, part, "cls-patch") for part in ("distance", "above_rotated")
+        )
+        self.mean, limit = (
+            read_blocks(analysis, metric, part, "cls-patch")[0] for part in ("rotated_mean", "rotated_95")
+        )
+        self.conditions = [above(self.above_rotated, limit - self.mean), above(self.above_rotated, ABOVE_ROTATIONS)]
+        self.n = count_images(analysis, metric)
 
 
-def _blocks(analysis: Analysis, metric: str, part: str, group: str) -> Array:
-    """Return value, low and high end of the interval in each block at norm1, (3, blocks)."""
-    rows = _rows(analysis, metric, part)
-    with_cls = rows.loc[rows["group"] == "cls-patch", "block"]  # CaiT has CLS in its last blocks only
-    rows = rows[(rows["group"] == group) & rows["block"].isin(with_cls)].sort_values("block")
-    if rows.empty:
-        raise _NoNumbers(metric)
-    return rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float).T
+def _check_channels(analysis: Analysis) -> _Evidence:
+    profiles = _Profiles(analysis)
+
+    def observed(blocks: NDArray[np.bool_]) -> str:
+        if np.isnan(profiles.distance).any():
+            return "The energy profiles of CLS and patches cannot be compared."
+        mean, more = profiles.distance[0, blocks].mean(), profiles.above_rotated[:, blocks].mean(1)
+        sentence = (
+            f"The energy profiles of CLS and patches over the channels of norm1's input are {format_number(mean)} "
+            "apart (total variation)"
+        )
+        if np.isnan(more[0]):
+            return f"{sentence}."
+        return f"{sentence}: {format_number(more[0])} more than after random rotations ({format_interval(more)})."
+
+    everywhere = np.ones(profiles.distance.shape[1], dtype=bool)
+    return _Evidence(everywhere, profiles.conditions, profiles.above_rotated, observed, "", profiles.n)
 
 
-def _count(analysis: Analysis, metric: str) -> int:
-    return int(analysis.table.loc[analysis.table["metric"] == metric, "n"].max())
+def _check_place(analysis: Analysis) -> _Evidence:
+    profiles, fall = _Profiles(analysis), _Fall(analysis)
+    share = read_blocks(analysis, "energy_profile", "fall_share", "cls-patch")
+    limit = read_blocks(analysis, "energy_profile", "random_95", "cls-patch")[0]
+    applicable = (fall.total[0] >= MIN_FALL) & (np.min(profiles.conditions, axis=0) == 1)
+
+    def observed(blocks: NDArray[np.bool_]) -> str:
+        return (
+            f"{100 * share[0, blocks].mean():.0f} % of the fall of CLS–patch cosine across norm1 lies in the 1 % of "
+            f"the channels (at least five) whose energy differs most; as many random channels have up to "
+            f"{100 * limit[blocks].mean():.0f} % (95 % quantile)."
+        )
+
+    otherwise = f"CLS–patch cosine does not fall by {MIN_FALL} across norm1, or F2(a) does not hold,"
+    conditions = [above(share, SITS_IN), above(share, limit)]
+    return _Evidence(applicable, conditions, share, observed, otherwise, profiles.n)
 
 
-def _above(bounds: Array, threshold: float) -> Array:
-    """Return 1 where the whole interval is at or above the threshold, 0 where it is below, 0.5 where it is open."""
-    _, low, high = bounds
-    return np.where(low >= threshold, 1.0, np.where(high < threshold, 0.0, 0.5))
-
-
-def _trend(fall: Array) -> str:
-    if len(fall) < 5:
-        return f"{_plural(len(fall), 'block')}: too few for a trend with depth."
-    if np.ptp(fall) == 0:
-        return "The fall is the same in all blocks."
-    rho, p = stats.spearmanr(np.arange(len(fall)), fall)
-    how = "does not clearly change" if p >= 0.05 else ("grows" if rho > 0 else "shrinks")
-    written = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-    return f"The fall {how} with depth (Spearman's ρ = {_number(float(rho))}, {written})."
+_CHECKS = {
+    "F1(a)": _check_fall,
+    "F1(b)": _check_positive,
+    "F1(c)": _check_stable,
+    "F2(a)": _check_channels,
+    "F2(b)": _check_place,
+}
 
 
 def _plural(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def _number(value: float) -> str:
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def _interval(bounds: Array) -> str:
-    if np.isnan(bounds[1:]).any():
-        return "no interval"
-    return f"95 % interval {_number(bounds[1])} to {_number(bounds[2])}"

@@ -188,8 +188,11 @@ class AnalysisRun:
             copy=False,
         )
         assert self.layout is not None
+        without = {
+            "/".join(filter(None, (m.name, part))): why for m in self.applicable for part, why in m.no_interval.items()
+        }
         return Analysis(
-            model, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable)
+            model, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable), without
         )
 
 

@@ -16,6 +16,7 @@ from tokenlens.metrics._per_image import (
 from tokenlens.metrics.base import (
     PATTERN,
     PATTERN_REDUCTIONS,
+    RANGES,
     RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
     Metric,
@@ -29,6 +30,7 @@ from tokenlens.metrics.base import (
 __all__ = [
     "PATTERN",
     "PATTERN_REDUCTIONS",
+    "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
     "AttentionMetric",

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics.base import Metric, Row, make_row
+from tokenlens.metrics.base import RANGES, Metric, Row, make_row
 from tokenlens.reduction.summaries import BatchSummary, SummaryType, TokenSummary, to_float64
 from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS, jackknife_interval
+from tokenlens.statistics.moments import UNSEEN
 from tokenlens.tokens import TOKEN_SITES, Key
 
 Array = NDArray[np.float64]
@@ -104,6 +105,10 @@ class JackknifeMetric(Metric):
                 for (part, group), numbers in value.items():
                     left_out = np.array([other[part, group] for other in without])
                     low, high = jackknife_interval(numbers, left_out, self.counts_G[present][: len(without)])
+                    unseen = UNSEEN * RANGES.get(self.unit_of(part), 0.0) / self.n
+                    low, high = low - unseen, high + unseen
+                    if part in self.no_interval:
+                        low = high = np.full_like(numbers, np.nan)
                     for i, (block, site) in zip(stack_rows, keys, strict=True):
                         key, interval = (part, block, str(site), group, None), (low[i], high[i])
                         rows.append(make_row(key, numbers[i], self.n, self.unit_of(part), interval=interval))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.metrics.base import PATTERN, Metric, NumberKey, Row, Subject, make_row
+from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
 from tokenlens.recording import PooledTokens
 from tokenlens.reduction.host_copy import HostCopy
 from tokenlens.reduction.summaries import (
@@ -68,7 +68,7 @@ class KeptRows:
 
 
 class PerImageMetric(Metric):
-    """A metric whose numbers exist image by image; the table has their mean, spread and t interval over images.
+    """A metric whose numbers exist image by image; the table has their mean, spread and interval over images.
 
     Attributes:
         summary_kind: the kind of summary that ``per_image`` gets.
@@ -154,12 +154,16 @@ class PerImageMetric(Metric):
 
     def rows(self) -> list[Row]:
         """Return one row per number."""
-        low, high = self.moments.interval() if self.keys else (np.zeros(0), np.zeros(0))
+        if not self.keys:
+            return []
+        units = [self.unit_of(part) for part, *_ in self.keys]
+        low, high = self.moments.interval(ranges=np.array([RANGES.get(unit, 0.0) for unit in units]))
+        without = np.array([part in self.no_interval for part, *_ in self.keys]) | (self.moments.n < self.fewest_images)
+        low, high = (np.where(without, np.nan, end) for end in (low, high))
+        numbers = zip(self.moments.mean, self.moments.n, self.moments.sd, low, high, strict=True)
         return [
-            make_row(key, mean if n else np.nan, int(n), self.unit_of(key[0]), sd, interval)
-            for key, mean, n, sd, interval in zip(
-                self.keys, self.moments.mean, self.moments.n, self.moments.sd, zip(low, high, strict=True), strict=True
-            )
+            make_row(key, mean if n else np.nan, int(n), unit, sd, (first, last))
+            for key, unit, (mean, n, sd, first, last) in zip(self.keys, units, numbers, strict=True)
         ]
 
 

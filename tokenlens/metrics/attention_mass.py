@@ -22,8 +22,7 @@ class AttentionMass(AttentionMetric):
     Formula: Σ_j A_ij over the tokens j of a group, mean over the querying tokens i, in [0, 1]. The rows of CLS
         (``cls-cls``, ``cls-patch``, …) add up to 1; patches are reported to special tokens only (``patch-cls``, …).
     Reference: Darcet et al. 2024 (arXiv 2309.16588) on attention to registers.
-    Pitfalls: Groups differ in size: uniform attention gives the patches nearly all of it. Shares near 0 are skewed, so
-        their t interval is too narrow.
+    Pitfalls: Groups differ in size: uniform attention gives the patches nearly all of it.
     Tested against: sums over stored patterns.
     """
 

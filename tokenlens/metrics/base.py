@@ -29,13 +29,16 @@ RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
 TOKEN_REDUCTIONS = frozenset[Reduction](get_args(Reduction))
 PATTERN_REDUCTIONS = frozenset[PatternReduction](get_args(PatternReduction))
 NEEDS = frozenset(
-    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "updates", "pattern"}
+    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern"}
     | TOKEN_REDUCTIONS
     | PATTERN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
-two patches. Requested of the reducer: sums over patches, stages of norms, updates of branches, the CLS row and special
-columns of the pattern, reductions of the whole pattern."""
+two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
+branches, the CLS row and special columns of the pattern, reductions of the whole pattern."""
+
+RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
+"""Width of the range of bounded numbers, by unit."""
 
 Row = dict[str, Any]
 NumberKey = tuple[str, int | None, str, str, int | None]
@@ -86,6 +89,8 @@ class Metric(ABC):
             that has only these is opt-in.
         cost: cost of the expensive sites.
         needs: entries of ``NEEDS``, in addition to those of the base class.
+        no_interval: parts for which no interval covers, with the reason.
+        fewest_images: fewer images give no interval.
         chosen_sites: the sites of one analysis, chosen by ``prepare``.
     """
 
@@ -96,6 +101,8 @@ class Metric(ABC):
     expensive_sites: ClassVar[tuple[str, ...]] = ()
     cost: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    no_interval: ClassVar[Mapping[str, str]] = {}
+    fewest_images: ClassVar[int] = 2
     chosen_sites: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:

@@ -55,8 +55,8 @@ class DimensionSelectivity(JackknifeMetric):
         gamma_correlation: Spearman's ρ of |γ_d| and |s_d|.
     Arrays: ``input_norm1``, … hold s_d (block, channel); ``cls_input_norm1``, ``patch_input_norm1``, … the magnitudes.
     Reference: Marouani et al. 2026 (arXiv 2602.08626) on dimensions specific to CLS or patches.
-    Pitfalls: Biased upward with few images (at 64 a true mean |s| of 0.02 is estimated as 0.04), which the interval
-        does not cover: compare at equal n. s sees a common scale: where a few channels make most of CLS's length, σ
+    Pitfalls: Biased upward with few images (at 64 a true mean |s| of 0.02 is estimated as 0.04), so that no interval
+        covers: compare at equal n. s sees a common scale: where a few channels make most of CLS's length, σ
         makes all others small. By chance the share is not 0: a random CLS common to all images has 23 %.
     Tested against: NumPy and ``scipy.stats.spearmanr`` on stored activations.
     """
@@ -72,6 +72,7 @@ class DimensionSelectivity(JackknifeMetric):
             "gamma_correlation": "Spearman's ρ",
         }.items()
     }
+    no_interval = dict.fromkeys(unit, "absolute values are biased upward with few images, and counts are not smooth")
     summary_kind = NormSummary
     sites = NORM_SITES
     needs = frozenset({"cls", "norm_stages", "patch_abs_sum"})

@@ -42,13 +42,14 @@ class TokenNorm(TokenMetric):
         max_over_median: the largest patch norm over the median, ≥ 1.
         high_norm_share: share of patches with a norm above 3 × the median, in [0, 1].
     Reference: Darcet et al. 2024 (arXiv 2309.16588).
-    Pitfalls: Most blocks have few high-norm patches: a share near 0 is skewed, and its t interval too narrow.
+    Pitfalls: ``max_over_median`` is a maximum, which a few images with one extreme patch decide; it has no interval.
     Tested against: ``numpy.median`` and norms of stored tokens.
     """
 
     title = "token norm"
     unit = {"mean": "norm", "max_over_median": "ratio", "high_norm_share": "share"}  # noqa: RUF012
     sites = RESIDUAL_SITES
+    no_interval = {"max_over_median": "rare images with an extreme patch decide the mean of a maximum"}  # noqa: RUF012
 
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute the mean norm of each group and the outliers among the patches."""

@@ -8,17 +8,19 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tokenlens.families import NormParameters, norm_parameters
-from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
 from tokenlens.reduction.pattern import WholePattern
 from tokenlens.reduction.summaries import (
+    SAMPLED_PATCHES,
     AttentionSummary,
     BatchSummary,
     Fields,
@@ -50,6 +52,7 @@ class Reducer:
         pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
         raw: name, sites and function of each metric that is computed from the tokens themselves.
         whole_pattern: reductions of every row of the attention pattern.
+        patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
         pool: number of images, at least, between two calls of ``collect``.
     """
@@ -63,6 +66,7 @@ class Reducer:
         pattern: bool = True,
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
+        patch_sample: bool = False,
         kernels: ReductionKernels | None = None,
         pool: int = 1,
     ) -> None:
@@ -73,6 +77,9 @@ class Reducer:
         self.pattern = pattern
         self.raw = list(raw)
         self.pool = pool
+        # The same positions in every image, in an order of which any beginning is spread over the grid.
+        positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
+        self._sampled = torch.from_numpy(positions) if patch_sample else None
         self._kernels = ReductionKernels(layout) if kernels is None else kernels
         self._whole_pattern = WholePattern(layout, whole_pattern)
         # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
@@ -182,6 +189,9 @@ class Reducer:
                 mean_BT.copy_(call.mean_BT)
         stages_and_tokens = (lengths_BSP, sums_BSD, self._linear, before_outputs, after_outputs)
         self._kernels.reduce_norm(x_BTD, y_BTD, parameters, mean_BT, rstd_BT if known else None, *stages_and_tokens)
+        if self._sampled is not None and site == Site.NORM1:
+            self._sampled = self._sampled.to(x_BTD.device)
+            stages["patch_sample"] = self._copy("patch_sample", as_float(x_BTD.index_select(1, self._sampled)))
         self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
 
     def attention(self, block: int, call: AttentionCall) -> None:

@@ -27,6 +27,9 @@ Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum"]
 PatternReduction = Literal["rollout", "patch_distance"]
 """Reductions of the whole attention pattern that a metric can ask for; they cost a pass over every row of it."""
 
+SAMPLED_PATCHES = 8
+"""Number of patches of each image in ``NormSummary.patch_sample``."""
+
 
 def to_float64(x: Tensor) -> Tensor:
     """Convert to float64, or to float32 on devices without float64."""
@@ -106,6 +109,7 @@ class NormSummary:
         stage_sums: (..., S, D), Σ_i (x_i − μ_i) divided by each of these lengths.
         parameters: the parameters of the N norms, which are of one kind and have the same ones.
         mean: (..., T), the mean that a LayerNorm subtracts; None for RMSNorm.
+        patch_sample: (..., K, D), some patches of the input, at places chosen once; None if no metric asked for them.
     """
 
     layout: TokenLayout
@@ -116,6 +120,7 @@ class NormSummary:
     stage_sums: Tensor
     parameters: Sequence[NormParameters]
     mean: Tensor | None = None
+    patch_sample: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -257,8 +262,8 @@ def _shape_of(fields: Fields) -> tuple[Any, ...]:
         elif isinstance(value, NormParameters):
             shape.append((value.kind, value.weight_prefix is None, value.weight_patch is None))
             shape.append((value.bias_prefix is None, value.bias_patch is None))
-        # This sum is sometimes there only because another site has the same tensor.
-        elif name != "patch_abs_sum":
+        # This sum is sometimes there only because another site has the same tensor; the sample is of one norm only.
+        elif name not in ("patch_abs_sum", "patch_sample"):
             shape.append(value[:2] if isinstance(value, Slot) else value)
     return tuple(shape)
 
@@ -338,6 +343,6 @@ class BatchSummary:
         if slot[:2] not in self._columns:
             column = self.buffers.read(slot.name, slot.tail)[:, : len(self.indices)]
             # Vectors stay in float32: they are half of all memory, and their products are summed over channels anyway.
-            vectors = slot.name in ("rows", "patch_abs_sum", "stage_sums")
+            vectors = slot.name in ("rows", "patch_abs_sum", "stage_sums", "patch_sample")
             self._columns[slot[:2]] = column if vectors else to_float64(column)
         return self._columns[slot[:2]]

@@ -38,6 +38,7 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "table": download(analysis.table, "table", analysis.model),
         "metrics": analysis.metrics,
         "not_applicable": list(analysis.not_applicable.items()),
+        "no_interval": list(analysis.no_interval.items()),
         "skipped": [(image["name"], image["reason"]) for image in images.get("skipped", [])],
     }
 

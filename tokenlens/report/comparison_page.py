@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from tokenlens.analysis.findings import RULES, TITLES, Finding, judge
+from tokenlens.analysis.findings import Finding, judge
+from tokenlens.analysis.rules import RULES, TITLES
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures.base import quantity_title
 from tokenlens.figures.style import model_colour
@@ -47,8 +48,8 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "similarity_note": comparison.similarity_note,
         "models": _models(comparison, title),
         "findings": [(label, judge(analysis)) for label, analysis in analyses.items()],
-        "finding_titles": {name: TITLES[name] for name in ("F1", "F2")},
-        "finding_rules": {name: RULES[name] for name in ("F1", "F2")},
+        "finding_titles": TITLES,
+        "finding_rules": RULES,
         "effect": _effect,
         "summary": _summary(comparison, title),
         "differences": download(comparison.differences, "differences", title),
@@ -150,7 +151,13 @@ def _effect(finding: Finding) -> str:
     """Describe the effect of a finding with its interval in a few words."""
     if finding.effect is None:
         return ""
-    what = {"F1": "falls by", "F2": "γ, β lower it by"}[finding.name]
+    what = {
+        "F1(a)": "falls by",
+        "F1(b)": "ends at",
+        "F1(c)": "keeps",
+        "F2(a)": "above rotations",
+        "F2(b)": "share",
+    }[finding.name]
     bounds = "" if finding.interval is None else " ({} to {})".format(*(with_decimals(x, 2) for x in finding.interval))
     return f"{what} {with_decimals(finding.effect, 2)}{bounds}, n = {finding.n}"
 

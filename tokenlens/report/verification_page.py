@@ -21,8 +21,11 @@ from tokenlens.storage.wording import counted
 from tokenlens.verification.result import Verification
 from tokenlens.verification.stage_effects import ALL, THIRDS
 
-_UNITS = {"F1": "cosine", "F2": "cosine", "F3": "points", "F4": "%", "F5": "points", "F6": "points"}
-_DECIMALS = {"F1": 2, "F2": 2, "F3": 1, "F4": 2, "F5": 1, "F6": 1}
+_UNITS = {
+    **{"F1(a)": "cosine", "F1(b)": "cosine", "F1(c)": "of it", "F2(a)": "total variation", "F2(b)": "of the fall"},
+    **{"F3": "points", "F4": "%", "F5": "points", "F6": "points"},
+}
+_DECIMALS = {"F3": 1, "F4": 2, "F5": 1, "F6": 1}
 
 
 def content(verification: Verification) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def _facts(verification: Verification, variants: list[str]) -> list[tuple[str, s
 
 def _row(finding: Finding) -> dict[str, Any]:
     """Return a row of the table of verdicts."""
-    decimals, unit = _DECIMALS[finding.name], _UNITS[finding.name]
+    decimals, unit = _DECIMALS.get(finding.name, 2), _UNITS[finding.name]
 
     def number(value: float | None) -> str:
         if value is None or math.isnan(value):

@@ -290,10 +290,10 @@ def judge_f6(numbers: pd.DataFrame) -> Finding:
 
 
 def judge_over_seeds(name: str, judged: Mapping[int, Finding], variant: str, setting: str) -> Finding:
-    """Combine the verdicts on F1 or F2 of one variant's trained models.
+    """Combine the verdicts on a claim of F1 or F2 of one variant's trained models.
 
     Args:
-        name: ``"F1"`` or ``"F2"``.
+        name: ``"F1(a)"``, ….
         judged: the finding on each model's analysis, by seed; at least one.
         variant: the variant.
         setting: the setting.

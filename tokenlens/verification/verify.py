@@ -21,6 +21,7 @@ import torch
 
 from tokenlens.analysis.analyze import analyze
 from tokenlens.analysis.findings import Finding, judge
+from tokenlens.analysis.rules import TITLES as CLAIMS_ON_ONE_MODEL
 from tokenlens.probes import probe
 from tokenlens.specialization import compute_costs
 from tokenlens.storage.provenance import made_by
@@ -239,7 +240,7 @@ def _judge_findings(found: RunNumbers) -> list[Finding]:
     for setting, variant, seed in sorted(found.analyses, key=lambda key: (key[0], order.get(key[1], 2), key[1:])):
         judged.setdefault((setting, variant), {})[seed] = judge(found.analyses[setting, variant, seed])
     findings = []
-    for number, name in enumerate(("F1", "F2")):
+    for number, name in enumerate(CLAIMS_ON_ONE_MODEL):
         for (setting, variant), by_seed in judged.items():
             if setting:
                 one = {seed: by_seed[seed][number] for seed in sorted(by_seed)}
