@@ -10,10 +10,10 @@ together see what one would.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -247,6 +247,22 @@ def training_batches(
     return _raising_errors(loader)
 
 
+def sample_batches(
+    images: TrainingImages, views: Views, seed: int, count: int, batch_size: int = 32
+) -> Iterator[TrainingBatch]:
+    """Yield batches of at most ``count`` training images, spread evenly over all of them.
+
+    Raises:
+        ValueError: during iteration, if no image at all can be read.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)).tolist()
+    samples = TrainingSamples(images, views, seed)
+    for first in range(0, len(chosen), batch_size):
+        keys = [(0, index, position) for position, index in enumerate(chosen[first : first + batch_size])]
+        for batch, _ in _raising_errors([_collate(samples.__getitems__(keys), size=len(keys))]):
+            yield batch
+
+
 def _collate(
     samples: Sequence[Sample | NothingReadable], size: int
 ) -> tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable:
@@ -267,7 +283,7 @@ def _collate(
     return batch, [item for sample in ready for item in sample.skipped]
 
 
-def _raising_errors(loader: DataLoader[Sample | NothingReadable]) -> Batches:
+def _raising_errors(loader: Iterable[Any]) -> Batches:
     collated: tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable
     for collated in loader:
         if isinstance(collated, NothingReadable):

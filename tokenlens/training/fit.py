@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from tokenlens.specialization import save_timm_folder
 from tokenlens.storage.files import write_text
 from tokenlens.storage.run_folder import SCHEMA_VERSION, slug
 from tokenlens.training.backbone import make_backbone
-from tokenlens.training.batches import training_batches
+from tokenlens.training.batches import sample_batches, training_batches
 from tokenlens.training.checkpoints import describe_last_checkpoint
 from tokenlens.training.descriptions import describe_run, describe_session, rounding_differences
 from tokenlens.training.diagnostics import choose_fixed_batch
@@ -171,6 +172,8 @@ def _make_loop(
     )
     seed_all(recipe.seed)  # heads start alike, whatever was made before them
     objective = kind(model, options, setting)
+    views = kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    objective.to(fabric.device).prepare(partial(sample_batches, images, views, recipe.seed))
     fixed_batch = None
     if recipe.diagnose_every:
         fixed_batch = choose_fixed_batch(images, recipe.diagnose_images, loaded.transform())
@@ -188,7 +191,7 @@ def _make_loop(
         make_backbone=backbone,
         writer=writer,
     )
-    return loop, kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    return loop, views
 
 
 def _write_start(writer: RunWriter, loop: TrainingLoop, wanted: dict[str, Any], damaged: list[str]) -> None:

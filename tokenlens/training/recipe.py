@@ -30,6 +30,8 @@ class Recipe:
         steps: optimizer steps.
         optimizer: timm name of the optimizer (``"adamw"``, ``"lamb"``).
         lr: highest learning rate, for this batch size: it is not scaled.
+        lr_vectors: highest learning rate of the backbone's weights with one dimension (γ and β of norms, LayerScale,
+            biases); it follows the same schedule. None is ``lr``.
         lr_end: learning rate at the end of the cosine.
         warmup: share of the steps, in [0, 1), in which the learning rate rises linearly from 0.
         weight_decay: weight decay at the start. Weights with one dimension, biases and what the model itself exempts
@@ -63,6 +65,7 @@ class Recipe:
     steps: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
+    lr_vectors: float | None = None
     lr_end: float = 1e-6
     warmup: float = 0.05
     weight_decay: float = 0.05
@@ -84,7 +87,7 @@ class Recipe:
             raise ValueError(f"exactly one of epochs and steps is given, got epochs={self.epochs}, steps={self.steps}")
         for name in ("image_size", "batch_size", "accumulate", "log_every", "diagnose_images"):
             self._must(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("epochs", "steps", "lr", "checkpoint_minutes", "clip_grad"):
+        for name in ("epochs", "steps", "lr", "lr_vectors", "checkpoint_minutes", "clip_grad"):
             value = getattr(self, name)
             self._must(name, value is None or (value > 0 and math.isfinite(value)), "above 0")
         for name in ("lr_end", "weight_decay", "weight_decay_end", "seed", "workers", "diagnose_every"):

@@ -88,13 +88,16 @@ def prepare(
     if sources.teacher is not None and scale.recipe.objective == "distill":
         options = {**scale.recipe.objective_options, "teacher_checkpoint": sources.teacher}
         scale = replace(scale, recipe=replace(scale.recipe, objective_options=options))
+    if scale.start == "teacher":
+        teacher = scale.recipe.objective_options
+        scale = replace(scale, start=teacher.get("teacher_checkpoint") or teacher["teacher"])
     folder = Path(out or f"reports/verify_{name}")
     wanted_seeds = check_seeds(scale.seeds if seeds is None else seeds)
     wanted_variants = scale.variants if variants is None else variants
     if sources.masks is None and all(probe.task == "segmentation" for probe in scale.probes):
         raise ValueError("there is nothing to segment: the data have no folder segmentation (--masks)")
     images = training_images(sources.labelled, scale.train_images)
-    checkpoint = None if scale.start is None else find_start(scale.start)
+    checkpoint = None if scale.start is None else find_start(scale.start, scale.start_blocks)
     configuration = {
         "scale": scale.to_dict(),
         "train_images": images.description,

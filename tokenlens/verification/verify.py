@@ -35,7 +35,7 @@ from tokenlens.verification.rules import COSTS
 from tokenlens.verification.runs import RunNumbers, read_runs
 from tokenlens.verification.scales.base import Scale
 from tokenlens.verification.stage_effects import tabulate_stage_effects, tabulate_stages
-from tokenlens.verification.tasks import Task, recipe_of_task
+from tokenlens.verification.tasks import Task, probe_seed, recipe_of_task
 from tokenlens.verification.trained_models import collect_emergence, collect_losses
 from tokenlens.verification.variants import PAPER, STANDARD, START
 
@@ -173,7 +173,7 @@ def _run_task(
         source=task.probe.source,
         img_size=task.probe.image_size,
         limit=task.probe.limit,
-        seed=task.seed,
+        seed=probe_seed(task),
         device=device,
         cache=not segments,
         progress=progress,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -146,6 +146,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
         """Return the losses of one part of a step, means over its images; ``"loss"`` is minimized, the rest logged."""
+
+    def prepare(self, samples: Callable[[int], Iterator[TrainingBatch]]) -> None:
+        """Fit what depends on the images before training: in every process alike, and again when a run is resumed.
+
+        Args:
+            samples: yields batches of at most so many training images, spread evenly, always the same ones.
+        """
 
     def after_backward(self, progress: Progress) -> None:
         """Change gradients before the optimizer's step, e.g. to freeze a layer at the start."""
