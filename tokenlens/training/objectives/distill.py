@@ -181,7 +181,9 @@ class Distill(Objective):
         self.backbone.eval()
         for batch in samples(self.options.fit_heads):
             here = batch.to(next(self.backbone.parameters()).device)
-            for part, (student, taught) in self._features(here, torch.zeros(len(here.indices), dtype=torch.bool)).items():
+            for part, (student, taught) in self._features(
+                here, torch.zeros(len(here.indices), dtype=torch.bool)
+            ).items():
                 fits[part].add(student.flatten(0, -2), taught.flatten(0, -2))
         self.backbone.train()
         for part, head in self._heads.items():
@@ -202,7 +204,9 @@ class Distill(Objective):
             draws = np.random.default_rng((progress.seed, progress.step)).random(batch.size) < 0.5
             flipped_B = torch.from_numpy(draws)[batch.positions.cpu()]
         features = self._features(batch, flipped_B)
-        losses = {part: self._distance(part, head(features[part][0]), features[part][1]) for part, head in self._heads.items()}
+        losses = {
+            part: self._distance(part, head(features[part][0]), features[part][1]) for part, head in self._heads.items()
+        }
         weights = {"cls": self.options.cls_weight, "patch": self.options.patch_weight}
         return {"loss": torch.stack([weights[part] * loss for part, loss in losses.items()]).sum(), **losses}
 
