@@ -35,5 +35,3 @@ def table(rng, gains, seeds=3, *, sd=0.3, common=2.0, lost=0.0, setting=SETTING,
             model = (setting, variant, variant, "distill", "vit", seed)
             rows += [(*model, *keys, "d1", measure, x, n, x - 2, x + 2, 1) for *keys, measure, x, n in measured]
     return pd.DataFrame(rows, columns=list(NUMBERS))
-
-

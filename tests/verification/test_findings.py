@@ -11,18 +11,18 @@ from scipy import stats
 
 from tests.support.verification_numbers import SETTING, table
 from tokenlens.analysis.findings import Finding
-from tokenlens.statistics.seed_effects import MIN_SEEDS, detectable, seeds_needed
+from tokenlens.statistics.seed_effects import MIN_SEEDS
 from tokenlens.verification.findings import (
     f3_verdict,
     judge_f3,
     judge_f4,
-    judge_f5,
     judge_f6,
     judge_over_seeds,
     judge_trained_models,
 )
-from tokenlens.verification.numbers import NUMBERS, compare_scores, tabulate_differences, tabulate_effects
-from tokenlens.verification.rules import CLAIMED_GAIN, COSTS, MIN_GAIN
+from tokenlens.verification.numbers import compare_scores, tabulate_differences, tabulate_effects
+from tokenlens.verification.rules import COSTS, MIN_GAIN
+
 
 def verdict(numbers):
     """F3's, without the sentence: many times faster."""

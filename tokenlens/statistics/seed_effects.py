@@ -118,9 +118,9 @@ def _unpaired(variant: np.ndarray, baseline: np.ndarray, level: float, image_var
     errors, dfs = np.sqrt(variances / counts), counts - 1
     error, freedom = welch_error((errors[0], errors[1]), (dfs[0], dfs[1]))
     difference, sd = float(variant.mean() - baseline.mean()), float(np.sqrt(variances.sum()))
-    error, freedom = add_image_variance(float(error), float(freedom), image_variance)
+    of_both = add_image_variance(float(error), float(freedom), image_variance)
     facts: dict[str, Any] = {"seeds": int(counts.min()), "each": {}, "paired": False, "left_out": ()}
-    return _effect(difference, sd, error, freedom, level, **facts, image_variance=image_variance)
+    return _effect(difference, sd, *of_both, level, **facts, image_variance=image_variance)
 
 
 def _effect(difference: float, sd: float, error: float, freedom: float, level: float, **facts: Any) -> Effect:

@@ -239,12 +239,12 @@ def training_batches(
     loader: DataLoader[Sample | NothingReadable] = DataLoader(
         TrainingSamples(images, views, seed),
         batch_sampler=order,
-        collate_fn=partial(_collate, size=batch_size),
+        collate_fn=partial(collate, size=batch_size),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),
     )
-    return _raising_errors(loader)
+    return raise_errors(loader)
 
 
 def sample_batches(
@@ -259,13 +259,14 @@ def sample_batches(
     samples = TrainingSamples(images, views, seed)
     for first in range(0, len(chosen), batch_size):
         keys = [(0, index, position) for position, index in enumerate(chosen[first : first + batch_size])]
-        for batch, _ in _raising_errors([_collate(samples.__getitems__(keys), size=len(keys))]):
+        for batch, _ in raise_errors([collate(samples.__getitems__(keys), size=len(keys))]):
             yield batch
 
 
-def _collate(
+def collate(
     samples: Sequence[Sample | NothingReadable], size: int
 ) -> tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable:
+    """Return the batch of some samples, and the images that could not be read for it."""
     ready: list[Sample] = []
     for sample in samples:
         if isinstance(sample, NothingReadable):
@@ -283,7 +284,8 @@ def _collate(
     return batch, [item for sample in ready for item in sample.skipped]
 
 
-def _raising_errors(loader: Iterable[Any]) -> Batches:
+def raise_errors(loader: Iterable[Any]) -> Batches:
+    """Yield what a loader collates; ValueError if no image at all can be read."""
     collated: tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable
     for collated in loader:
         if isinstance(collated, NothingReadable):

@@ -44,6 +44,8 @@ class Recipe:
         strategy: ``"auto"`` (DDP with several processes), ``"ddp"`` or ``"fsdp2"``.
         seed: seed of the initial weights, the order of the images and every random draw.
         workers: processes that read images, for each training process.
+        preload: decode every image once and keep its views on the device, instead of reading it in each epoch. Only for
+            objectives whose views do not depend on chance.
         log_every: steps between two rows of metrics.csv.
         checkpoint_minutes: minutes between two checkpoints; there is always one at the end and at a clean stop.
         diagnose_every: steps between two diagnostics of a fixed batch; 0 for none.
@@ -77,6 +79,7 @@ class Recipe:
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     seed: int = 0
     workers: int = 0
+    preload: bool = False
     log_every: int = 10
     checkpoint_minutes: float = 10.0
     diagnose_every: int = 0

@@ -33,10 +33,11 @@ def judge_f5(
     effects = [contrast_scores(numbers, setting, claim.weights, DENSE, drawn) for claim in trained]
     outcomes, parts = [], []
     for claim, effect, q in zip(trained, effects, correct_claims(effects), strict=True):
-        reasons = unmet.get((setting, claim.variant), ())
+        of_paper = unmet.get((setting, PAPER), ())
+        reasons = [reason for reason in unmet.get((setting, claim.variant), ()) if reason not in of_paper]
         outcome = None if reasons else claim_outcome(effect, q)
         outcomes.append(outcome)
-        parts.append(_describe(claim, effect, q, outcome, list(reasons)))
+        parts.append(_describe(claim, effect, q, outcome, reasons))
     if missing:
         parts.append(f"not trained: {', '.join(missing)}")
     verdict: Verdict = "inconclusive"

@@ -21,6 +21,7 @@ from tokenlens.models.names import read_training_settings
 from tokenlens.storage.files import write_json
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.run_folder import MANIFEST, SCHEMA_VERSION
+from tokenlens.training.recipe import Recipe
 from tokenlens.verification.data import VerificationData, find_data, training_images
 from tokenlens.verification.result import SETTINGS_FILE, settings_of
 from tokenlens.verification.scales.base import Scale, scale_of
@@ -154,11 +155,16 @@ def _check_configuration(folder: Path, before: dict[str, Any], now: dict[str, An
         old = before.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             changed += _differences(name, old, new, ignore=("recipe", "source", "given"))
-            changed += _differences(f"{name}.recipe", old.get("recipe", {}), new.get("recipe", {}))
+            changed += _differences(f"{name}.recipe", _whole_recipe(old), _whole_recipe(new))
         elif old != new:
             changed.append(f"{name} was {old!r} and is now {new!r}")
     if changed:
         raise ValueError(f"{folder} holds another verification: {'; '.join(changed)}. Choose another --out")
+
+
+def _whole_recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a scale's recipe with the fields that older versions did not have; empty for other settings."""
+    return Recipe.from_dict(settings["recipe"]).to_dict() if "recipe" in settings else {}
 
 
 def _differences(name: str, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:

@@ -139,6 +139,11 @@ class Objective(nn.Module, ABC):
         return 0
 
     @classmethod
+    def has_fixed_views(cls, options: Any) -> bool:
+        """Return whether the views of an image are always the same, so that they can be kept."""
+        return False
+
+    @classmethod
     @abstractmethod
     def views(cls, options: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
         """Return the augmentation, picklable; ``mean`` and ``std`` per channel normalize the views."""

@@ -20,6 +20,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from tokenlens.families.base import find_family
+from tokenlens.training.objectives._device_cache import DeviceTeacher
 from tokenlens.training.objectives._feature_cache import CachedTeacher
 from tokenlens.training.objectives._frozen_teacher import FrozenTeacher, teacher_normalization
 from tokenlens.training.objectives._ridge import Ridge
@@ -46,7 +47,8 @@ class DistillOptions:
         views: ``"crop"``, a random part of the image, or ``"flip"``, the largest square in its middle, for which the
             teacher's features can be cached; both mirrored with probability ½.
         crop_scale: smallest and largest share of the image's area that a crop covers.
-        cache: folder for the teacher's features, with ``views="flip"``. None computes them each time.
+        cache: folder for the teacher's features, with ``views="flip"``; ``"device"`` keeps them in the device's memory,
+            for all trainings of one process. None computes them each time.
 
     Raises:
         ValueError: for a value out of range.
@@ -139,15 +141,18 @@ class Distill(Objective):
             if options.cls_weight > 0 and not layout.has("cls"):
                 raise ValueError(f"the {whose} has no CLS token to distill; set objective_options.cls_weight=0")
         self.split_features = teacher.split
-        self.cached: CachedTeacher | None = None
+        self.cached: CachedTeacher | DeviceTeacher | None = None
         if options.cache is None:
             self.teacher = teacher
         else:
             if not setting.images or not setting.images_sha256:
                 raise ValueError("a cache of features must know which images it is for: Setting.images, images_sha256")
             view = f"largest square in the middle, bicubic, {options.teacher_image_size} pixels"
-            folder = Path(options.cache).expanduser()
-            self.cached = CachedTeacher(teacher, folder, setting.images, setting.images_sha256, view)
+            known = (teacher, setting.images, setting.images_sha256, view)
+            if options.cache == "device":
+                self.cached = DeviceTeacher(*known)
+            else:
+                self.cached = CachedTeacher(*known, folder=Path(options.cache).expanduser())
         width: Any = backbone.num_features
         # Not the seed itself: the backbone's first weights were drawn from that.
         with torch.random.fork_rng(devices=[]):
@@ -165,6 +170,11 @@ class Distill(Objective):
         return {part: head for part, head in heads.items() if head is not None}
 
     @classmethod
+    def has_fixed_views(cls, options: DistillOptions) -> bool:
+        """Return whether views are whole images, which are mirrored later."""
+        return options.views == "flip"
+
+    @classmethod
     def views(cls, options: DistillOptions, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
         """Return the student's view and the teacher's, or one if size and normalization are the same."""
         student = _Preprocess(image_size, tuple(mean), tuple(std))
@@ -174,7 +184,12 @@ class Distill(Objective):
 
     @torch.no_grad()
     def prepare(self, samples: Callable[[int], Iterator[TrainingBatch]]) -> None:
-        """Fit the heads by ridge regression from the student's features at the start to the teacher's."""
+        """Fit the heads by ridge regression from the student's features at the start to the teacher's.
+
+        A cache on the device is filled first.
+        """
+        if isinstance(self.cached, DeviceTeacher):
+            self.cached.fill(samples(self.setting.images), next(self.backbone.parameters()).device)
         if not self.options.fit_heads:
             return
         fits = {part: Ridge() for part in self._heads}
