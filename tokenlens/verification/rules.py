@@ -57,9 +57,10 @@ RULES = {
         "the interval of the difference of accuracy (of CLS where it was probed) does not reach below "
         f"−{MAX_LOSS:g} point. Not supported: the interval lies wholly below {MIN_GAIN:g} point, half of the smallest "
         f"gain of {CLAIMED_GAIN:g} that the paper claims, or that of the accuracy wholly below −{MAX_LOSS:g}. "
-        f"Inconclusive otherwise, and with fewer than {MIN_SEEDS} seeds. Two standard models of different "
-        "seeds come out supported in at most 2.5 % of cases. The smallest detectable gain is the true gain which 80 % "
-        "of simulated experiments with this spread call supported, if accuracy does not change. Training losses are reported and do not decide."
+        f"Inconclusive otherwise, and with fewer than {MIN_SEEDS} seeds. Two standard models of different seeds come "
+        "out supported in at most 2.5 % of cases. The smallest detectable gain is the true gain which 80 % of "
+        "simulated experiments with this spread call supported, if accuracy does not change. Training losses are "
+        "reported and do not decide."
     ),
     "F4": (
         "Counted on the architecture, without training. Supported: the paper's specialization of ViT-B/16 adds "

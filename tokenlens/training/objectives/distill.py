@@ -235,7 +235,9 @@ class Distill(Objective):
         cls_BE, patch_BPE = self.split_features(features, self.layout.grid)
         backbone: Any = self.backbone
         tokens_BTD = backbone.forward_features(student_view)
-        found = {"patch": (self.layout.patches_of(tokens_BTD), patch_BPE)}
+        found = {}
+        if self.patch_head is not None:
+            found["patch"] = (self.layout.patches_of(tokens_BTD), patch_BPE)
         if self.cls_head is not None:
             [position] = self.layout.positions("cls")
             assert cls_BE is not None
