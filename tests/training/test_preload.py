@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny_training import tiny_recipe, train
+from tests.support.tiny_training import assert_same_weights, tiny_recipe, train
 from tests.training.objectives.distill import trained_teacher
 from tokenlens.images.labelled.classes import open_labelled
 from tokenlens.training.batches import BatchOrder, sample_batches, training_batches
@@ -51,3 +51,13 @@ def test_a_training_with_everything_on_the_device(data, tmp_path):
 def test_random_views_cannot_be_kept(data, tmp_path):
     with pytest.raises(ValueError, match=r"preload=True: the views of supervised .* depend on chance"):
         train(tiny_recipe(preload=True), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_resumed_training_keeps_its_heads(data, tmp_path, loaded):
+    options = {**trained_teacher(tmp_path / "teacher"), "views": "flip", "fit_heads": 16, "loss": "smooth_l1"}
+    recipe = tiny_recipe(objective="distill", steps=4, objective_options=options | {"cache": None}, preload=loaded)
+    whole = train(recipe, data, tmp_path / "whole")
+    stopped = train(recipe, data, tmp_path / "parts", max_minutes=1e-9)
+    assert 0 < stopped.step < 4
+    assert_same_weights(train(recipe, data, tmp_path / "parts"), whole)
