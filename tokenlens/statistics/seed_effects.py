@@ -23,7 +23,7 @@ POWER = 0.8
 """Share of experiments in which a true difference of ``detectable`` is found."""
 
 MOST_SEEDS = 1000
-"""The largest number of seeds that ``seeds_needed`` tries."""
+"""The largest number of seeds that a search for enough of them tries."""
 
 
 @dataclass(frozen=True)
@@ -149,25 +149,3 @@ def detectable(error: float, freedom: float, level: float = 0.05, power: float =
         return float(stats.nct.sf(limit, freedom, distance)) - power
 
     return error * float(optimize.brentq(short, 0.0, 20 * limit))
-
-
-def seeds_needed(sd: float, wanted: float, level: float = 0.05, power: float = POWER) -> int | None:
-    """Return the fewest pairs (at least three) that detect a difference of ``wanted``; None beyond ``MOST_SEEDS``.
-
-    Args:
-        sd: standard deviation of the differences over pairs.
-        wanted: true difference, above 0.
-
-    >>> seeds_needed(1.0, 2.0), seeds_needed(1.0, 0.001) is None
-    (5, True)
-    """
-    low, high = MIN_SEEDS, MOST_SEEDS
-    if detectable(sd / math.sqrt(high), high - 1.0, level, power) > wanted:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if detectable(sd / math.sqrt(middle), middle - 1.0, level, power) <= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    return low
