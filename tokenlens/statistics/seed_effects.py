@@ -103,8 +103,8 @@ def add_image_variance(error: float, freedom: float, image_variance: float) -> t
 
     Satterthwaite's approximation, with infinite degrees of freedom of the images.
 
-    >>> add_image_variance(3.0, 8.1, 16.0)
-    (5.0, 62.5)
+    >>> add_image_variance(1.0, 4.0, 3.0)
+    (2.0, 64.0)
     """
     if not image_variance > 0:
         return error, freedom
