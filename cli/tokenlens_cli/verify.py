@@ -25,7 +25,7 @@ def command(
     scale: Annotated[
         str,
         typer.Option(
-            metavar="tiny|tiny_continued|gpu|paper",
+            metavar="tiny|tiny_continued|truncated|truncated_gpu|gpu|paper",
             autocompletion=options.complete_entries("tokenlens.verification.scales"),
             help="Scale: the models to train, on how many images, and their probes.",
         ),
@@ -98,8 +98,8 @@ def command(
 ) -> None:
     """Check the paper's findings: train standard and specialized models, analyze and probe them, and judge.
 
-    Each finding is supported, not supported or inconclusive, with its effect, interval, number of seeds and scale.
-    Everything is kept in run folders; run the same command again to resume.
+    Each finding is supported, not supported, inconclusive or not applicable, with its effect, interval, number of seeds
+    and scale. Everything is kept in run folders; run the same command again to resume.
     """
     from tokenlens.verification import plan as make_plan
     from tokenlens.verification import scale_of

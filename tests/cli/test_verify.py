@@ -68,7 +68,7 @@ def test_from_nothing_to_verdicts(finished):
     assert "tasks left: 8 of 8" in stopped.stderr
     assert result.exit_code == 0
     assert "1 of 8: train: standard, seed 0" in result.stderr
-    assert "F3 (paper against standard): INCONCLUSIVE." in result.stdout
+    assert "F3 (paper against standard): NOT APPLICABLE." in result.stdout
     assert "F4 (paper against standard): SUPPORTED." in result.stdout
     assert "Scale: supervised, vit_tiny_patch16_224" in result.stdout
     assert result.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
@@ -87,7 +87,7 @@ def test_given_runs_are_judged(run, tmp_path):
     ]
     assert judged["finished"]
     assert judged["report"] is None
-    assert "F6 (paper against standard): INCONCLUSIVE." in tokenlens(*arguments).stdout
+    assert "F6 (paper against standard): NOT APPLICABLE." in tokenlens(*arguments).stdout
 
 
 @pytest.mark.parametrize(

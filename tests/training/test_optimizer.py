@@ -67,3 +67,21 @@ def test_parameter_groups(specialization, layer_decay):
 def test_other_timm_optimizers_train(data, tmp_path, optimizer):
     run = train(tiny_recipe(optimizer=optimizer, steps=2), data, tmp_path / "run")
     assert run.finished
+
+
+def test_vectors_of_the_backbone_have_a_rate_of_their_own(data, tmp_path):
+    class WithHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, **OPTIONS)
+            self.projection = nn.Linear(3, 4)
+
+    objective = WithHead()
+    scales = {id(one): group["lr_scale"] for group in parameter_groups(objective, 0.5, 5.0) for one in group["params"]}
+    plain = {id(one): group["lr_scale"] for group in parameter_groups(objective, 0.5) for one in group["params"]}
+    assert scales.keys() == plain.keys()
+    for name, parameter in objective.named_parameters():
+        vector = parameter.ndim == 1 and name.startswith("backbone")
+        assert scales[id(parameter)] == plain[id(parameter)] * (5 if vector else 1), name
+    run = train(tiny_recipe(steps=1, warmup=0, lr_vectors=0.5), data, tmp_path / "run")
+    assert run.finished

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from tests.support.verification_numbers import SETTING, table
 from tokenlens.analysis.findings import Finding
-from tokenlens.statistics.seed_effects import MIN_SEEDS, detectable, seeds_needed
+from tokenlens.statistics.seed_effects import MIN_SEEDS
 from tokenlens.verification.findings import (
     f3_verdict,
     judge_f3,
     judge_f4,
-    judge_f5,
     judge_f6,
     judge_over_seeds,
     judge_trained_models,
 )
-from tokenlens.verification.numbers import NUMBERS, compare_scores, tabulate_differences, tabulate_effects
-from tokenlens.verification.rules import CLAIMED_GAIN, COSTS, MIN_GAIN
-
-SETTING = "distill, a small model"
-
-
-def table(rng, gains, seeds=3, *, sd=0.3, common=2.0, lost=0.0, setting=SETTING, losses=0.0, baseline_seeds=None):
-    """Numbers of a standard model and of variants whose true mean IoU is higher by ``gains``.
-
-    ``common`` is the spread that models of one seed share, ``sd`` the one that they do not.
-    """
-    rows = []
-    every = range(seeds) if isinstance(seeds, int) else seeds
-    others = every if baseline_seeds is None else baseline_seeds
-    shared = {seed: rng.normal(0, common) for seed in {*every, *others}}
-    for variant, gain in {"standard": 0.0, **gains}.items():
-        for seed in others if variant == "standard" else every:
-            own, accuracy = rng.normal(0, sd), rng.normal(0, 0.1)
-            measured = [
-                ("segmentation", "patches", size, "mIoU", 30 + size / 32 + shared[seed] + own + gain, 235)
-                for size in (64, 128)
-            ]
-            if lost is not None:
-                fall = lost if variant != "standard" else 0.0
-                measured += [
-                    ("knn", "cls", 64, "accuracy", 40 + shared[seed] + accuracy - fall, 500),
-                    ("knn", "patch_mean", 64, "accuracy", 30 + rng.normal(0, 5), 500),
-                ]
-            measured.append(("training", "loss", 64, "loss", 1 + 0.01 * shared[seed] - losses * (gain > 0), 4000))
-            model = (setting, variant, variant, "distill", "vit", seed)
-            rows += [(*model, *keys, "d1", measure, x, n, x - 2, x + 2) for *keys, measure, x, n in measured]
-    return pd.DataFrame(rows, columns=list(NUMBERS))
+from tokenlens.verification.numbers import compare_scores, tabulate_differences, tabulate_effects
+from tokenlens.verification.rules import COSTS, MIN_GAIN
 
 
 def verdict(numbers):
@@ -121,15 +91,23 @@ def test_the_interval_is_students_t_over_seeds():
     assert finding.verdict == verdict(numbers)
 
 
-def test_the_detectable_effect_of_an_experiment_is_that_of_its_spread():
-    numbers = table(np.random.default_rng(8), {"paper": 1.0}, 3, sd=2.0)
-    finding = judge_f3(numbers, SETTING)
-    each = tabulate_differences(numbers).query("measure == 'mIoU'").groupby("seed")["difference"].mean()
-    assert finding.detectable == pytest.approx(detectable(each.std(ddof=1) / math.sqrt(3), 2))
-    assert f"{finding.detectable:.1f} points or more with 80 % power" in finding.sentence
-    needed = seeds_needed(each.std(ddof=1), CLAIMED_GAIN)
-    assert detectable(each.std(ddof=1) / math.sqrt(needed), needed - 1) <= CLAIMED_GAIN
-    assert f"would need {needed} seeds" in finding.sentence
+def test_the_power_is_said_with_its_uncertainty():
+    finding = judge_f3(table(np.random.default_rng(8), {"paper": 1.0}, 6, sd=2.0), SETTING)
+    assert f"detect a gain of {finding.detectable:.1f} points or more with 80 % power, accuracy included" in (
+        finding.sentence
+    )
+    low, high = map(float, re.search(r"included \((\S+) to ([\d.]+),", finding.sentence).groups())
+    assert low < finding.detectable < high
+    assert re.search(r"would need \d+ seeds", finding.sentence)
+
+
+def test_a_comparison_whose_premises_fail_is_not_applicable():
+    numbers = table(np.random.default_rng(20), {"paper": 4.0, "norms": 4.0}, 5)
+    unmet = {(SETTING, "paper"): ["the norms separate nothing"]}
+    f3, f5, f6 = (one for one in judge_trained_models(numbers, unmet=unmet) if one.name != "F4")
+    assert {f3.verdict, f5.verdict, f6.verdict} == {"not applicable"}
+    assert f3.sentence.startswith("F3 does not apply: the norms separate nothing.")
+    assert f3.effect == pytest.approx(4.0, abs=0.5), "the numbers are shown all the same"
 
 
 def test_matching_seeds_removes_what_models_of_one_seed_share():
@@ -202,27 +180,6 @@ def test_f4_counts():
         assert judge_f4(wrong).verdict == "not supported"
 
 
-ABLATIONS = {"norms": 3.0, "paper": 4.5, "qkv_all": 4.4, "mlp": 0.0, "proj": 0.1}
-
-
-def test_f5_takes_the_gain_apart():
-    finding = judge_f5(table(np.random.default_rng(16), ABLATIONS, 6, sd=0.2), SETTING)
-    assert finding.verdict == "supported", finding.sentence
-    assert finding.sentence.count("holds") == 5
-    refuted = judge_f5(table(np.random.default_rng(16), ABLATIONS | {"mlp": 4.0}, 6, sd=0.2), SETTING)
-    assert refuted.verdict == "not supported"
-
-
-def test_f5_needs_a_gain_and_all_ablations():
-    rng = np.random.default_rng(17)
-    without = judge_f5(table(rng, dict.fromkeys(ABLATIONS, 0.0), 6, sd=0.2), SETTING)
-    assert without.verdict == "inconclusive"
-    assert "no gain to attribute" in without.sentence
-    some = judge_f5(table(rng, {"norms": 3.0, "paper": 4.5}, 6, sd=0.2), SETTING)
-    assert some.verdict == "inconclusive"
-    assert "not trained: mlp, proj, qkv_all" in some.sentence
-
-
 def test_f6_needs_f3_everywhere():
     rng = np.random.default_rng(18)
     small, large, none = (
@@ -232,16 +189,22 @@ def test_f6_needs_f3_everywhere():
     assert judge_f6(small).verdict == "inconclusive"
     assert judge_f6(pd.concat([small, large])).verdict == "supported"
     assert judge_f6(pd.concat([small, large, none])).verdict == "not supported"
+    unmet = {("other", "paper"): ["their norms separate nothing"]}
+    assert judge_f6(pd.concat([small, large, none]), unmet=unmet).verdict == "supported"
+    assert judge_f6(none, unmet=unmet).verdict == "not applicable"
+
+
+VARIANTS = ("norms", "paper", "qkv_all", "mlp", "proj")
 
 
 def test_q_corrects_over_all_variants():
     rng = np.random.default_rng(19)
-    whole = tabulate_effects(table(rng, dict.fromkeys(ABLATIONS, 0.0), 3, sd=1.0)).query(
+    whole = tabulate_effects(table(rng, dict.fromkeys(VARIANTS, 0.0), 3, sd=1.0)).query(
         "cell == 'mean' and measure == 'mIoU'"
     )
     assert set(zip(whole["variant"], whole["against"], strict=True)) == {
-        *((name, "standard") for name in ABLATIONS),
-        *((name, "paper") for name in ABLATIONS if name != "paper"),
+        *((name, "standard") for name in VARIANTS),
+        *((name, "paper") for name in VARIANTS if name != "paper"),
     }
     assert whole["q"].to_numpy() == pytest.approx(stats.false_discovery_control(whole["p"]))
 

@@ -16,6 +16,7 @@ from tests.support.tiny_verification import replace_scale, tiny_scale
 from tests.verification.conftest import SEEDS
 from tokenlens.storage.run_folder import check_manifest
 from tokenlens.verification import verify
+from tokenlens.verification.start import find_start
 
 
 def test_every_training_starts_from_these_weights(found, start):
@@ -110,3 +111,14 @@ def test_what_does_not_fit_is_said_before_there_is_a_folder(found, data, tmp_pat
         with pytest.raises(error, match=said):
             verify(tiny_scale(), data, seeds=1, start=given, out=tmp_path / "toy")
         assert not (tmp_path / "toy").exists()
+
+
+def test_a_start_can_be_cut_to_its_first_blocks(start):
+    whole, cut = find_start(str(start)), find_start(str(start), 2)
+    assert {name for name in whole.tensors if name not in cut.tensors} == {
+        name for name in whole.tensors if name.startswith("blocks.2.")
+    }
+    assert cut.source.endswith("its first 2 of 3 blocks")
+    assert cut.sha256 == whole.sha256
+    with pytest.raises(ValueError, match=r"at least 5 blocks named blocks\.0, blocks\.1 … in .*, found 3"):
+        find_start(str(start), 5)

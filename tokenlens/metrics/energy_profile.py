@@ -108,7 +108,7 @@ class EnergyProfile(Metric):
         for stack in stacks:
             summary: NormSummary = stack.summary
             assert summary.patch_sample is not None
-            tokens_NBTD = torch.cat([summary.input.group("cls"), summary.patch_sample], dim=2)
+            tokens_NBTD = torch.cat([summary.input.group("cls").mean(2, keepdim=True), summary.patch_sample], dim=2)
             fall_NBD = channel_contributions(summary.input) - channel_contributions(summary.output)
             tokens.append(tokens_NBTD[stack.rows][:, rows].float().cpu().numpy())
             falls.append(fall_NBD[stack.rows][:, rows].float().cpu().numpy())
@@ -120,12 +120,12 @@ class EnergyProfile(Metric):
             self.keep(batch.indices[row], tokens_LnTD[:, position], fall_LnD[:, position])
 
     def keep(self, index: int, tokens_LTD: NDArray[np.float32], fall_LD: NDArray[np.float32]) -> None:
-        """Keep CLS and some patches of one image, which take turns in the places that come first.
+        """Keep CLS and some patches of one image, which take turns in coming first.
 
         Of later images fewer patches can be of use.
         """
-        places = np.roll(np.arange(1, tokens_LTD.shape[1]), -index)[: MAX_PATCHES // (index + 1)]
-        self._images.append(_Image(index, tokens_LTD[:, [0, *places]], fall_LD.copy()))
+        positions = np.roll(np.arange(1, tokens_LTD.shape[1]), -index)[: MAX_PATCHES // (index + 1)]
+        self._images.append(_Image(index, tokens_LTD[:, [0, *positions]], fall_LD.copy()))
 
     def merge(self, other: EnergyProfile) -> None:
         """Add the images of another instance."""

@@ -221,7 +221,8 @@ def _probes(settings: Mapping[str, Any]) -> list[str]:
     for probe in settings.get("scale", {}).get("probes", []):
         limit = f", at most {probe['limit']:,} images of each split" if probe["limit"] else ""
         source = f" on {probe['source']}" if probe["source"] else ""
-        texts.append(f"{probe['task']}{source} at {probe['image_size']} px{limit}")
+        draw = f", draw {probe['draw']}" if probe.get("draw") else ""
+        texts.append(f"{probe['task']}{source} at {probe['image_size']} px{limit}{draw}")
     return texts
 
 

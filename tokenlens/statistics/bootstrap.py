@@ -35,18 +35,28 @@ def bootstrap_interval(
     >>> round(float(low[0]), 2), round(float(high[0]), 2)
     (0.4, 0.6)
     """
-    count = len(per_image_NK)
-    if count < 2:
+    if len(per_image_NK) < 2:
         undefined = np.full(np.shape(statistic(per_image_NK.sum(0, keepdims=True)))[1:], np.nan)
         return undefined, undefined
+    drawn = bootstrap_draws(per_image_NK, statistic, draws=draws, seed=seed)
+    low, high = np.full(drawn.shape[1:], np.nan), np.full(drawn.shape[1:], np.nan)
+    defined = ~np.isnan(drawn).all(0)
+    low[defined], high[defined] = np.nanpercentile(drawn[:, defined], PERCENTILES, axis=0)
+    return low, high
+
+
+def bootstrap_draws(
+    per_image_NK: Array, statistic: Callable[[Array], Array], *, draws: int = DRAWS, seed: int = 0
+) -> Array:
+    """Compute the numbers (draws, M) of a bootstrap; the arguments are those of ``bootstrap_interval``.
+
+    Sets of the same number of images are drawn alike, so the draws of two models on the same images can be subtracted.
+    """
+    count = len(per_image_NK)
     # RandomState gives the same numbers in every version of NumPy; Generator does not promise that.
     random = np.random.RandomState(seed % 2**32)
     numbers = []
     for first in range(0, draws, 100):
         counts = [np.bincount(random.randint(0, count, count), minlength=count) for _ in range(min(100, draws - first))]
         numbers.append(statistic(np.asarray(counts, dtype=np.float64) @ per_image_NK))
-    drawn = np.concatenate(numbers)
-    low, high = np.full(drawn.shape[1:], np.nan), np.full(drawn.shape[1:], np.nan)
-    defined = ~np.isnan(drawn).all(0)
-    low[defined], high[defined] = np.nanpercentile(drawn[:, defined], PERCENTILES, axis=0)
-    return low, high
+    return np.concatenate(numbers)

@@ -1,7 +1,7 @@
 """Effects over a few training seeds: Student's t, and the smallest effect that the experiment could have detected.
 
-The unit is the seed: one more training from other weights and with other draws. The number of test images does not
-enter.
+The unit is the seed: one more training with other draws. Where the variance over test images is known, intervals cover
+other seeds and other test images; otherwise other seeds only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POWER = 0.8
 """Share of experiments in which a true difference of ``detectable`` is found."""
 
 MOST_SEEDS = 1000
-"""The largest number of seeds that ``seeds_needed`` tries."""
+"""The largest number of seeds that a search for enough of them tries."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Effect:
         paired: whether both were trained from the same seeds.
         left_out: seeds that only one of the two has, which are not used.
         detectable: smallest true difference that would be found with 80 % power; NaN with one seed.
+        image_variance: variance of the difference over test images, which is part of the interval; 0 if not considered.
     """
 
     difference: float
@@ -53,6 +54,7 @@ class Effect:
     paired: bool
     left_out: tuple[int, ...]
     detectable: float
+    image_variance: float = 0.0
 
     @property
     def enough(self) -> bool:
@@ -60,7 +62,12 @@ class Effect:
         return self.seeds >= MIN_SEEDS
 
 
-def estimate_effect(variant: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95) -> Effect:
+def estimate_effect(
+    variant: Mapping[int, float],
+    baseline: Mapping[int, float],
+    confidence: float = 0.95,
+    image_variance: float = 0.0,
+) -> Effect:
     """Estimate the difference between a variant and a baseline.
 
     Paired by seed, unless fewer than three seeds are in both while each has at least three: then by Welch's test.
@@ -69,11 +76,13 @@ def estimate_effect(variant: Mapping[int, float], baseline: Mapping[int, float],
         variant: number of each model of the variant, by seed.
         baseline: number of each model of the baseline, by seed.
         confidence: confidence of the interval.
+        image_variance: variance of the mean difference over test images, e.g. of its bootstrap draws. It is added to
+            the variance over seeds, with Satterthwaite's degrees of freedom.
     """
     common = sorted(set(variant) & set(baseline))
     level = 1 - confidence
     if len(common) < MIN_SEEDS <= min(len(variant), len(baseline)):
-        return _unpaired(np.array(list(variant.values())), np.array(list(baseline.values())), level)
+        return _unpaired(np.array(list(variant.values())), np.array(list(baseline.values())), level, image_variance)
     each = {seed: float(variant[seed] - baseline[seed]) for seed in common}
     left_out = tuple(sorted(set(variant) ^ set(baseline)))
     differences = np.array(list(each.values()))
@@ -83,18 +92,35 @@ def estimate_effect(variant: Mapping[int, float], baseline: Mapping[int, float],
         return Effect(difference, nan, nan, nan, nan, len(differences), each, True, left_out, nan)
     sd = float(differences.std(ddof=1))
     error, freedom = sd / math.sqrt(len(differences)), len(differences) - 1.0
-    facts = {"seeds": len(differences), "each": each, "paired": True, "left_out": left_out}
+    facts: dict[str, Any] = {"seeds": len(differences), "each": each, "paired": True, "left_out": left_out}
+    error, freedom = add_image_variance(error, freedom, image_variance)
+    facts["image_variance"] = image_variance
     return _effect(float(differences.mean()), sd, error, freedom, level, **facts)
 
 
-def _unpaired(variant: np.ndarray, baseline: np.ndarray, level: float) -> Effect:
+def add_image_variance(error: float, freedom: float, image_variance: float) -> tuple[float, float]:
+    """Return standard error and degrees of freedom of a mean over seeds after adding a variance over images.
+
+    Satterthwaite's approximation, with infinite degrees of freedom of the images.
+
+    >>> add_image_variance(1.0, 4.0, 3.0)
+    (2.0, 64.0)
+    """
+    if not image_variance > 0:
+        return error, freedom
+    variance = error**2 + image_variance
+    return math.sqrt(variance), min(variance**2 / error**4 * freedom, 1e9) if error > 0 else 1e9
+
+
+def _unpaired(variant: np.ndarray, baseline: np.ndarray, level: float, image_variance: float) -> Effect:
     variances = np.array([variant.var(ddof=1), baseline.var(ddof=1)])
     counts = np.array([len(variant), len(baseline)])
     errors, dfs = np.sqrt(variances / counts), counts - 1
     error, freedom = welch_error((errors[0], errors[1]), (dfs[0], dfs[1]))
     difference, sd = float(variant.mean() - baseline.mean()), float(np.sqrt(variances.sum()))
-    facts = {"seeds": int(counts.min()), "each": {}, "paired": False, "left_out": ()}
-    return _effect(difference, sd, float(error), float(freedom), level, **facts)
+    of_both = add_image_variance(float(error), float(freedom), image_variance)
+    facts: dict[str, Any] = {"seeds": int(counts.min()), "each": {}, "paired": False, "left_out": ()}
+    return _effect(difference, sd, *of_both, level, **facts, image_variance=image_variance)
 
 
 def _effect(difference: float, sd: float, error: float, freedom: float, level: float, **facts: Any) -> Effect:
@@ -123,25 +149,3 @@ def detectable(error: float, freedom: float, level: float = 0.05, power: float =
         return float(stats.nct.sf(limit, freedom, distance)) - power
 
     return error * float(optimize.brentq(short, 0.0, 20 * limit))
-
-
-def seeds_needed(sd: float, wanted: float, level: float = 0.05, power: float = POWER) -> int | None:
-    """Return the fewest pairs (at least three) that detect a difference of ``wanted``; None beyond ``MOST_SEEDS``.
-
-    Args:
-        sd: standard deviation of the differences over pairs.
-        wanted: true difference, above 0.
-
-    >>> seeds_needed(1.0, 2.0), seeds_needed(1.0, 0.001) is None
-    (5, True)
-    """
-    low, high = MIN_SEEDS, MOST_SEEDS
-    if detectable(sd / math.sqrt(high), high - 1.0, level, power) > wanted:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if detectable(sd / math.sqrt(middle), middle - 1.0, level, power) <= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    return low

@@ -10,10 +10,10 @@ together see what one would.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -239,17 +239,34 @@ def training_batches(
     loader: DataLoader[Sample | NothingReadable] = DataLoader(
         TrainingSamples(images, views, seed),
         batch_sampler=order,
-        collate_fn=partial(_collate, size=batch_size),
+        collate_fn=partial(collate, size=batch_size),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),
     )
-    return _raising_errors(loader)
+    return raise_errors(loader)
 
 
-def _collate(
+def sample_batches(
+    images: TrainingImages, views: Views, seed: int, count: int, batch_size: int = 32
+) -> Iterator[TrainingBatch]:
+    """Yield batches of at most ``count`` training images, spread evenly over all of them.
+
+    Raises:
+        ValueError: during iteration, if no image at all can be read.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)).tolist()
+    samples = TrainingSamples(images, views, seed)
+    for first in range(0, len(chosen), batch_size):
+        keys = [(0, index, position) for position, index in enumerate(chosen[first : first + batch_size])]
+        for batch, _ in raise_errors([collate(samples.__getitems__(keys), size=len(keys))]):
+            yield batch
+
+
+def collate(
     samples: Sequence[Sample | NothingReadable], size: int
 ) -> tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable:
+    """Return the batch of some samples, and the images that could not be read for it."""
     ready: list[Sample] = []
     for sample in samples:
         if isinstance(sample, NothingReadable):
@@ -267,7 +284,8 @@ def _collate(
     return batch, [item for sample in ready for item in sample.skipped]
 
 
-def _raising_errors(loader: DataLoader[Sample | NothingReadable]) -> Batches:
+def raise_errors(loader: Iterable[Any]) -> Batches:
+    """Yield what a loader collates; ValueError if no image at all can be read."""
     collated: tuple[TrainingBatch, list[dict[str, str]]] | NothingReadable
     for collated in loader:
         if isinstance(collated, NothingReadable):

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,14 @@ from tokenlens.specialization import save_timm_folder
 from tokenlens.storage.files import write_text
 from tokenlens.storage.run_folder import SCHEMA_VERSION, slug
 from tokenlens.training.backbone import describe_start, make_backbone
-from tokenlens.training.batches import training_batches
+from tokenlens.training.batches import BatchOrder, sample_batches, training_batches
 from tokenlens.training.checkpoints import describe_last_checkpoint
 from tokenlens.training.descriptions import describe_run, describe_session, rounding_differences
 from tokenlens.training.diagnostics import choose_fixed_batch
 from tokenlens.training.loop import NonFiniteLossError, ProgressCallback, TrainingLoop
 from tokenlens.training.objectives.base import Objective, Setting, Views, make_options, objectives
 from tokenlens.training.parallel import launch, make_fabric
+from tokenlens.training.preload import PreloadedImages, preload
 from tokenlens.training.recipe import Recipe
 from tokenlens.training.run_writer import RunWriter, open_run_writer
 from tokenlens.training.seeds import preserve_random_state, seed_all
@@ -97,20 +99,21 @@ def fit(
             return TrainedRun.load(path)
         stack.enter_context(preserve_random_state())
         stack.enter_context(stop.listening())
-        loop, views = _make_loop(fabric, recipe, images, start, writer, stop, progress)
+        loop, views, ready = _make_loop(fabric, recipe, images, start, writer, stop, progress)
         damaged = loop.resume(path / CHECKPOINTS)
-        batches = training_batches(
-            images,
-            views,
-            batch_size=recipe.batch_size,
-            steps=loop.steps,
-            seed=recipe.seed,
-            accumulate=recipe.accumulate,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-            start_step=loop.step,
-            workers=recipe.workers,
-        )
+        order = {
+            "batch_size": recipe.batch_size,
+            "steps": loop.steps,
+            "seed": recipe.seed,
+            "accumulate": recipe.accumulate,
+            "rank": fabric.global_rank,
+            "world_size": fabric.world_size,
+            "start_step": loop.step,
+        }
+        if ready is None:
+            batches = training_batches(images, views, **order, workers=recipe.workers)
+        else:
+            batches = ready.batches(BatchOrder(len(images), **order))
         if isinstance(batches, Generator):
             stack.enter_context(closing(batches))  # ends the processes that read images
         if writer is not None:
@@ -149,8 +152,8 @@ def _make_loop(
     writer: RunWriter | None,
     stop: StopRequest,
     progress: ProgressCallback | None,
-) -> tuple[TrainingLoop, Views]:
-    """Return the loop at step 0, and the augmentation."""
+) -> tuple[TrainingLoop, Views, PreloadedImages | None]:
+    """Return the loop at step 0, the augmentation, and the images if the recipe preloads them."""
     kind: type[Objective] = objectives.get(recipe.objective)
     options = make_options(recipe.objective, recipe.objective_options)
     classes = tuple(images.classes)
@@ -173,6 +176,17 @@ def _make_loop(
     )
     seed_all(recipe.seed)  # heads start alike, whatever was made before them
     objective = kind(model, options, setting)
+    views = kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    ready = None
+    if recipe.preload:
+        if not kind.has_fixed_views(options):
+            raise ValueError(
+                f"preload=True: the views of {recipe.objective} with these options depend on chance, so they cannot be "
+                "kept; expected an objective with fixed views (distill with views=flip), or preload=False"
+            )
+        ready = preload(images, views, fabric.device, recipe.workers)
+    samples = partial(sample_batches, images, views, recipe.seed) if ready is None else ready.sample
+    objective.to(fabric.device).prepare(samples)
     fixed_batch = None
     if recipe.diagnose_every:
         fixed_batch = choose_fixed_batch(images, recipe.diagnose_images, loaded.transform())
@@ -190,7 +204,7 @@ def _make_loop(
         make_backbone=backbone,
         writer=writer,
     )
-    return loop, kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    return loop, views, ready
 
 
 def _write_start(writer: RunWriter, loop: TrainingLoop, wanted: dict[str, Any], damaged: list[str]) -> None:

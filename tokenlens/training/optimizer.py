@@ -27,19 +27,21 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> Optimizer:
         ValueError: if there is nothing to train.
     """
     check_known(recipe.optimizer, map(str, list_optimizers()), "optimizer")
-    groups = parameter_groups(objective, recipe.layer_decay)
+    groups = parameter_groups(objective, recipe.layer_decay, (recipe.lr_vectors or recipe.lr) / recipe.lr)
     if not groups:
         raise ValueError(f"the objective {recipe.objective} has no trainable parameters")
     options: dict[str, Any] = {"betas": recipe.betas} if get_optimizer_info(recipe.optimizer).has_betas else {}
     return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=0.0, **options)
 
 
-def parameter_groups(objective: Objective, layer_decay: float | None) -> list[dict[str, Any]]:
+def parameter_groups(
+    objective: Objective, layer_decay: float | None, vector_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Return groups of parameters with ``lr_scale`` and ``decay_scale`` (0 or 1), factors of the schedules' values.
 
     Weights with one dimension, biases and what the backbone exempts (timm's ``no_weight_decay``) do not decay. With
     ``layer_decay`` the learning rate of a block is that factor times the next block's; heads outside the backbone are
-    not affected.
+    not affected. ``vector_scale`` multiplies the learning rate of the backbone's weights with one dimension.
     """
     backbone = objective.backbone
     exempt: Collection[str] = cast(Any, backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
@@ -47,8 +49,8 @@ def parameter_groups(objective: Objective, layer_decay: float | None) -> list[di
     groups = param_groups_weight_decay(
         objective, weight_decay=1.0, no_weight_decay_list={f"backbone.{name}" for name in exempt}
     )
+    inside = {id(parameter) for parameter in backbone.parameters()}
     if layer_decay is not None:
-        inside = {id(parameter) for parameter in backbone.parameters()}
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in inside]
         groups = [group for group in groups if group["params"]]
@@ -56,15 +58,20 @@ def parameter_groups(objective: Objective, layer_decay: float | None) -> list[di
             param_groups_layer_decay(backbone, weight_decay=1.0, no_weight_decay_list=exempt, layer_decay=layer_decay)
             + groups
         )
-    return [
-        {
-            "params": group["params"],
-            "lr_scale": group.get("lr_scale", 1.0),
-            "decay_scale": group["weight_decay"],
-            "weight_decay": 0.0,
-        }
-        for group in groups
-    ]
+    vectors = {id(parameter) for parameter in backbone.parameters() if vector_scale != 1 and parameter.ndim <= 1}
+    scaled = []
+    for group in groups:
+        for scale, members in (
+            (1.0, [parameter for parameter in group["params"] if id(parameter) not in vectors]),
+            (vector_scale, [parameter for parameter in group["params"] if id(parameter) in vectors]),
+        ):
+            if members:
+                lr_scale = scale * group.get("lr_scale", 1.0)
+                decay_scale = group["weight_decay"]
+                scaled.append(
+                    {"params": members, "lr_scale": lr_scale, "decay_scale": decay_scale, "weight_decay": 0.0}
+                )
+    return scaled
 
 
 def set_schedule(optimizer: Optimizer, recipe: Recipe, step: int, steps: int) -> tuple[float, float]:

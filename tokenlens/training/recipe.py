@@ -30,6 +30,8 @@ class Recipe:
         steps: optimizer steps.
         optimizer: timm name of the optimizer (``"adamw"``, ``"lamb"``).
         lr: highest learning rate, for this batch size: it is not scaled.
+        lr_vectors: highest learning rate of the backbone's weights with one dimension (γ and β of norms, LayerScale,
+            biases); it follows the same schedule. None is ``lr``.
         lr_end: learning rate at the end of the cosine.
         warmup: share of the steps, in [0, 1), in which the learning rate rises linearly from 0.
         weight_decay: weight decay at the start. Weights with one dimension, biases and what the model itself exempts
@@ -42,6 +44,8 @@ class Recipe:
         strategy: ``"auto"`` (DDP with several processes), ``"ddp"`` or ``"fsdp2"``.
         seed: seed of the initial weights, the order of the images and every random draw.
         workers: processes that read images, for each training process.
+        preload: decode every image once and keep its views on the device, instead of reading it in each epoch. Only for
+            objectives whose views do not depend on chance.
         log_every: steps between two rows of metrics.csv.
         checkpoint_minutes: minutes between two checkpoints; there is always one at the end and at a clean stop.
         diagnose_every: steps between two diagnostics of a fixed batch; 0 for none.
@@ -63,6 +67,7 @@ class Recipe:
     steps: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
+    lr_vectors: float | None = None
     lr_end: float = 1e-6
     warmup: float = 0.05
     weight_decay: float = 0.05
@@ -74,6 +79,7 @@ class Recipe:
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     seed: int = 0
     workers: int = 0
+    preload: bool = False
     log_every: int = 10
     checkpoint_minutes: float = 10.0
     diagnose_every: int = 0
@@ -84,7 +90,7 @@ class Recipe:
             raise ValueError(f"exactly one of epochs and steps is given, got epochs={self.epochs}, steps={self.steps}")
         for name in ("image_size", "batch_size", "accumulate", "log_every", "diagnose_images"):
             self._must(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("epochs", "steps", "lr", "checkpoint_minutes", "clip_grad"):
+        for name in ("epochs", "steps", "lr", "lr_vectors", "checkpoint_minutes", "clip_grad"):
             value = getattr(self, name)
             self._must(name, value is None or (value > 0 and math.isfinite(value)), "above 0")
         for name in ("lr_end", "weight_decay", "weight_decay_end", "seed", "workers", "diagnose_every"):

@@ -5,10 +5,11 @@ F4. It costs about 8 % more parameters and no FLOPs.
 F5. The norms bring most of the gain; QKV helps in the first third of the blocks; MLP and attention's output do not.
 F6. It holds for other sizes and objectives.
 
-From arXiv 2602.08626. Everything here is computed from tables of numbers. The unit is the trained model, not the image:
-the interval of one model over test images says nothing about another seed. A standard and a specialized model of one
-seed share initial weights, the order of images and every random draw, so differences are taken seed by seed, and seeds
-that only one variant has are left out and named. Fewer than ``MIN_SEEDS`` seeds give no verdict.
+From arXiv 2602.08626. Everything here is computed from tables of numbers. The unit is the trained model: the interval
+of one model over test images says nothing about another seed. A standard and a specialized model of one seed share
+initial weights, the order of images and every random draw, so differences are taken seed by seed, and seeds that only
+one variant has are left out and named. Fewer than ``MIN_SEEDS`` seeds give no verdict. F3, F5 and F6 have premises
+(``tokenlens.verification.premises``); F5 is judged in ``tokenlens.verification.ablations``.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ import numpy as np
 import pandas as pd
 
 from tokenlens.analysis.findings import Finding, Verdict
-from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, estimate_effect, seeds_needed
+from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect, estimate_effect
+from tokenlens.verification.ablations import judge_f5
 from tokenlens.verification.numbers import (
     CLASSES,
     DENSE,
     LOSS,
-    MEASUREMENT,
     compare_scores,
+    count_test_images,
     select_measure,
-    tabulate_effects,
     variants_of,
 )
+from tokenlens.verification.power import Spread, detectable_gain, detectable_range, seeds_for, spread_of
 from tokenlens.verification.rules import (
     CLAIMED_GAIN,
-    CLAIMS,
     MAX_LOSS,
     MIN_GAIN,
     NEGLIGIBLE,
@@ -41,13 +42,26 @@ from tokenlens.verification.rules import (
     PARAMETERS_TOLERANCE,
     RULES,
     TITLES,
-    Claim,
 )
 from tokenlens.verification.variants import PAPER, STANDARD, TWIN
-from tokenlens.verification.wording import describe_interval, describe_seeds, format_points, format_signed, join_words
+from tokenlens.verification.wording import (
+    Unmet,
+    bounds_of,
+    describe_interval,
+    describe_seeds,
+    format_points,
+    format_signed,
+    join_words,
+    known,
+)
 
 
-def judge_trained_models(numbers: pd.DataFrame, costs: pd.DataFrame | None = None) -> list[Finding]:
+def judge_trained_models(
+    numbers: pd.DataFrame,
+    costs: pd.DataFrame | None = None,
+    drawn: pd.DataFrame | None = None,
+    unmet: Unmet | None = None,
+) -> list[Finding]:
     """Judge F3 to F6 on a table of numbers.
 
     F3 is judged in each setting, and once more as a control where there are twins; F5 in each setting with ablations.
@@ -55,35 +69,51 @@ def judge_trained_models(numbers: pd.DataFrame, costs: pd.DataFrame | None = Non
     Args:
         numbers: a table with the columns of ``tokenlens.verification.numbers.NUMBERS``.
         costs: a table with the columns of ``tokenlens.verification.rules.COSTS``; None to leave out F4.
+        drawn: bootstrap draws of the scores, see ``tokenlens.verification.image_draws``; None for intervals over seeds.
+        unmet: premises that fail, see ``tokenlens.verification.premises``; None if all are met.
     """
+    unmet = unmet or {}
     settings = list(dict.fromkeys(numbers["setting"]))
-    findings = [judge_f3(numbers, setting) for setting in settings]
-    findings += [judge_f3(numbers, setting, TWIN) for setting in settings if TWIN in variants_of(numbers, setting)]
+    with_twins = [setting for setting in settings if TWIN in variants_of(numbers, setting)]
+    findings = [judge_f3(numbers, setting, PAPER, drawn, unmet) for setting in settings]
+    findings += [judge_f3(numbers, setting, TWIN, drawn, unmet) for setting in with_twins]
     if costs is not None:
         findings.append(judge_f4(costs))
     ablated = [setting for setting in settings if variants_of(numbers, setting) - {STANDARD, PAPER, TWIN}]
-    findings += [judge_f5(numbers, setting) for setting in ablated or settings[:1]]
-    return [*findings, judge_f6(numbers)]
+    findings += [judge_f5(numbers, setting, drawn, unmet) for setting in ablated or settings[:1]]
+    return [*findings, judge_f6(numbers, drawn, unmet)]
 
 
-def judge_f3(numbers: pd.DataFrame, setting: str, variant: str = PAPER) -> Finding:
+def judge_f3(
+    numbers: pd.DataFrame,
+    setting: str,
+    variant: str = PAPER,
+    drawn: pd.DataFrame | None = None,
+    unmet: Unmet | None = None,
+) -> Finding:
     """Judge F3 in one setting: a variant against the standard models; ``"twin"`` gives the control."""
-    dense = compare_scores(numbers, setting, variant, STANDARD, DENSE)
-    accuracy = compare_scores(numbers, setting, variant, STANDARD, CLASSES)
-    verdict = f3_verdict(dense, accuracy)
+    dense = compare_scores(numbers, setting, variant, STANDARD, DENSE, drawn=drawn)
+    accuracy = compare_scores(numbers, setting, variant, STANDARD, CLASSES, drawn=drawn)
+    reasons = (unmet or {}).get((setting, variant), []) if dense.seeds else []
+    verdict: Verdict = "not applicable" if reasons else f3_verdict(dense, accuracy)
+    sentence = _f3_sentence(numbers, setting, variant, dense, accuracy, verdict)
+    if reasons:
+        sentence = f"F3 does not apply: {'; '.join(reasons)}. The numbers all the same: {sentence}"
+    spread = spread_of(dense, accuracy)
+    detectable = detectable_gain(spread) if spread else math.nan
     return Finding(
         "F3",
         TITLES["F3"] if variant != TWIN else "Control: two standard models of different seeds",
         verdict,
-        _f3_sentence(numbers, setting, variant, dense, accuracy, verdict),
-        _test_images(numbers, setting),
-        _known(dense.difference),
-        _bounds(dense),
+        sentence,
+        count_test_images(numbers, setting),
+        known(dense.difference),
+        bounds_of(dense),
         RULES["F3"],
         subject=f"{variant} against {STANDARD}",
         scale=setting,
         seeds=dense.seeds,
-        detectable=_known(dense.detectable),
+        detectable=known(detectable) if math.isfinite(detectable) else None,
     )
 
 
@@ -129,19 +159,28 @@ def _f3_sentence(
         parts.append(f"A verdict needs {MIN_SEEDS} seeds.")
     if verdict == "not supported" and dense.low > 0:
         parts.append(f"There is a gain, but it is smaller than {MIN_GAIN:g} point.")
-    if not math.isnan(dense.detectable):
-        parts.append(_power(dense))
+    spread = spread_of(dense, accuracy)
+    if spread is not None:
+        parts.append(_power(spread))
     return " ".join(parts)
 
 
-def _power(effect: Effect) -> str:
-    smallest = f"{effect.detectable:.1f}".replace("-", "−")
-    text = (
-        f"With this spread, {effect.seeds} seeds detect a gain of {smallest} points or more with 80 % power; the paper "
-        f"claims {CLAIMED_GAIN:g}"
+def _power(spread: Spread) -> str:
+    """Say which gain this many seeds detect, with the uncertainty of a standard deviation from so few."""
+    smallest, (low, high) = detectable_gain(spread), detectable_range(spread)
+    needed = seeds_for(spread, CLAIMED_GAIN) if smallest > CLAIMED_GAIN else None
+    would = f", which would need {needed} seeds" if needed else ""
+    if not math.isfinite(smallest):
+        return (
+            f"With this spread of the accuracy, {spread.seeds} seeds call no gain supported with 80 % power; the paper "
+            f"claims {CLAIMED_GAIN:g}{would}."
+        )
+    upper = f"{high:.1f}" if math.isfinite(high) else "no gain"
+    return (
+        f"With this spread, {spread.seeds} seeds detect a gain of {smallest:.1f} points or more with 80 % power, "
+        f"accuracy included ({low:.1f} to {upper}, as the spread itself is known from {spread.seeds} seeds only); the "
+        f"paper claims {CLAIMED_GAIN:g}{would}."
     )
-    needed = seeds_needed(effect.sd, CLAIMED_GAIN) if effect.paired and effect.detectable > CLAIMED_GAIN else None
-    return f"{text}, which would need {needed} seeds." if needed else f"{text}."
 
 
 def judge_f4(costs: pd.DataFrame) -> Finding:
@@ -177,110 +216,43 @@ def judge_f4(costs: pd.DataFrame) -> Finding:
     )
 
 
-def judge_f5(numbers: pd.DataFrame, setting: str) -> Finding:
-    """Judge F5 in one setting: the ablations."""
-    table = tabulate_effects(numbers[numbers["setting"] == setting])
-    means = table[(table["measure"] == DENSE) & (table["cell"] == "mean")].set_index(["variant", "against"])
-    gain = compare_scores(numbers, setting, PAPER, STANDARD, DENSE)
-    present = variants_of(numbers, setting)
-    needed = {name for claim in CLAIMS for name in (claim.variant, claim.baseline) if name}
-    missing = sorted(needed - present)
-    parts, outcomes = [], []
-    for claim in CLAIMS:
-        if not {STANDARD, PAPER, claim.variant, claim.baseline or PAPER} <= present:
-            continue
-        effect, p = _test_claim(numbers, setting, claim, means)
-        outcome = _claim_outcome(effect, p, claim)
-        outcomes.append(outcome)
-        state = {True: "holds", False: "refuted", None: "open"}[outcome]
-        tested = "p" if claim.baseline is None else "q"
-        evidence = f"{describe_interval(effect)}, {tested} = {p:.2g}"
-        parts.append(f"{claim.text}: {format_points(effect.difference)} points ({evidence}): {state}")
-    if missing:
-        parts.append(f"not trained: {', '.join(missing)}")
-    significant = (PAPER, STANDARD) in means.index and float(means.loc[(PAPER, STANDARD), "q"]) < 0.05
-    verdict: Verdict = "inconclusive"
-    if not gain.enough:
-        parts.insert(0, f"{PAPER} against {STANDARD}: {describe_seeds(gain)}; a verdict needs {MIN_SEEDS}")
-    elif gain.difference <= 0 or not significant:
-        change = f"{format_points(gain.difference)} points, {describe_interval(gain)}"
-        parts.insert(0, f"there is no gain to attribute ({change})")
-    elif False in outcomes:
-        verdict = "not supported"
-    elif not missing and all(outcomes):
-        verdict = "supported"
-    sentence = "; ".join(parts)
-    norms = compare_scores(numbers, setting, "norms", STANDARD, DENSE)
-    return Finding(
-        "F5",
-        TITLES["F5"],
-        verdict,
-        f"{sentence[:1].upper()}{sentence[1:]}.",
-        _test_images(numbers, setting),
-        _known(norms.difference),
-        _bounds(norms),
-        RULES["F5"],
-        subject=f"norms against {STANDARD}",
-        scale=setting,
-        seeds=norms.seeds,
-        detectable=_known(norms.detectable),
-    )
-
-
-def _test_claim(numbers: pd.DataFrame, setting: str, claim: Claim, means: pd.DataFrame) -> tuple[Effect, float]:
-    """Return the effect that a claim is about, with its q; p for a claim against the mean of standard and paper."""
-    if claim.baseline is not None:
-        effect = compare_scores(numbers, setting, claim.variant, claim.baseline, DENSE)
-        q = means["q"]  # two-sided, so it is the same in both directions
-        key = (claim.variant, claim.baseline)
-        return effect, float(q.get(key, q.get(key[::-1], math.nan)))
-    keys = ["setting", "seed", *MEASUREMENT]
-    both = numbers[numbers["variant"].isin([STANDARD, PAPER])]
-    both = both[both.groupby(keys)["variant"].transform("nunique") == 2]
-    halfway = both.groupby(keys, as_index=False)["value"].mean().assign(variant="halfway")
-    rows = pd.concat([numbers[numbers["variant"] == claim.variant], halfway])
-    effect = compare_scores(rows, setting, claim.variant, "halfway", DENSE)
-    return effect, effect.p
-
-
-def _claim_outcome(effect: Effect, p: float, claim: Claim) -> bool | None:
-    """Return True if a claim holds, False if it is refuted, None if it is open."""
-    if not effect.enough:
-        return None
-    gains = p < 0.05 and effect.difference > 0
-    if claim.expected == "gain":
-        return True if gains else False if effect.high < 0 else None
-    return True if effect.high < MIN_GAIN else False if gains else None
-
-
-def judge_f6(numbers: pd.DataFrame) -> Finding:
+def judge_f6(numbers: pd.DataFrame, drawn: pd.DataFrame | None = None, unmet: Unmet | None = None) -> Finding:
     """Judge F6: F3 in every setting."""
     settings = list(dict.fromkeys(numbers["setting"]))
     confidence = 1 - 0.05 / max(len(settings), 1)
     verdicts, strict_verdicts, gains, parts = [], [], [], []
     for setting in settings:
-        dense, accuracy = (compare_scores(numbers, setting, PAPER, STANDARD, what) for what in (DENSE, CLASSES))
-        strict = [compare_scores(numbers, setting, PAPER, STANDARD, what, confidence) for what in (DENSE, CLASSES)]
-        verdicts.append(f3_verdict(dense, accuracy))
-        strict_verdicts.append(f3_verdict(*strict))
+        dense, accuracy, *strict = (
+            compare_scores(numbers, setting, PAPER, STANDARD, what, level, drawn)
+            for level in (0.95, confidence)
+            for what in (DENSE, CLASSES)
+        )
+        applies = not (unmet or {}).get((setting, PAPER))
+        verdict: Verdict = f3_verdict(dense, accuracy) if applies else "not applicable"
         gains.append(dense)
         change = f"{format_points(dense.difference)} points ({describe_interval(dense)})"
-        parts.append(f"{setting}: {change}, F3 {verdicts[-1]}")
-    verdict: Verdict = "inconclusive"
-    if len(settings) < 2:
-        parts.append("there is only one setting; another size or objective is needed")
+        parts.append(f"{setting}: {change}, F3 {verdict}")
+        if applies:
+            verdicts.append(verdict)
+            strict_verdicts.append(f3_verdict(*strict))
+    verdict = "inconclusive"
+    if not verdicts:
+        verdict = "not applicable"
+        parts.append("F3 applies to no setting")
+    elif len(verdicts) < 2:
+        parts.append("F3 applies to only one setting; another size or objective is needed")
     elif all(one == "supported" for one in verdicts):
         verdict = "supported"
     elif "not supported" in strict_verdicts:
         verdict = "not supported"
-    known = [effect.difference for effect in gains if effect.seeds]
+    changes = [effect.difference for effect in gains if effect.seeds]
     return Finding(
         "F6",
         TITLES["F6"],
         verdict,
         f"{'; '.join(parts)}.",
         0,
-        float(np.mean(known)) if known else None,
+        float(np.mean(changes)) if changes else None,
         None,
         RULES["F6"],
         subject=f"{PAPER} against {STANDARD}",
@@ -303,8 +275,8 @@ def judge_over_seeds(name: str, judged: Mapping[int, Finding], variant: str, set
     verdicts = [finding.verdict for finding in judged.values()]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     agree = len(counts) == 1 and (len(judged) >= MIN_SEEDS or first.verdict == "not applicable")
-    known = {seed: finding.effect for seed, finding in judged.items() if finding.effect is not None}
-    effect = estimate_effect(known, dict.fromkeys(known, 0.0))
+    effects = {seed: finding.effect for seed, finding in judged.items() if finding.effect is not None}
+    effect = estimate_effect(effects, dict.fromkeys(effects, 0.0))
     seeds = f"{len(judged)} {'seed' if len(judged) == 1 else 'seeds'}"
     summary = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
     few = "" if len(judged) >= MIN_SEEDS else f"; a verdict needs {MIN_SEEDS} seeds"
@@ -314,8 +286,8 @@ def judge_over_seeds(name: str, judged: Mapping[int, Finding], variant: str, set
         first.verdict if agree else "inconclusive",
         f"{seeds}: {summary}{few}. Seed {seed}: {judged[seed].sentence}",
         max(finding.n for finding in judged.values()),
-        _known(effect.difference),
-        _bounds(effect),
+        known(effect.difference),
+        bounds_of(effect),
         f"{first.rule} Over trained models: their common verdict, with at least {MIN_SEEDS} seeds; inconclusive if "
         "they disagree. The interval of the effect is Student's t over seeds.",
         subject=variant,
@@ -324,18 +296,5 @@ def judge_over_seeds(name: str, judged: Mapping[int, Finding], variant: str, set
     )
 
 
-def _test_images(numbers: pd.DataFrame, setting: str) -> int:
-    n = select_measure(numbers, setting, DENSE)["n"]
-    return int(n.max()) if len(n) else 0
-
-
 def _evidence(effect: Effect) -> str:
     return f"{describe_interval(effect)}; {describe_seeds(effect)}"
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _bounds(effect: Effect) -> tuple[float, float] | None:
-    return None if math.isnan(effect.low) else (effect.low, effect.high)

@@ -6,7 +6,7 @@ seed by seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from tokenlens.statistics.seed_effects import Effect, estimate_effect
+from tokenlens.verification.image_draws import image_variance
 from tokenlens.verification.variants import PAPER, STANDARD, TWIN
 
 MEASUREMENT = ("task", "source", "resolution", "data", "measure")
@@ -22,10 +23,11 @@ MEASUREMENT = ("task", "source", "resolution", "data", "measure")
 NUMBERS = (
     *("setting", "variant", "preset", "objective", "model", "seed"),
     *MEASUREMENT,
-    *("value", "n", "ci_low", "ci_high"),
+    *("value", "n", "ci_low", "ci_high", "draws"),
 )
 """Columns of a table of numbers, with a row per trained model and measurement. A ``setting`` is everything that
-comparable models have in common; ``value`` and its interval over images are percentage points for mIoU and accuracy."""
+comparable models have in common; ``value`` and its interval over images are percentage points for mIoU and accuracy,
+means over ``draws`` of the probe."""
 
 EFFECTS = (
     *("setting", "variant", "against", "measure", "cell", "difference", "ci_low", "ci_high"),
@@ -46,18 +48,40 @@ DENSE, CLASSES, LOSS = "mIoU", "accuracy", "loss"
 """Measures: mean IoU of segmentation, accuracy of classification, and the loss at the end of training."""
 
 
+def average_draws(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over a probe's draws of one model and measurement, with their number in ``draws``."""
+    if numbers.empty:
+        return numbers
+    keys = [name for name in NUMBERS if name not in ("value", "n", "ci_low", "ci_high", "draws")]
+    grouped = numbers.groupby(keys, sort=False, as_index=False, dropna=False)
+    means = grouped.agg(
+        value=("value", "mean"),
+        n=("n", "min"),
+        ci_low=("ci_low", "mean"),
+        ci_high=("ci_high", "mean"),
+        draws=("value", "size"),
+    )
+    return means[list(NUMBERS)]
+
+
 def variants_of(numbers: pd.DataFrame, setting: str) -> set[str]:
     """Return the names of the variants in a setting."""
     return set(numbers.loc[numbers["setting"] == setting, "variant"])
 
 
 def compare_scores(
-    numbers: pd.DataFrame, setting: str, variant: str, baseline: str, measure: str, confidence: float = 0.95
+    numbers: pd.DataFrame,
+    setting: str,
+    variant: str,
+    baseline: str,
+    measure: str,
+    confidence: float = 0.95,
+    drawn: pd.DataFrame | None = None,
 ) -> Effect:
-    """Compute how much higher one variant scores than another in one setting, over seeds.
+    """Compute how much higher one variant scores than another in one setting, over seeds and test images.
 
-    A model's score is the mean of a measure over all measurements in the setting. Models that lack one of them are left
-    out, because their mean would be another number.
+    A model's score is the mean of a measure over all measurements in the setting. Models that lack one of them, or some
+    of its draws, are left out, because their mean would be another number.
 
     Args:
         numbers: a table with the columns of ``NUMBERS``.
@@ -66,16 +90,52 @@ def compare_scores(
         baseline: the variant that it is compared with.
         measure: ``"mIoU"``, ``"accuracy"`` (of CLS, where there is any) or ``"loss"``.
         confidence: of the interval.
+        drawn: bootstrap draws of the test images, see ``tokenlens.verification.image_draws``; None for an interval over
+            seeds only.
     """
+    scores, rows = _scores_by_seed(numbers, setting, measure)
+    scored = scores.get(variant, {}), scores.get(baseline, {})
+    effect = estimate_effect(*scored, confidence)
+    if drawn is None or drawn.empty or measure == LOSS or not effect.seeds:
+        return effect
+    used = [set(effect.each)] * 2 if effect.paired else [set(one) for one in scored]
+    kept = [
+        (rows["variant"] == name) & rows["seed"].isin(one) for name, one in zip((variant, baseline), used, strict=True)
+    ]
+    variance = image_variance(drawn, rows[kept[0] | kept[1]], {variant: 1, baseline: -1})
+    return estimate_effect(*scored, confidence, variance)
+
+
+def contrast_scores(
+    numbers: pd.DataFrame, setting: str, weights: Mapping[str, float], measure: str, drawn: pd.DataFrame | None = None
+) -> Effect:
+    """Compute a weighted sum of the variants' scores in one setting, over seeds that all of them have.
+
+    Args:
+        numbers, setting, measure, drawn: see ``compare_scores``.
+        weights: of each variant; they add up to 0.
+    """
+    scores, rows = _scores_by_seed(numbers, setting, measure)
+    common = sorted(set.intersection(*(set(scores.get(variant, {})) for variant in weights)))
+    sums = {seed: sum(weight * scores[name][seed] for name, weight in weights.items()) for seed in common}
+    zeros = dict.fromkeys(sums, 0.0)
+    if drawn is None or drawn.empty or not sums:
+        return estimate_effect(sums, zeros)
+    behind = rows[rows["variant"].isin(list(weights)) & rows["seed"].isin(common)]
+    return estimate_effect(sums, zeros, image_variance=image_variance(drawn, behind, weights))
+
+
+def _scores_by_seed(
+    numbers: pd.DataFrame, setting: str, measure: str
+) -> tuple[dict[str, dict[int, float]], pd.DataFrame]:
+    """Return the score of each complete model by variant and seed, and the rows of numbers behind all scores."""
     rows = select_measure(numbers, setting, measure)
-    scores = rows.pivot_table(index=["variant", "seed"], columns=list(MEASUREMENT), values="value", aggfunc="mean")
-    complete = scores.dropna().mean(axis=1)
-
-    def by_seed(name: str) -> dict[int, float]:
-        present = name in complete.index.get_level_values("variant") if len(complete) else False
-        return {int(seed): float(value) for seed, value in complete.loc[name].items()} if present else {}
-
-    return estimate_effect(by_seed(variant), by_seed(baseline), confidence)
+    rows = rows[rows["draws"] == rows.groupby(list(MEASUREMENT))["draws"].transform("max")]
+    table = rows.pivot_table(index=["variant", "seed"], columns=list(MEASUREMENT), values="value", aggfunc="mean")
+    scores: dict[str, dict[int, float]] = {}
+    for row in table.dropna().mean(axis=1).rename("score").reset_index().itertuples(index=False):
+        scores.setdefault(str(row.variant), {})[int(row.seed)] = float(row.score)
+    return scores, rows
 
 
 def select_measure(numbers: pd.DataFrame, setting: str, measure: str) -> pd.DataFrame:
@@ -86,13 +146,23 @@ def select_measure(numbers: pd.DataFrame, setting: str, measure: str) -> pd.Data
     return rows[rows["source"] == "loss"] if measure == LOSS else rows
 
 
-def tabulate_effects(numbers: pd.DataFrame) -> pd.DataFrame:
+def count_test_images(numbers: pd.DataFrame, setting: str) -> int:
+    """Return the number of test images of the mean IoU in a setting."""
+    n = select_measure(numbers, setting, DENSE)["n"]
+    return int(n.max()) if len(n) else 0
+
+
+def tabulate_effects(numbers: pd.DataFrame, drawn: pd.DataFrame | None = None) -> pd.DataFrame:
     """Compare every variant with standard and with paper, per measurement and averaged over measurements.
+
+    Args:
+        numbers: a table with the columns of ``NUMBERS``.
+        drawn: see ``compare_scores``.
 
     Returns:
         A row per setting, variant, other variant (``against``), measure and measurement (``cell``; ``"mean"`` for their
-        mean, which F3 judges), with the columns of ``EFFECTS``: the difference with its interval over seeds, ``sd`` of
-        the differences, ``p``, and ``q`` (Benjamini and Hochberg over the means of one setting and measure).
+        mean, which F3 judges), with the columns of ``EFFECTS``: the difference with its interval, ``sd`` of the
+        differences over seeds, ``p``, and ``q`` (Benjamini and Hochberg over the means of one setting and measure).
     """
     rows: list[dict[str, Any]] = []
     for setting in dict.fromkeys(numbers["setting"]):
@@ -107,7 +177,7 @@ def tabulate_effects(numbers: pd.DataFrame) -> pd.DataFrame:
         ]
         for measure, measurement, some in _measurements(inside):
             for variant, against in compared:
-                effect = compare_scores(some, setting, variant, against, measure)
+                effect = compare_scores(some, setting, variant, against, measure, drawn=drawn)
                 if effect.seeds:
                     compares = {"setting": setting, "variant": variant, "against": against}
                     rows.append({**compares, "measure": measure, "cell": measurement, **effect_columns(effect)})

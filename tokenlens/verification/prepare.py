@@ -21,6 +21,7 @@ from tokenlens.models.names import read_training_settings
 from tokenlens.storage.files import write_json
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.run_folder import MANIFEST, SCHEMA_VERSION
+from tokenlens.training.recipe import Recipe
 from tokenlens.verification.data import VerificationData, find_data, training_images
 from tokenlens.verification.result import SETTINGS_FILE, settings_of
 from tokenlens.verification.scales.base import Scale, scale_of
@@ -88,13 +89,16 @@ def prepare(
     if sources.teacher is not None and scale.recipe.objective == "distill":
         options = {**scale.recipe.objective_options, "teacher_checkpoint": sources.teacher}
         scale = replace(scale, recipe=replace(scale.recipe, objective_options=options))
+    if scale.start == "teacher":
+        teacher = scale.recipe.objective_options
+        scale = replace(scale, start=teacher.get("teacher_checkpoint") or teacher["teacher"])
     folder = Path(out or f"reports/verify_{name}")
     wanted_seeds = check_seeds(scale.seeds if seeds is None else seeds)
     wanted_variants = scale.variants if variants is None else variants
     if sources.masks is None and all(probe.task == "segmentation" for probe in scale.probes):
         raise ValueError("there is nothing to segment: the data have no folder segmentation (--masks)")
     images = training_images(sources.labelled, scale.train_images)
-    checkpoint = None if scale.start is None else find_start(scale.start)
+    checkpoint = None if scale.start is None else find_start(scale.start, scale.start_blocks)
     configuration = {
         "scale": scale.to_dict(),
         "train_images": images.description,
@@ -151,11 +155,16 @@ def _check_configuration(folder: Path, before: dict[str, Any], now: dict[str, An
         old = before.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             changed += _differences(name, old, new, ignore=("recipe", "source", "given"))
-            changed += _differences(f"{name}.recipe", old.get("recipe", {}), new.get("recipe", {}))
+            changed += _differences(f"{name}.recipe", _whole_recipe(old), _whole_recipe(new))
         elif old != new:
             changed.append(f"{name} was {old!r} and is now {new!r}")
     if changed:
         raise ValueError(f"{folder} holds another verification: {'; '.join(changed)}. Choose another --out")
+
+
+def _whole_recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a scale's recipe with the fields that older versions did not have; empty for other settings."""
+    return Recipe.from_dict(settings["recipe"]).to_dict() if "recipe" in settings else {}
 
 
 def _differences(name: str, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:

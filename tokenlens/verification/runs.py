@@ -15,13 +15,20 @@ from tokenlens.probes import ProbeResult
 from tokenlens.storage.hashing import file_sha256
 from tokenlens.storage.result import SETTINGS, kind_of
 from tokenlens.storage.run_folder import MANIFEST
-from tokenlens.verification.numbers import CLASSES, DENSE, LOSS, NUMBERS
+from tokenlens.storage.tables import read_table
+from tokenlens.verification.image_draws import MODEL, draw_scores
+from tokenlens.verification.numbers import CLASSES, DENSE, LOSS, MEASUREMENT, NUMBERS, average_draws
 from tokenlens.verification.start import start_weights
 from tokenlens.verification.trained_models import NOT_LOSSES, TrainedModel, digest_of, read_trainings, starts_of
 from tokenlens.verification.variants import STANDARD, START, variant_of
 
 PARTS = ("runs", "analyses", "probes")
 """Subfolders of a verification that hold its run folders."""
+
+NUMBERS_FILE = "numbers.csv"
+
+DRAWN = (*MODEL, *MEASUREMENT)
+"""Index of the table of bootstrap draws."""
 
 LAST_SHARE = 0.1
 """The loss of a training is its mean over the rows of metrics.csv in this last share of the steps."""
@@ -38,6 +45,8 @@ class RunNumbers:
         numbers: with the columns of ``tokenlens.verification.numbers.NUMBERS``.
         analyses: by setting, variant and seed; for a model that is none of the trainings, the setting is empty, the
             variant is the model's name and the seed −1.
+        drawn: bootstrap draws of the scores, a row per trained model and measurement; see
+            ``tokenlens.verification.image_draws``.
         start_numbers: numbers of the weights that trainings started from, once per setting, with variant ``"start"``.
         start_analyses: analyses of such weights, by setting, ``"start"`` and 0. They are shown and not judged.
         left_out: folders that are not used, with the reason.
@@ -46,6 +55,7 @@ class RunNumbers:
     models: list[TrainedModel] = field(default_factory=list)
     numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(NUMBERS)))
     analyses: dict[tuple[str, str, int], Analysis] = field(default_factory=dict)
+    drawn: pd.DataFrame = field(default_factory=pd.DataFrame)
     start_numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(NUMBERS)))
     start_analyses: dict[tuple[str, str, int], Analysis] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -54,7 +64,8 @@ class RunNumbers:
 def read_runs(folders: Iterable[str | os.PathLike[str]]) -> RunNumbers:
     """Read run folders of trainings, analyses and probes, and of verifications, which contain them.
 
-    Analyses and probes belong to the training that has their weights or started from them.
+    Analyses and probes belong to the training that has their weights or started from them. Of a verification whose run
+    folders are gone, its table of numbers is read.
 
     Raises:
         FileNotFoundError: if one of the folders is none of these.
@@ -63,10 +74,14 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> RunNumbers:
     found = RunNumbers()
     by_kind: dict[str, list[Path]] = {"training": [], "analysis": [], "probe": []}
     starts: dict[str, list[TrainedModel]] = {}
+    tables: list[pd.DataFrame] = []
     for folder in map(Path, folders):
         if (folder / SETTINGS["verification"]).is_file():
             if (folder / START / MANIFEST).is_file():
                 starts[file_sha256(start_weights(folder / START))] = []  # even before any training is finished
+            if not any((folder / part).is_dir() for part in PARTS) and (folder / NUMBERS_FILE).is_file():
+                tables.append(_read_numbers(folder / NUMBERS_FILE))
+                found.left_out.append((str(folder), "its run folders are gone; only its numbers are used"))
             for part in PARTS:
                 for inside in sorted((folder / part).glob("[!.]*")):
                     if inside.is_dir():
@@ -78,6 +93,7 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> RunNumbers:
     trained = {model.sha256: model for model in found.models}
     starts |= starts_of(found.models)
     rows, start_rows = [row for model in found.models for row in _loss_rows(model)], []
+    draws: list[dict[Any, Any]] = []
     for path in by_kind["probe"]:
         result = ProbeResult.load(path)
         weights = str(result.provenance["identity"].get("weights"))
@@ -87,10 +103,15 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> RunNumbers:
             reason = f"its number is of {result.unit!r}; expected one of {', '.join(_MEASURES)}"
             found.left_out.append((str(path), reason))
         else:
-            rows += [_probe_row(trained[weights], result)] if weights in trained else []
+            if weights in trained:
+                rows.append(_probe_row(trained[weights], result))
+                scores = draw_scores(result)
+                if scores is not None:
+                    draws.append({**{name: rows[-1][name] for name in DRAWN}, **dict(enumerate(scores))})
             start_rows += [_probe_row(start, result) for start in starts.get(weights, [])]
-    found.numbers = pd.DataFrame(rows, columns=list(NUMBERS))
-    found.start_numbers = pd.DataFrame(start_rows, columns=list(NUMBERS))
+    found.numbers = pd.concat([average_draws(pd.DataFrame(rows, columns=list(NUMBERS))), *tables], ignore_index=True)
+    found.drawn = pd.DataFrame(draws).groupby(list(DRAWN)).mean() if draws else found.drawn
+    found.start_numbers = average_draws(pd.DataFrame(start_rows, columns=list(NUMBERS)))
     for path in by_kind["analysis"]:
         analysis = Analysis.load(path)
         weights = str(analysis.provenance["weights"].get("sha256"))
@@ -104,6 +125,12 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> RunNumbers:
         else:
             found.analyses[key] = analysis
     return found
+
+
+def _read_numbers(file: Path) -> pd.DataFrame:
+    """Return the table of numbers of a verification; folders of earlier versions have one draw of each probe."""
+    table = read_table(file, texts=("setting", "variant", "preset", "objective", "model", *MEASUREMENT), counts=())
+    return table.assign(draws=table.get("draws", 1), resolution=table["resolution"].astype(int))
 
 
 def _sort_by_kind(folder: Path, by_kind: dict[str, list[Path]], left_out: list[tuple[str, str]] | None) -> None:
@@ -148,6 +175,7 @@ def _loss_rows(model: TrainedModel) -> list[dict[str, Any]]:
             n=int(settings["data"]["count"]),
             ci_low=float("nan"),
             ci_high=float("nan"),
+            draws=1,
         )
         for name in metrics.columns
         if name not in NOT_LOSSES
@@ -175,4 +203,5 @@ def _probe_row(model: TrainedModel, result: ProbeResult) -> dict[str, Any]:
         n=result.n,
         ci_low=100 * result.ci_low,
         ci_high=100 * result.ci_high,
+        draws=1,
     )

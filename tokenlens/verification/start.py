@@ -7,6 +7,7 @@ as exactly the function that standard and specialized models begin with.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +25,40 @@ from tokenlens.training.objectives.base import make_options, objectives
 from tokenlens.training.recipe import Recipe
 
 
-def find_start(given: str) -> Checkpoint:
+def find_start(given: str, blocks: int | None = None) -> Checkpoint:
     """Read the weights to start from.
 
     Args:
         given: a file of weights, the run folder of a training, or a name that ``load_model`` takes.
+        blocks: keep only the first so many blocks; None for all.
 
     Raises:
         LookupError: for an unknown name.
-        ValueError: for weights that are missing or cannot be read.
+        ValueError: for weights that are missing, cannot be read or have fewer blocks.
     """
     file = Path(given).expanduser()
     if file.is_file():
-        return read_checkpoint(file)
-    loaded = load_model(given, device="cpu")
-    return Checkpoint(dict(loaded.module.state_dict()), loaded.weights["source"], loaded.weights["sha256"])
+        found = read_checkpoint(file)
+    else:
+        loaded = load_model(given, device="cpu")
+        found = Checkpoint(dict(loaded.module.state_dict()), loaded.weights["source"], loaded.weights["sha256"])
+    return found if blocks is None else keep_blocks(found, blocks)
+
+
+def keep_blocks(start: Checkpoint, count: int) -> Checkpoint:
+    """Return a checkpoint with only its first blocks, and everything outside of blocks.
+
+    Raises:
+        ValueError: if it has fewer blocks, or they are not named as timm names them.
+    """
+    of_block = {name: re.match(r"blocks\.(\d+)\.", name) for name in start.tensors}
+    present = {int(match[1]) for match in of_block.values() if match}
+    if not set(range(count)) <= present:
+        raise ValueError(
+            f"expected at least {count} blocks named blocks.0, blocks.1 … in {start.source}, found {len(present)}"
+        )
+    kept = {name: start.tensors[name] for name, match in of_block.items() if match is None or int(match[1]) < count}
+    return replace(start, tensors=kept, source=f"{start.source}: its first {count} of {len(present)} blocks")
 
 
 def make_start_model(recipe: Recipe, classes: Sequence[str], start: Checkpoint, given: str) -> nn.Module:

@@ -14,7 +14,7 @@ from tokenlens.training.recipe import Recipe, get_recipe, recipes
 from tokenlens.verification.data import VerificationData
 from tokenlens.verification.scales.base import Scale, ScaleProbe
 from tokenlens.verification.start import start_weights
-from tokenlens.verification.variants import START, TWIN, TWIN_SEEDS, specialization_of
+from tokenlens.verification.variants import PAPER, PROBE_SEEDS, STANDARD, START, TWIN, TWIN_SEEDS, specialization_of
 
 PLAN = ("number", "what", "variant", "seed", "folder", "state", "minutes", "basis", "command")
 """Columns of a plan, a table of tasks. ``minutes`` is the time left for a task, 0 when it is done; ``basis`` says if
@@ -77,7 +77,9 @@ class Task:
 
 
 def tasks_of(scale: Scale, out: Path, variants: Sequence[str], seeds: Sequence[int], masks: bool) -> list[Task]:
-    """Return all tasks in order: those of the start, then seed by seed, so an early end leaves complete seeds.
+    """Return all tasks in order: of the start, of standard and paper, of the others; each seed by seed.
+
+    So an early end leaves complete seeds, and F3 comes before the ablations.
 
     Args:
         scale: the scale.
@@ -101,12 +103,20 @@ def tasks_of(scale: Scale, out: Path, variants: Sequence[str], seeds: Sequence[i
         specialization_of(variant)
     if scale.start is not None:
         measure(START, 0, START, out / START)
-    for seed in seeds:
-        runs = {variant: out / "runs" / f"{variant}_seed{seed}" for variant in variants}
-        tasks += [Task("train", variant, seed, run, run) for variant, run in runs.items()]
-        for variant, run in runs.items():
-            measure(variant, seed, run.name, run)
+    pair = [variant for variant in variants if variant in (STANDARD, PAPER)]
+    others = [variant for variant in variants if variant not in pair]
+    for some, their_seeds in ((pair, seeds), (others, seeds[: scale.ablation_seeds])):
+        for seed in their_seeds:
+            runs = {variant: out / "runs" / f"{variant}_seed{seed}" for variant in some}
+            tasks += [Task("train", variant, seed, run, run) for variant, run in runs.items()]
+            for variant, run in runs.items():
+                measure(variant, seed, run.name, run)
     return tasks
+
+
+def probe_seed(task: Task) -> int:
+    """Return the seed of a probe: models of one seed share its draws."""
+    return task.seed + PROBE_SEEDS * (task.probe.draw if task.probe else 0)
 
 
 def recipe_of_task(recipe: Recipe, task: Task) -> Recipe:
@@ -127,7 +137,7 @@ def command_of(task: Task, scale: Scale, data: VerificationData) -> list[str]:
             "--source": task.probe.source,
             "--limit": task.probe.limit,
             "--img-size": task.probe.image_size,
-            "--seed": task.seed,
+            "--seed": probe_seed(task),
         }
         return _command("probe", task.model, options, task)
     named = scale.recipe_name in recipes.names() and scale.recipe == get_recipe(scale.recipe_name)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tokenlens.storage.hashing import file_sha256
+from tokenlens.training.recipe import Recipe
 from tokenlens.training.trained_run import CHANGEABLE_ON_RESUME, TrainedRun
 from tokenlens.verification.variants import START, TWIN, TWIN_SEEDS, variant_of
 
@@ -131,8 +132,9 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that determines a training except its seed and specialization."""
     ignored = ("seed", "specialization", "diagnose_every", "diagnose_images", *CHANGEABLE_ON_RESUME)
     start = settings.get("start")
+    recipe = Recipe.from_dict(settings["recipe"]).to_dict()  # with the fields that older versions did not have
     return {
-        "recipe": {name: value for name, value in settings["recipe"].items() if name not in ignored},
+        "recipe": {name: value for name, value in recipe.items() if name not in ignored},
         "data": settings["data"]["sha256"],
         "steps": settings["steps"],
         "start": start and start["sha256"],

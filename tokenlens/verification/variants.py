@@ -17,6 +17,9 @@ START = "start"
 TWIN_SEEDS = 1000
 """A twin's seed is its matched standard model's plus this."""
 
+PROBE_SEEDS = 1000
+"""The seed of a probe's further draw is the model's plus a multiple of this."""
+
 
 def specialization_of(variant: str) -> str | dict[str, Any] | None:
     """Return the specialization of a variant in the form that a recipe holds; None for a standard model.

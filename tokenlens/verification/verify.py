@@ -21,7 +21,6 @@ import torch
 
 from tokenlens.analysis.analyze import analyze
 from tokenlens.analysis.findings import Finding, judge
-from tokenlens.analysis.rules import TITLES as CLAIMS_ON_ONE_MODEL
 from tokenlens.probes import probe
 from tokenlens.specialization import compute_costs
 from tokenlens.storage.provenance import made_by
@@ -30,13 +29,14 @@ from tokenlens.training.train import train
 from tokenlens.verification.data import VerificationData
 from tokenlens.verification.findings import judge_over_seeds, judge_trained_models
 from tokenlens.verification.numbers import compare_to_start, tabulate_differences, tabulate_effects
+from tokenlens.verification.premises import find_unmet_premises
 from tokenlens.verification.prepare import Preparation, make_plan, now, prepare
 from tokenlens.verification.result import Verification, settings_of
 from tokenlens.verification.rules import COSTS
 from tokenlens.verification.runs import RunNumbers, read_runs
 from tokenlens.verification.scales.base import Scale
 from tokenlens.verification.stage_effects import tabulate_stage_effects, tabulate_stages
-from tokenlens.verification.tasks import Task, recipe_of_task
+from tokenlens.verification.tasks import Task, probe_seed, recipe_of_task
 from tokenlens.verification.trained_models import collect_emergence, collect_losses
 from tokenlens.verification.variants import PAPER, STANDARD, START
 
@@ -174,7 +174,7 @@ def _run_task(
         source=task.probe.source,
         img_size=task.probe.image_size,
         limit=task.probe.limit,
-        seed=task.seed,
+        seed=probe_seed(task),
         device=device,
         cache=not segments,
         progress=progress,
@@ -218,7 +218,7 @@ def judge_runs(
         out,
         _judge_findings(found),
         found.numbers,
-        tabulate_effects(found.numbers),
+        tabulate_effects(found.numbers, found.drawn),
         tabulate_differences(found.numbers),
         collect_losses(found.models),
         collect_emergence(found.models),
@@ -235,20 +235,21 @@ def judge_runs(
 
 
 def _judge_findings(found: RunNumbers) -> list[Finding]:
-    judged: dict[tuple[str, str], dict[int, list[Finding]]] = {}
+    judged: dict[str, dict[tuple[str, str], dict[int, Finding]]] = {}  # by name, then setting and variant, then seed
     order = {STANDARD: 0, PAPER: 1}
     for setting, variant, seed in sorted(found.analyses, key=lambda key: (key[0], order.get(key[1], 2), key[1:])):
-        judged.setdefault((setting, variant), {})[seed] = judge(found.analyses[setting, variant, seed])
+        for finding in judge(found.analyses[setting, variant, seed]):
+            judged.setdefault(finding.name, {}).setdefault((setting, variant), {})[seed] = finding
     findings = []
-    for number, name in enumerate(CLAIMS_ON_ONE_MODEL):
-        for (setting, variant), by_seed in judged.items():
+    for name, by_variant in judged.items():
+        for (setting, variant), by_seed in by_variant.items():
             if setting:
-                one = {seed: by_seed[seed][number] for seed in sorted(by_seed)}
-                findings.append(judge_over_seeds(name, one, variant, setting))
+                findings.append(judge_over_seeds(name, by_seed, variant, setting))
             else:
                 [alone] = by_seed.values()
-                findings.append(replace(alone[number], subject=variant, scale="this model"))
-    return findings + judge_trained_models(found.numbers, costs_of_base())
+                findings.append(replace(alone, subject=variant, scale="this model"))
+    unmet = find_unmet_premises(found)
+    return findings + judge_trained_models(found.numbers, costs_of_base(), found.drawn, unmet)
 
 
 @cache

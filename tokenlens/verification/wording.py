@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenlens.statistics.seed_effects import MIN_SEEDS, Effect
+
+Unmet = Mapping[tuple[str, str], Sequence[str]]
+"""Reasons why a comparison with the standard models says nothing, by setting and variant; none if all is well."""
+
+
+def known(value: float) -> float | None:
+    """Return a number, None for NaN."""
+    return None if math.isnan(value) else float(value)
+
+
+def bounds_of(effect: Effect) -> tuple[float, float] | None:
+    """Return the interval of an effect, None without one."""
+    return None if math.isnan(effect.low) else (effect.low, effect.high)
 
 
 def format_signed(value: float, decimals: int) -> str:

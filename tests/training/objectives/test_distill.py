@@ -370,3 +370,59 @@ def test_a_student_learns_from_real_dinov2(tmp_path):
         tokens = model.forward_features(whole.views[1])
     kept = objective.cached.features(whole.views[1], whole.indices, torch.zeros(IMAGES, dtype=torch.bool))
     torch.testing.assert_close(kept, layer_norm(tokens, tokens.shape[-1:]), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "smooth_l1"])
+@pytest.mark.parametrize("cache", [None, "device"])
+def test_fitted_heads_start_with_a_lower_loss(teacher, loss, cache):
+    options = {**teacher, "views": "flip", "loss": loss, "fit_heads": IMAGES, "cache": cache}
+    objective, whole = built("distill", options), batch(views("distill", options))
+    with torch.no_grad():
+        for head in (objective.cls_head, objective.patch_head):
+            head.weight.mul_(5)
+    if cache is None:
+        before = numbers(objective(whole, at(0)))["loss"]
+    objective.prepare(lambda count: iter([whole]))
+    assert objective.backbone.training
+    if cache is None:
+        assert numbers(objective(whole, at(0)))["loss"] < before
+    again = built("distill", options, specialization="paper")
+    again.prepare(lambda count: iter([whole]))
+    torch.testing.assert_close(again.patch_head.weight, objective.patch_head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_smooth_l1_is_of_standardized_channels(teacher):
+    options = {**teacher, "views": "flip", "loss": "smooth_l1", "fit_heads": IMAGES, "patch_weight": 0.0}
+    objective, whole = built("distill", options), batch(views("distill", options))
+    objective.prepare(lambda count: iter([whole]))
+    with torch.no_grad():
+        taught = objective.teacher(whole.views[-1])[:, 0]
+        torch.testing.assert_close(objective.cls_mean, taught.mean(0))
+        torch.testing.assert_close(objective.cls_sd, taught.std(0, correction=0))
+        objective.cls_head.weight.zero_()
+        objective.cls_head.bias.zero_()
+    assert "cls_mean" in objective.state_dict(), "a resumed training needs it"
+
+
+def test_features_on_the_device_are_the_teachers(teacher):
+    options = {**teacher, "views": "flip", "cache": "device"}
+    kept, fresh = built("distill", options), built("distill", {**options, "cache": None})
+    whole = batch(views("distill", options))
+    kept.prepare(lambda count: iter([whole]))
+    assert not [name for name in kept.state_dict() if "teacher" in name]
+    for step_number in range(3):
+        one, other = (numbers(objective(whole, at(step_number))) for objective in (kept, fresh))
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"loss": "smooth_l1"}, "fit_heads=0: expected above 0 where loss is smooth_l1"),
+        ({"fit_heads": 8, "head": "mlp"}, "fit_heads=8: expected 0 where head is mlp"),
+        ({"loss": "l2"}, "loss='l2': expected cosine or smooth_l1"),
+    ],
+)
+def test_options_that_do_not_go_together(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        make_options("distill", wrong)

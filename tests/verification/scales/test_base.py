@@ -33,3 +33,17 @@ def test_the_continued_scale_starts_from_the_shipped_model():
     assert continued.start == "tokenlens_tiny"
     assert set(continued.probes) < set(tiny.probes)
     assert continued.recipe.warmup > tiny.recipe.warmup
+
+
+def test_the_truncated_scales_start_from_blocks_of_their_teacher():
+    small, large = scale_of("truncated"), scale_of("truncated_gpu")
+    for scale in (small, large):
+        assert scale.start == "teacher"
+        assert scale.start_blocks == scale.recipe.model_options["depth"]
+        assert scale.recipe.model == scale.recipe.objective_options["teacher"]
+        assert scale.recipe.objective_options["fit_heads"] > 384, (
+            "more images than channels, or CLS's head is arbitrary"
+        )
+    assert (small.seeds, small.ablation_seeds) == (8, 5)
+    assert {probe.draw for probe in small.probes if probe.task == "segmentation"} == {0, 1}
+    assert large.recipe.preload

@@ -78,14 +78,14 @@ class CachedTeacher:
 
     Args:
         teacher: the teacher.
-        folder: the folder of all caches.
         images: number of training images. The file has 4 · images · F · D bytes at most: 1 GB for 10,000 images of 65
             tokens with 384 channels.
         images_sha256: hash that identifies them. Images that change under the same names need a new folder.
         view: description of the crop.
+        folder: the folder of all caches.
     """
 
-    def __init__(self, teacher: FrozenTeacher, folder: Path, images: int, images_sha256: str, view: str) -> None:
+    def __init__(self, teacher: FrozenTeacher, images: int, images_sha256: str, view: str, *, folder: Path) -> None:
         self.teacher = teacher
         self.folder = folder
         self.images = images

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -139,6 +139,11 @@ class Objective(nn.Module, ABC):
         return 0
 
     @classmethod
+    def has_fixed_views(cls, options: Any) -> bool:
+        """Return whether the views of an image are always the same, so that they can be kept."""
+        return False
+
+    @classmethod
     @abstractmethod
     def views(cls, options: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
         """Return the augmentation, picklable; ``mean`` and ``std`` per channel normalize the views."""
@@ -146,6 +151,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: TrainingBatch, progress: Progress) -> dict[str, Tensor]:
         """Return the losses of one part of a step, means over its images; ``"loss"`` is minimized, the rest logged."""
+
+    def prepare(self, samples: Callable[[int], Iterator[TrainingBatch]]) -> None:
+        """Fit what depends on the images before training: in every process alike, and again when a run is resumed.
+
+        Args:
+            samples: yields batches of at most so many training images, spread evenly, always the same ones.
+        """
 
     def after_backward(self, progress: Progress) -> None:
         """Change gradients before the optimizer's step, e.g. to freeze a layer at the start."""

@@ -19,12 +19,14 @@ class ScaleProbe:
         source: the features that represent an image; None for segmentation.
         image_size: pixels.
         limit: the most images of each split; None for all.
+        draw: number of the probe's random draws; the numbers of several draws are averaged.
     """
 
     task: str
     image_size: int
     source: str | None = None
     limit: int | None = None
+    draw: int = 0
 
     @property
     def name(self) -> str:
@@ -33,7 +35,8 @@ class ScaleProbe:
         >>> ScaleProbe("knn", 64, "cls").name
         'knn_cls_64'
         """
-        return "_".join(filter(None, [self.task, self.source, str(self.image_size)]))
+        draw = f"draw{self.draw}" if self.draw else None
+        return "_".join(filter(None, [self.task, self.source, str(self.image_size), draw]))
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Scale:
         pace: expected speed.
         variants: names that ``tokenlens.verification.variants.specialization_of`` takes.
         seeds: trainings per variant, with seeds from 0.
+        ablation_seeds: the most trainings of each variant other than standard and paper; None for as many.
         train_images: the most images to train on, the same number per class; None for all.
         analyzed_images: the most images to analyze.
         teacher_file: for the objective ``distill``, the file of the teacher's weights in the data's folder ``weights``;
             without such a file the published weights are downloaded.
         start: weights that every training starts from, standard and specialized alike: a file, a run folder or the
-            name of a model; None for random weights, different for each seed.
+            name of a model; ``"teacher"`` for the teacher's weights; None for random weights, different for each seed.
+        start_blocks: keep only the first so many blocks of the start; None for all.
     """
 
     recipe: Recipe
@@ -80,15 +85,18 @@ class Scale:
     pace: Pace
     variants: tuple[str, ...] = ("standard", "paper")
     seeds: int = 3
+    ablation_seeds: int | None = None
     train_images: int | None = None
     analyzed_images: int = 200
     teacher_file: str | None = None
     start: str | None = None
+    start_blocks: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that determines the numbers, except the start, which its SHA-256 identifies; JSON-able."""
         fields = asdict(self)
-        del fields["pace"], fields["variants"], fields["seeds"], fields["start"]
+        for name in ("pace", "variants", "seeds", "ablation_seeds", "start"):
+            del fields[name]
         return fields
 
 
