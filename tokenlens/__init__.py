@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenlens.explorer.explore import explore
     from tokenlens.families.base import BlockTaps, Family, Tap
     from tokenlens.figures import photographs as plot
+    from tokenlens.interventions import Intervention, intervene
     from tokenlens.probes import ProbeResult, probe
     from tokenlens.recording.recording import Recording
     from tokenlens.specialization import Specialization, merge, specialize
@@ -31,6 +32,7 @@ _PACKAGES = {
     "BlockTaps": "families",
     "Comparison": "comparison",
     "Family": "families",
+    "Intervention": "interventions",
     "ProbeResult": "probes",
     "Recording": "recording",
     "Site": "tokens",
@@ -41,6 +43,7 @@ _PACKAGES = {
     "analyze": "analysis",
     "compare": "comparison",
     "explore": "explorer",
+    "intervene": "interventions",
     "merge": "specialization",
     "probe": "probes",
     "record": "analysis",
@@ -54,6 +57,7 @@ __all__ = [
     "BlockTaps",
     "Comparison",
     "Family",
+    "Intervention",
     "ProbeResult",
     "Recording",
     "Site",
@@ -65,6 +69,7 @@ __all__ = [
     "analyze",
     "compare",
     "explore",
+    "intervene",
     "merge",
     "plot",
     "probe",
