@@ -26,6 +26,7 @@ class Kind(StrEnum):
     objectives = "objectives"
     recipes = "recipes"
     probes = "probes"
+    replacements = "replacements"
     scales = "scales"
 
 
@@ -37,6 +38,7 @@ CATALOGS = {
     Kind.objectives: "tokenlens.training.objectives.base",
     Kind.recipes: "tokenlens.training.recipe",
     Kind.probes: "tokenlens.probes",
+    Kind.replacements: "tokenlens.interventions",
     Kind.scales: "tokenlens.verification.scales.base",
 }
 """The module that holds each catalogue."""

@@ -429,8 +429,10 @@ class _Run:
         texts = dict.fromkeys(("model", "replace", "by", "metric", "part", "site", "group", "unit"), "str")
         table = table.astype(texts | {"block": "Int64", "head": "Int64", "n": "int64"})[list(EFFECT_COLUMNS)]
         kept = np.flatnonzero(moments.n > 0)
-        for name in sorted({f"{row['replace']}, block {row['block']}" for row in rows if row["n"] == 0}):
-            self.not_applicable[name] = "no image has such a token there"
+        empty = [row for row in rows if row["n"] == 0]
+        for replace in dict.fromkeys(row["replace"] for row in empty):
+            blocks = sorted({row["block"] for row in empty if row["replace"] == replace})
+            self.not_applicable[replace] = f"no image has such a token at block {', '.join(map(str, blocks))}"
         per_image = pd.DataFrame(
             values_NS[:, kept].astype(np.float32), index=pd.Index([name for _, name, _ in self.seen], name="image")
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
+from tokenlens.interventions._targets import CONTROL
 from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
 from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
@@ -75,6 +76,26 @@ class Intervention(Result):
             raise LookupError(f"the intervention on {self.model} has no {metric!r}: {reason}")
         return select_rows(self.table, metric=metric, **filters)
 
+    @property
+    def sentences(self) -> list[str]:
+        """For each replaced group one sentence: where and by what the tokens that were not replaced change most."""
+        found = []
+        for replace in self.provenance["replace"]:
+            rows = _of_others(self.table[self.table["replace"] == replace], replace)
+            seen = rows[~rows["by"].isin([*self.provenance["unseen"], "itself"])]
+            rows = seen if len(seen) else rows
+            if rows.empty or replace == CONTROL:
+                continue
+            most = rows.loc[rows["value"].idxmin()]
+            interval = f", 95 % interval {most['ci_low']:.3f} to {most['ci_high']:.3f}" if most["n"] > 1 else ""
+            among = ", ".join(dict.fromkeys(rows["by"]))
+            found.append(
+                f"Replacing {_NAMES.get(replace, replace)} changes {_NAMES[most['group']]} most at {most['site']} of block "
+                f"{most['block']} by {_WORDS.get(most['by'], most['by'])}: cosine to the untouched model "
+                f"{most['value']:.3f}{interval} (n = {most['n']}; compared: {among})."
+            )
+        return found
+
     def _write(self, folder: Path) -> None:
         settings = {
             "schema_version": SCHEMA_VERSION,
@@ -112,3 +133,22 @@ class Intervention(Result):
         untrained = ", untrained" if self.untrained else ""
         conditions = len(self.table[["replace", "by", "site", "block"]].drop_duplicates())
         return f"Intervention({self.model}{untrained}: {conditions} conditions, {self.images} images)"
+
+
+_NAMES = {
+    "cls": "[CLS]",
+    "dist": "the distillation token",
+    "reg": "the registers",
+    "patch": "patches",
+    "high_norm": "the high-norm patches",
+}
+_WORDS = {"mean": "the mean", "noise": "noise", "shuffle": "another image's", "zero": "zeros"}
+
+
+def _of_others(rows: pd.DataFrame, replace: str) -> pd.DataFrame:
+    """Return the final cosines of tokens that were not replaced: patches, or CLS where patches were replaced."""
+    cosines = rows[rows["metric"] == "final_cosine"]
+    if replace not in ("patch", "high_norm"):
+        return cosines[cosines["group"] == "patch"]
+    others = cosines[cosines["group"] == "cls"]
+    return others if len(others) else cosines[cosines["part"] == "others"]
