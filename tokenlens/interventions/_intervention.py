@@ -90,8 +90,8 @@ class Intervention(Result):
             interval = f", 95 % interval {most['ci_low']:.3f} to {most['ci_high']:.3f}" if most["n"] > 1 else ""
             among = ", ".join(dict.fromkeys(rows["by"]))
             found.append(
-                f"Replacing {_NAMES.get(replace, replace)} changes {_NAMES[most['group']]} most at {most['site']} of block "
-                f"{most['block']} by {_WORDS.get(most['by'], most['by'])}: cosine to the untouched model "
+                f"Replacing {_NAMES.get(replace, replace)} changes {_NAMES[most['group']]} most at {most['site']} of "
+                f"block {most['block']} by {_WORDS.get(most['by'], most['by'])}: cosine to the untouched model "
                 f"{most['value']:.3f}{interval} (n = {most['n']}; compared: {among})."
             )
         return found
