@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+import tokenlens
+from tests.support.command_line import finished, process
 from tests.support.tiny_models import KINDS, MODELS, images
 from tests.support.watching import hooks, watch
 from tokenlens.families import find_family
@@ -212,6 +214,47 @@ def test_a_run_folder_is_read_back_as_it_was(tmp_path):
     assert read.layout == found.layout
     means = np.nanmean(read.per_image.to_numpy().astype(float), axis=0)
     assert np.allclose(means, read.table["value"], rtol=1e-5), "the table is recomputable from the values per image"
+
+
+def test_interventions_on_two_models_are_compared_by_image(tmp_path):
+    from tokenlens import compare
+
+    pixels = images(CLASSIFIER, 4)
+    one, two = MODELS[CLASSIFIER](), MODELS["timm_dinov2"]()
+    results = [run(model, pixels, by=["zero", "mean"], blocks=[0]) for model in (one, two)]
+    folder = results[1].save(tmp_path / "two", report=False)
+    found = compare(results[0], folder, labels=["one", "two"])
+    assert found.pairing["two"].paired
+    row = found.differences.query("metric == 'final_cosine' and part == 'cls by zero all' and group == 'patch'").iloc[0]
+    expected = [float(values(each, by="zero", group="patch").mean()) for each in (results[1], results[0])]
+    assert (row["value"], row["baseline_value"]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="no number in common"):
+        compare(results[0], tokenlens.analyze(one, pixels))
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    script = """
+import sys, torch, pandas
+from torch import distributed
+from tests.support.command_line import finished, process
+from tests.support.tiny_models import MODELS, images
+from tokenlens import intervene
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+options = {"replace": ["cls", "patch"], "by": ["mean", "noise"], "blocks": [0], "batch_size": 2}
+found = intervene(MODELS["timm_vit"](), images("timm_vit", 5), **options)
+if rank == 0:
+    found.save(out, report=False)
+distributed.destroy_process_group()
+"""
+    running = [process("-c", script, rank, tmp_path / "store", tmp_path / "run", cwd=tmp_path) for rank in (0, 1)]
+    for each in running:
+        exit_code, _, stderr = finished(each)
+        assert exit_code == 0, stderr
+    together = Intervention.load(tmp_path / "run")
+    alone = run(MODELS[CLASSIFIER](), images(CLASSIFIER, 5), replace=["cls", "patch"], by=["mean", "noise"], blocks=[0])
+    pd.testing.assert_frame_equal(together.table, alone.table, rtol=1e-5, atol=2e-6)
+    assert np.allclose(together.per_image, alone.per_image, atol=2e-6)
 
 
 def test_specialized_models_can_be_replaced_in(tmp_path):
