@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenlens.explorer.explore import explore
     from tokenlens.families.base import BlockTaps, Family, Tap
     from tokenlens.figures import photographs as plot
+    from tokenlens.interventions import Intervention, intervene
     from tokenlens.models.check import ModelCheck, check
     from tokenlens.probes import ProbeResult, probe
     from tokenlens.recording.recording import Recording
@@ -32,6 +33,7 @@ _PACKAGES = {
     "BlockTaps": "families",
     "Comparison": "comparison",
     "Family": "families",
+    "Intervention": "interventions",
     "ModelCheck": "models",
     "ProbeResult": "probes",
     "Recording": "recording",
@@ -44,6 +46,7 @@ _PACKAGES = {
     "check": "models",
     "compare": "comparison",
     "explore": "explorer",
+    "intervene": "interventions",
     "merge": "specialization",
     "probe": "probes",
     "record": "analysis",
@@ -57,6 +60,7 @@ __all__ = [
     "BlockTaps",
     "Comparison",
     "Family",
+    "Intervention",
     "ModelCheck",
     "ProbeResult",
     "Recording",
@@ -70,6 +74,7 @@ __all__ = [
     "check",
     "compare",
     "explore",
+    "intervene",
     "merge",
     "plot",
     "probe",

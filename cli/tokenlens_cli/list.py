@@ -25,6 +25,7 @@ class Kind(StrEnum):
     objectives = "objectives"
     recipes = "recipes"
     probes = "probes"
+    replacements = "replacements"
     scales = "scales"
 
 
@@ -36,6 +37,7 @@ CATALOGS = {
     Kind.objectives: "tokenlens.training.objectives.base",
     Kind.recipes: "tokenlens.training.recipe",
     Kind.probes: "tokenlens.probes",
+    Kind.replacements: "tokenlens.interventions",
     Kind.scales: "tokenlens.verification.scales.base",
 }
 """The module that holds each catalogue."""

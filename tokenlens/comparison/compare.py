@@ -9,18 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
-from tokenlens.analysis.analysis import Analysis
+from tokenlens.analysis.analysis import KEY_COLUMNS, Analysis
 from tokenlens.analysis.analyze import analyze
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.models.names import find_model_source, read_training_settings
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.result import Result, kind_of
 from tokenlens.storage.run_folder import MANIFEST
+from tokenlens.storage.tables import COLUMNS
 
 
 def compare(
-    *subjects: Analysis | str | os.PathLike[str] | nn.Module,
+    *subjects: Result | str | os.PathLike[str] | nn.Module,
     baseline: int | str = 0,
     labels: Sequence[str] | None = None,
     pair: bool | None = None,
@@ -30,8 +33,8 @@ def compare(
     """Compare the numbers of several models with those of a baseline, with intervals and tests.
 
     Args:
-        subjects: at least two of: an ``Analysis``, a run folder, the name of a model, a module. Runs are loaded, which
-            needs neither model nor images; models are analyzed first.
+        subjects: at least two of: an ``Analysis`` or ``Intervention``, a run folder of one, the name of a model, a
+            module. Runs are loaded, which needs neither model nor images; models are analyzed first.
         baseline: position (from 0) or label of the model that the others are compared with.
         labels: a label per subject; by default the names of the models, with a suffix where names are equal.
             "(untrained)" is added to models with random weights.
@@ -92,16 +95,30 @@ def is_run(subject: Any) -> bool:
     return True
 
 
+def effects_as_numbers(result: Any) -> Analysis:
+    """Return the effects of an intervention as the numbers of an analysis, with ``replace by … part`` as their part."""
+    table = result.table
+    parts = (table["replace"] + " by " + table["by"] + " " + table["part"]).str.strip()
+    numbers = table.assign(part=parts)[list(COLUMNS)]
+    keys = numbers[list(KEY_COLUMNS)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})
+    per_image = result.per_image.set_axis(pd.MultiIndex.from_frame(keys), axis=1)
+    provenance, not_applicable = dict(result.provenance), dict(result.not_applicable)
+    return Analysis(result.model, result.layout, result.blocks, numbers, {}, per_image, provenance, not_applicable)
+
+
 def _load_or_check(subject: Any) -> Analysis | None:
     """Return the analysis that a subject is or holds, or None for a model after checking its name."""
     if isinstance(subject, Analysis):
         return subject
+    if isinstance(subject, Result) and subject.kind == "intervention":
+        return effects_as_numbers(subject)
     if not isinstance(subject, str | os.PathLike | nn.Module):
         raise ValueError(
             f"expected an Analysis, a run folder, a model's name or a module, got {type(subject).__qualname__}"
         )
     if not isinstance(subject, nn.Module) and is_run(subject):
-        return Analysis.load(subject)
+        path = Path(subject).expanduser()
+        return effects_as_numbers(Result.load(path)) if kind_of(path) == "intervention" else Analysis.load(path)
     if isinstance(subject, str):
         try:
             find_model_source(subject)
@@ -133,7 +150,7 @@ def _images_of(run: Analysis | None) -> dict[str, Any]:
 
 def _folder_name(subject: Any) -> str:
     """Return the name of a run's folder, or an empty string if the subject is no folder."""
-    if isinstance(subject, Analysis | nn.Module) or not is_run(subject):
+    if isinstance(subject, Result | nn.Module) or not is_run(subject):
         return ""
     return Path(subject).expanduser().resolve().name
 

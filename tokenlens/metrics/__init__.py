@@ -26,6 +26,7 @@ from tokenlens.metrics.base import (
     make_row,
     metrics,
 )
+from tokenlens.metrics.token_norm import high_norm_patches
 
 __all__ = [
     "PATTERN",
@@ -48,6 +49,7 @@ __all__ = [
     "TokenMetric",
     "UpdateMetric",
     "Values",
+    "high_norm_patches",
     "make_row",
     "metrics",
 ]

@@ -24,6 +24,11 @@ def median(x: Tensor) -> Tensor:
     return lower if count % 2 else (lower + x.kthvalue(count // 2 + 1, dim=-1).values) / 2
 
 
+def high_norm_patches(norms_BP: Tensor) -> Tensor:
+    """Return which patches are high-norm tokens: above ``HIGH_NORM_RATIO`` × the image's median, (..., P) bool."""
+    return norms_BP > (HIGH_NORM_RATIO * median(norms_BP)).unsqueeze(-1)
+
+
 def high_norm_share(norms_BP: Tensor, ratio: float = HIGH_NORM_RATIO) -> Tensor:
     """Compute the share of patches whose norm exceeds ``ratio`` × the median of the image, in [0, 1]."""
     return _share_above(norms_BP, ratio * median(norms_BP))

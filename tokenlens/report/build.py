@@ -11,7 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from tokenlens.report import analysis_page, comparison_page, probe_page, training_page, verification_page
+from tokenlens.report import (
+    analysis_page,
+    comparison_page,
+    intervention_page,
+    probe_page,
+    training_page,
+    verification_page,
+)
 from tokenlens.report.number_format import unbroken
 from tokenlens.report.page_figures import draw_all
 from tokenlens.report.provenance import commands, definitions, provenance_rows
@@ -23,6 +30,7 @@ PAGE = "report.html"
 PAGES: dict[str, Any] = {
     "analysis": analysis_page,
     "comparison": comparison_page,
+    "intervention": intervention_page,
     "probe": probe_page,
     "training": training_page,
     "verification": verification_page,

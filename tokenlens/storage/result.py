@@ -1,4 +1,4 @@
-"""The base class of all results: analyses, comparisons, trainings, probes and verifications."""
+"""The base class of all results: analyses, comparisons, interventions, trainings, probes and verifications."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SETTINGS = {
     "analysis": "analysis.json",
     "comparison": "comparison.json",
+    "intervention": "intervention.json",
     "probe": "result.json",
     "training": "run.json",
     "verification": "verify.json",
@@ -28,6 +29,7 @@ SETTINGS = {
 _CLASSES = {
     "analysis": "tokenlens.analysis:Analysis",
     "comparison": "tokenlens.comparison:Comparison",
+    "intervention": "tokenlens.interventions:Intervention",
     "probe": "tokenlens.probes:ProbeResult",
     "training": "tokenlens.training:TrainedRun",
     "verification": "tokenlens.verification:Verification",

@@ -1,0 +1,147 @@
+"""``tokenlens intervene``: replace tokens in a model and write a run folder with what the others lose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenlens_cli import _options as options
+from tokenlens_cli._output import print_json, say, say_skipped, show_progress
+from tokenlens_cli._processes import joined
+from tokenlens_cli._run_folder import default_folder, save_result
+
+if TYPE_CHECKING:
+    from tokenlens.interventions import Intervention
+
+
+def command(
+    model: options.Model,
+    replace: Annotated[
+        str,
+        typer.Option(
+            metavar="GROUP,…",
+            help="Tokens to replace: cls, reg or another group of the model, patch (a random share of the patches), "
+            "high_norm (patches of outlying norm, with as many random ones as a control).",
+        ),
+    ] = "cls",
+    by: Annotated[
+        str,
+        typer.Option(metavar="NAME,…", help="What takes their place: see `tokenlens list replacements`."),
+    ] = "zero,mean,noise,shuffle",
+    site: Annotated[
+        str,
+        typer.Option(metavar="SITE,…", help="Sites, e.g. resid_pre, norm1, attn_out, norm2, mlp_out."),
+    ] = "resid_post",
+    blocks: Annotated[
+        str, typer.Option(metavar="each|N,…", help="Blocks, one condition each; negative ones count from the end.")
+    ] = "each",
+    share: Annotated[float, typer.Option(metavar="0…1", help="Share of the patches that patch replaces.")] = 0.25,
+    images: options.Images[str] = "sample",
+    limit: options.Limit = None,
+    checkpoint: options.Checkpoint = None,
+    pretrained: options.Pretrained[bool] = True,
+    img_size: options.ImgSize = None,
+    batch_size: options.BatchSize[int] = 8,
+    workers: options.Workers = 0,
+    device: options.Device[str] = "auto",
+    amp: options.Amp = False,
+    seed: options.Seed[int] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/<model>-intervention."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    no_report: options.NoReport = False,
+    json: options.Json = False,
+) -> None:
+    """Replace the tokens of a group, block by block, and measure what the others lose.
+
+    Each combination of --replace, --by, --site and --blocks costs one forward pass over the images.
+    """
+    folder = out if out is not None else default_folder(f"{model}-intervention")
+    with joined(device) as rank:
+        from tokenlens.interventions import intervene
+        from tokenlens.storage.run_folder import check_writable
+
+        settings: dict[str, Any] = {
+            "replace": _names(replace, "--replace"),
+            "by": _names(by, "--by"),
+            "site": _names(site, "--site"),
+            "blocks": _blocks(blocks),
+            "share": share,
+            "limit": limit,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "img_size": img_size,
+            "batch_size": batch_size,
+            "workers": workers,
+            "device": rank.device,
+            "amp": amp,
+            "seed": seed,
+        }
+        if not rank.is_first:
+            intervene(model, images, **settings)
+            return
+        check_writable(folder, overwrite)
+        with show_progress(f"replacing tokens in {model}") as progress:
+            found = intervene(model, images, **settings, progress=progress)
+        _say_what_is_missing(found)
+        save_result(found, folder, overwrite=overwrite, report=not no_report)
+        _print_result(found, folder, report=not no_report, json=json)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise typer.BadParameter("expected names separated by commas", param_hint=option)
+    return names
+
+
+def _blocks(text: str) -> str | list[int]:
+    if text.strip() == "each":
+        return "each"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected each, or block numbers separated by commas, got {text!r}", param_hint="--blocks"
+        ) from None
+
+
+def _say_what_is_missing(found: Intervention) -> None:
+    images = found.provenance["images"]
+    if images["note"]:
+        say(images["note"])
+    say_skipped(images["skipped"])
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.not_applicable.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        say(f"not applicable, {reason}: {', '.join(names)}")
+    for name, reason in found.provenance["unseen"].items():
+        say(f"read {name} with care: {reason}")
+
+
+def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool) -> None:
+    page = folder / "report.html" if report else None
+    if json:
+        print_json(
+            {
+                "model": found.model,
+                "untrained": found.untrained,
+                "images": found.images,
+                "skipped": found.provenance["images"]["skipped"],
+                "not_applicable": found.not_applicable,
+                "numbers": len(found.table),
+                "sentences": found.sentences,
+                "seconds": found.provenance["seconds"],
+                "run": str(folder),
+                "report": None if page is None else str(page),
+            }
+        )
+        return
+    for sentence in found.sentences:
+        typer.echo(sentence)
+    typer.echo(f"run: {folder}" if page is None else f"report: {page}")

@@ -1,0 +1,17 @@
+"""Replace the tokens of a group at a site, and measure what the others lose. One file per replacement."""
+
+from tokenlens.interventions._intervene import intervene
+from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
+from tokenlens.interventions._targets import CONTROL, TARGETS
+from tokenlens.interventions.base import Replaced, Replacement, replacements
+
+__all__ = [
+    "CONTROL",
+    "EFFECT_COLUMNS",
+    "TARGETS",
+    "Intervention",
+    "Replaced",
+    "Replacement",
+    "intervene",
+    "replacements",
+]
