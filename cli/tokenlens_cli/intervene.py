@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_skipped, show_progress
+from tokenlens_cli._output import print_json, say, say_about_images, say_weights, show_progress
 from tokenlens_cli._processes import joined
 from tokenlens_cli._run_folder import default_folder, save_result
 
@@ -62,6 +63,7 @@ def command(
     """
     folder = out if out is not None else default_folder(f"{model}-intervention")
     with joined(device) as rank:
+        from tokenlens.images import ImageWarning
         from tokenlens.interventions import intervene
         from tokenlens.storage.run_folder import check_writable
 
@@ -85,7 +87,8 @@ def command(
             intervene(model, images, **settings)
             return
         check_writable(folder, overwrite)
-        with show_progress(f"replacing tokens in {model}") as progress:
+        with show_progress(f"replacing tokens in {model}") as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)  # printed with the result
             found = intervene(model, images, **settings, progress=progress)
         _say_what_is_missing(found)
         save_result(found, folder, overwrite=overwrite, report=not no_report)
@@ -111,10 +114,10 @@ def _blocks(text: str) -> str | list[int]:
 
 
 def _say_what_is_missing(found: Intervention) -> None:
-    images = found.provenance["images"]
-    if images["note"]:
-        say(images["note"])
-    say_skipped(images["skipped"])
+    say_weights(found.model, found.provenance["weights"])
+    for note in found.provenance.get("notes", ()):
+        say(note)
+    say_about_images(found.provenance["images"])
     reasons: dict[str, list[str]] = {}
     for name, reason in found.not_applicable.items():
         reasons.setdefault(reason, []).append(name)

@@ -6,20 +6,19 @@ import copy
 import datetime as dt
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from tokenlens.analysis.analysis import Analysis
-from tokenlens.analysis.processes import Seen, merge_ranks, rank_and_world_size
+from tokenlens.analysis.described_images import Seen, describe_images, warn_about_images
+from tokenlens.analysis.processes import merge_ranks, rank_and_world_size
 from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
-from tokenlens.images import ImageWarning, iterate_distinct
+from tokenlens.images import iterate_distinct
 from tokenlens.images.preprocessing import Batch
-from tokenlens.images.sources import SAMPLE_NOTE, check_seed
-from tokenlens.images.webdataset import is_break
+from tokenlens.images.sources import check_seed
 from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
@@ -103,13 +102,9 @@ def analyze(
     seen, skipped = merge_ranks(run, seen, source.skipped, world_size)
     if not seen:
         raise no_usable_image(source.description, skipped)
-    broken = [f"{item['name']}: {item['reason']}." for item in skipped if is_break(item["reason"])]
-    notes = source.notes + broken + source.remarks
-    skipped = [item for item in skipped if not is_break(item["reason"])]
-    for note in notes if rank == 0 else ():
-        if note != SAMPLE_NOTE:
-            warnings.warn(note, ImageWarning, stacklevel=2)
-    names = [name for _, name, _ in seen]
+    described = describe_images(source, images, limit, seen, skipped)
+    if rank == 0:
+        warn_about_images(described)
     weights = next(loaded.module.parameters())
     provenance = {
         "model": loaded.name,
@@ -117,18 +112,7 @@ def analyze(
         "untrained": loaded.untrained,
         "weights": loaded.weights,
         **_specialized(loaded.module),
-        "images": {
-            "source": source.description,
-            "notes": notes,
-            "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None,
-            "limit": limit,
-            "count": len(names),
-            "skipped": skipped,
-            "copies": source.copies,
-            "names": names,
-            "hashes": [digest for *_, digest in seen],
-            "kept_per_image": min(len(names), keep_images),
-        },
+        "images": described | {"kept_per_image": min(len(seen), keep_images)},
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items()},
         "image_size": list(run.image_size),
         **({"notes": run.notes} if run.notes else {}),
@@ -142,7 +126,7 @@ def analyze(
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
     }
-    return run.to_analysis(loaded.name, provenance, names)
+    return run.to_analysis(loaded.name, provenance, described["names"])
 
 
 def choose_metrics(metrics: Choice | Sequence[Choice] | None) -> list[Metric]:

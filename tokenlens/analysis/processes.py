@@ -7,12 +7,8 @@ from typing import Any
 
 import torch
 
+from tokenlens.analysis.described_images import Seen, Skipped
 from tokenlens.analysis.run import AnalysisRun
-
-Seen = list[tuple[int, str, str]]
-"""Position in the source, name and SHA-256 of each image that was analyzed."""
-Skipped = list[dict[str, str]]
-"""``{"name", "reason"}`` of each unreadable image."""
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenlens.families import Family, Tap
+from tokenlens.families import Family, SplitNorm, Tap
 from tokenlens.recording import IncompleteRecording
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
 
@@ -30,9 +30,16 @@ class Sites:
 
     def __init__(self, model: nn.Module, family: Family, layout: TokenLayout) -> None:
         self.layout = layout
-        self.blocks = [dict(family.taps(block).sites) for block in family.blocks(model)]
+        modules = list(family.blocks(model))
+        self.blocks = [family.taps(block) for block in modules]
+        self._layouts = [family.block_layout(block, layout) for block in modules]
         norm = family.final_norm(model)
-        self.final_norm = None if norm is None else Tap(norm)
+        # A norm in two parts has no tensor with all tokens.
+        self.final_norm = None if norm is None or isinstance(norm, SplitNorm) else Tap(norm)
+
+    def has_all_tokens(self, block: int) -> bool:
+        """Return whether a block has all tokens of the model."""
+        return self._layouts[block] == self.layout
 
     def check(self, site: Site, block: int) -> None:
         """Raise LookupError if tokens cannot be replaced at this site of this block."""
@@ -41,9 +48,17 @@ class Sites:
                 f"tokens cannot be replaced at {site}: it is read at the attention kernel. Replace them at norm1, from "
                 "which q, k and v are computed"
             )
-        if site not in self.blocks[block]:
-            known = ", ".join(self.blocks[block])
-            raise LookupError(f"block {block} of this model has no site {site}; it has {known}")
+        if not self.has_all_tokens(block):
+            raise LookupError(f"block {block} of this model lacks some of its tokens, so none is replaced there")
+        sites = self.blocks[block].sites
+        needed = [Site.RESID_PRE, Site.ATTN_OUT] if site == Site.RESID_MID else [site]
+        if any(name not in sites for name in (site, *needed)):
+            raise LookupError(f"block {block} of this model has no site {site}; it has {', '.join(sites)}")
+        if any(sites[name].gain is not None or sites[name].plus for name in needed):
+            raise LookupError(
+                f"no module of block {block} outputs {site} as such, so it cannot be replaced; try resid_pre, norm1 or "
+                "resid_post"
+            )
 
     @contextmanager
     def at(self, site: Site, block: int, change: Change) -> Iterator[None]:
@@ -53,13 +68,15 @@ class Sites:
         """
         if site == Site.FINAL_NORM:
             assert self.final_norm is not None
-            with self._hook(self.final_norm, "final_norm", change):
+            with self._hook(self.final_norm, "final_norm", change, False):
                 yield
-        elif site != Site.RESID_MID:
-            with self._hook(self.blocks[block][site], f"block {block}, {site}", change):
+            return
+        taps, first = self.blocks[block].sites, self.blocks[block].sequence_first
+        if site != Site.RESID_MID:
+            with self._hook(taps[site], f"block {block}, {site}", change, first):
                 yield
         else:
-            taps, before = self.blocks[block], {}
+            before = {}
 
             def remember(x_BTD: Tensor) -> None:
                 before["resid_pre"] = x_BTD
@@ -71,13 +88,13 @@ class Sites:
                 return None if changed_BTD is None else update_BTD + (changed_BTD - resid_mid_BTD)
 
             with (
-                self._hook(taps[Site.RESID_PRE], f"block {block}, resid_pre", remember),
-                self._hook(taps[Site.ATTN_OUT], f"block {block}, attn_out", change_update),
+                self._hook(taps[Site.RESID_PRE], f"block {block}, resid_pre", remember, first),
+                self._hook(taps[Site.ATTN_OUT], f"block {block}, attn_out", change_update, first),
             ):
                 yield
 
     @contextmanager
-    def _hook(self, tap: Tap, name: str, change: Change) -> Iterator[None]:
+    def _hook(self, tap: Tap, name: str, change: Change, sequence_first: bool) -> Iterator[None]:
         calls = 0
 
         def checked(x_BTD: Tensor) -> Tensor | None:
@@ -87,8 +104,11 @@ class Sites:
                 raise IncompleteRecording(
                     f"{name}: expected tokens of shape (images, tokens, channels), got {tuple(x_BTD.shape)}"
                 )
+            if sequence_first:
+                x_BTD = x_BTD.transpose(0, 1)
             self.layout.check(x_BTD.shape[1])
-            return change(x_BTD)
+            changed_BTD = change(x_BTD)
+            return changed_BTD if changed_BTD is None or not sequence_first else changed_BTD.transpose(0, 1)
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
             return _with_tokens((args, kwargs), checked)[0]

@@ -20,10 +20,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from tokenlens.analysis.described_images import describe_images, warn_about_images
+from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.analysis.processes import rank_and_world_size
-from tokenlens.analysis.run import NonFiniteActivation, no_usable_image, open_for_model, to_model
+from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families import Family
-from tokenlens.images import Batch, ImageSource, iterate_batches
+from tokenlens.images import Batch, ImageSource, iterate_distinct
 from tokenlens.interventions._effects import UNITS, EffectKey, class_logits, measure_effects
 from tokenlens.interventions._hooks import Sites
 from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
@@ -113,7 +115,7 @@ def intervene(
     source = open_for_model(images, loaded, limit, seed)
     rank, world_size = rank_and_world_size()
     source, positions = _in_seeded_order(source, seed)
-    batches = partial(iterate_batches, source, batch_size, workers=workers, rank=rank, world_size=world_size)
+    batches = partial(iterate_distinct, source, batch_size, workers=workers, rank=rank, world_size=world_size)
     run = _Run(loaded, kinds, sites, blocks, _targets(replace), share, seed, amp, positions)
     with evaluating(loaded.module):
         if run.needs & {"statistics", "donors"}:
@@ -128,22 +130,17 @@ def intervene(
     skipped = run.merge(world_size, source.skipped)
     if not run.seen:
         raise no_usable_image(source.description, skipped)
+    described = describe_images(source, images, limit, run.seen, skipped)
+    if rank == 0:
+        warn_about_images(described)
     weights = next(loaded.module.parameters())
     provenance = {
         "model": loaded.name,
         "family": loaded.family.name or type(loaded.family).__name__,
         "untrained": loaded.untrained,
         "weights": loaded.weights,
-        "images": {
-            "source": source.description,
-            "note": source.note,
-            "given": os.fspath(images) if isinstance(images, str | os.PathLike) else None,
-            "limit": limit,
-            "count": len(run.seen),
-            "skipped": skipped,
-            "names": [name for _, name, _ in run.seen],
-            "hashes": [digest for *_, digest in run.seen],
-        },
+        "images": described,
+        **({"notes": run.notes} if run.notes else {}),
         "replace": list(run.targets),
         "by": list(kinds),
         "unseen": {name: kind.unseen for name, kind in kinds.items() if kind.unseen},
@@ -206,8 +203,10 @@ class _Run:
         self.needs = frozenset().union(*(kind.needs for kind in kinds.values()))
         self.depth = len(loaded.family.blocks(loaded.module))
         self.blocks = _resolve_blocks(blocks, self.depth)
+        self._all_blocks = blocks == "each"
         self.image_size = (0, 0)
         self.not_applicable: dict[str, str] = {}
+        self.notes: list[str] = []
         self.conditions: list[Condition] = []
         self.seen: list[tuple[int, str, str]] = []
         self._layout: TokenLayout | None = None
@@ -327,6 +326,9 @@ class _Run:
             self.image_size = (height, width)
             self._layout = self.loaded.family.layout(self.loaded.module, self.image_size)
             self._sites = Sites(self.loaded.module, self.loaded.family, self._layout)
+            notes = (self.loaded.note, self._layout.border_note(self.image_size))
+            self.notes = [note for note in (*notes, *self.loaded.family.notes(self.loaded.module)) if note]
+            check_channels(batch.images, self.loaded)
             self._choose_conditions()
         elif (height, width) != self.image_size:
             raise ValueError(
@@ -340,6 +342,9 @@ class _Run:
             reason = check_target(target, self.layout, self.share)
             if reason is not None:
                 raise LookupError(f"{target!r} cannot be replaced: {reason}")
+        if self._all_blocks and (lacking := [block for block in self.blocks if not self._sites.has_all_tokens(block)]):
+            self.not_applicable[f"block {', '.join(map(str, lacking))}"] = "the block lacks some of the model's tokens"
+            self.blocks = [block for block in self.blocks if block not in lacking]
         for site in self.sites:
             for block in self.blocks:
                 self._sites.check(site, block)

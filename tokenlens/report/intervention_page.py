@@ -21,7 +21,7 @@ def content(result: Intervention) -> dict[str, Any]:
         "mark": " (untrained)" if result.untrained else "",
         "sentences": result.sentences,
         "facts": _facts(result),
-        "notes": [images["note"]] if images["note"] else [],
+        "notes": [*images["notes"], *result.provenance.get("notes", ())],
         "unseen": sorted(result.provenance["unseen"].items()),
         "skipped": [(image["name"], image["reason"]) for image in images["skipped"]],
         "not_applicable": sorted(result.not_applicable.items()),
