@@ -18,7 +18,10 @@ from tokenlens.interventions import EFFECT_COLUMNS, Intervention, intervene, rep
 from tokenlens.storage.result import Result
 
 CLASSIFIER = "timm_vit"
-WITH_CLS = [name for name, kind in KINDS.items() if "cls" in kind.prefix]
+NO_LAST_OUTPUT = ("timm_cait", "capi_rms")
+"""Kinds whose last block has no site ``resid_post``."""
+
+WITH_CLS = [name for name, kind in KINDS.items() if "cls" in kind.prefix and name not in NO_LAST_OUTPUT]
 
 
 def run(model: nn.Module, pixels: torch.Tensor, **options) -> Intervention:
@@ -35,13 +38,18 @@ def values(found: Intervention, metric: str = "final_cosine", **filters) -> np.n
 @pytest.mark.parametrize("name", KINDS)
 def test_replacing_tokens_by_themselves_changes_nothing(name):
     model, pixels = MODELS[name](), images(name, 3)
-    group = KINDS[name].prefix[0] if KINDS[name].prefix else "patch"
-    sites = ["resid_pre", "norm1", "resid_post"] + ["attn_out", "resid_mid"] * KINDS[name].residual
+    family = find_family(model)
+    layout = family.layout(model, tuple(pixels.shape[-2:]))
+    whole = [block for block in family.blocks(model) if family.block_layout(block, layout) == layout]
+    taps = {site: tap for site, tap in family.taps(whole[0]).sites.items() if site in family.taps(whole[-1]).sites}
+    single = [site for site, tap in taps.items() if tap.gain is None and not tap.plus]
+    sites = [site for site in single if site != "resid_mid" or {"resid_pre", "attn_out"} <= set(single)]
     before = watch(model, pixels)[0].sites
-    found = run(model, pixels, replace=group, by="itself", site=sites, blocks=[0, -1])
+    found = run(model, pixels, replace=layout.groups[0], by="itself", site=sites)
     cosines = found.select("final_cosine")
     assert np.allclose(cosines["value"], 1, atol=1e-12)
     assert set(cosines["n"]) == {3}
+    assert "resid_pre" in set(cosines["site"])
     after = watch(model, pixels)[0].sites
     assert all(torch.equal(before[key], after[key]) for key in before), "the model is left as it was"
     assert hooks(model) == 0
@@ -51,7 +59,7 @@ def test_replacing_tokens_by_themselves_changes_nothing(name):
 def test_replacing_cls_after_the_last_block_changes_no_patch(name):
     found = run(MODELS[name](), images(name, 2), by=["zero", "shuffle"], blocks=[-1])
     assert (values(found, group="patch") == 1).all()
-    assert (values(found, group="cls", by="shuffle") < 0.9999).all()
+    assert (values(found, group="cls", by="shuffle") < 1).all()
 
 
 def expected_cosines(model: nn.Module, pixels: torch.Tensor, block: int, new_CLS: torch.Tensor) -> torch.Tensor:
