@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,6 +34,7 @@ class Buffers:
         self._slots: list[tuple[Slot, Tensor]] = []
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self._next = self._first = self._images = 0
+        self._block, self._used = torch.empty(0), 0
 
     def start(self, first: int, images: int, capacity: int) -> None:
         """Prepare for a forward pass of ``images`` images, stored from index ``first`` on.
@@ -67,7 +69,7 @@ class Buffers:
             )
         if not self._buffers:
             row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._slots)
-            self._slots.append((Slot(name, tail, row), like.new_empty((self._images, *tail), dtype=dtype)))
+            self._slots.append((Slot(name, tail, row), self._take(like, (self._images, *tail), dtype)))
         slot, memory = self._slots[self._next] if self._next < len(self._slots) else (None, like)
         if slot is None or slot[:2] != (name, tail):
             raise ValueError(
@@ -77,6 +79,14 @@ class Buffers:
         self._next += 1
         first = self._first if self._buffers else 0
         return slot, memory[first : first + self._images]
+
+    def _take(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory for a result of the first pass, from a block so large that malloc maps it outside the heap."""
+        count = math.prod(shape)
+        if self._used + count > self._block.numel():
+            self._block, self._used = like.new_empty(max(count, 2**24), dtype=dtype), 0
+        self._used += count
+        return self._block[self._used - count : self._used].view(shape)
 
     def end(self) -> None:
         """Finish a forward pass; after the first one, the memory of each field becomes one tensor."""
@@ -91,6 +101,7 @@ class Buffers:
                 row = self._buffers[slot[:2]][slot.row]
                 row[: len(memory)] = memory
                 self._slots[index] = (slot, row)
+            self._block, self._used = torch.empty(0), 0
 
     def read(self, name: str, tail: tuple[int, ...]) -> Tensor:
         """Return all slots of a field, ``(N, C, *tail)``."""
