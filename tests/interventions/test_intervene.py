@@ -45,7 +45,7 @@ def test_replacing_tokens_by_themselves_changes_nothing(name):
     single = [site for site, tap in taps.items() if tap.gain is None and not tap.plus]
     sites = [site for site in single if site != "resid_mid" or {"resid_pre", "attn_out"} <= set(single)]
     before = watch(model, pixels)[0].sites
-    found = run(model, pixels, replace=layout.groups[0], by="itself", site=sites)
+    found = run(model, pixels, replace=layout.groups[0], by="itself", site=sites, img_size=tuple(pixels.shape[-2:]))
     cosines = found.select("final_cosine")
     assert np.allclose(cosines["value"], 1, atol=1e-12)
     assert set(cosines["n"]) == {3}
