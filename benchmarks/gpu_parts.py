@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
 import gc
 import os
 import random
@@ -191,23 +189,20 @@ def random_images(count: int) -> Tensor:
 
 
 class AnalyzePass:
-    """One forward pass of `analyze` with the default metrics, on images that are on the device.
-
-    The hooks stay on a copy of the model, as in the middle of a run.
-    """
+    """One forward pass of `analyze` with the default metrics, on images that are on the device."""
 
     def __init__(self, model: nn.Module, x: Tensor, amp: bool) -> None:
-        loaded = load_model(copy.deepcopy(model), device=DEVICE)
+        loaded = load_model(model, device=DEVICE)
         self.run = AnalysisRun(loaded, choose_metrics(None), 4096, expensive=False)
         self.run._prepare((x.shape[-2], x.shape[-1]))
-        self.hooks = contextlib.ExitStack()
-        self.recorder = self.run._recorder(self.hooks)
+        self.recorder = self.run._recorder()
         self.x, self.amp, self.done = x, amp, 0
 
     def __call__(self) -> None:
         assert self.recorder is not None
         indices = list(range(self.done, self.done + len(self.x)))
-        batch = Batch(self.x, indices, *[[*map(str, indices)]] * 2)
+        names = [*map(str, indices)]
+        batch = Batch(self.x, indices, names, names, names, [False] * len(names))
         self.run._run(self.recorder, batch, self.x, self.amp)
         self.done += len(self.x)
 

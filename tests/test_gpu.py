@@ -49,7 +49,7 @@ def test_no_hidden_synchronization(amp):
     def batches() -> Iterator[Batch]:
         for first in range(0, 32, 4):
             names = [f"{first + image}" for image in range(4)]
-            yield Batch(pixels, list(range(first, first + 4)), names, names)
+            yield Batch(pixels, list(range(first, first + 4)), names, names, names, [False] * 4)
 
     def done(batch: Batch) -> None:
         torch.cuda.set_sync_debug_mode("error" if batch.indices[0] < 28 else "default")
