@@ -45,6 +45,19 @@ def out(tmp_path):
 # -- models and weights
 
 
+def test_arguments_of_a_model(out):
+    """`--model-arg` with an argument that the model's constructor does not have, or a value that it refuses"""
+    refused(tiny_analyze(out, "--model-arg", "reg_token=2"), "no argument 'reg_token'", "reg_tokens", "It takes")
+    refused(tokenlens("specialize", MODEL, "--dry-run", "--model-arg", "depth=many"), "depth='many'")
+    refused(tokenlens("check", MODEL, "--model-arg", "class_token=none"), "does not pass None")
+    for wrong in ("reg_tokens", "=2", "reg_tokens="):
+        assert tiny_analyze(out, "--model-arg", wrong).exit_code == 2
+    assert tiny_analyze(out, "--model-arg", "depth=1", "--model-arg", "depth=2").exit_code == 2
+    for wrong in ("0", "-32", "32x", "32x32x32", "large"):
+        assert tiny_analyze(out, "--img-size", wrong).exit_code == 2
+    nothing_in(out.parent)
+
+
 def test_unknown_model(out):
     """a model's name that does not exist"""
     refused(tokenlens("analyze", "vit_bose_patch16_224", "--out", out), "vit_bose_patch16_224", "vit_base_patch16_224")
