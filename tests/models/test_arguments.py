@@ -43,7 +43,7 @@ def test_weights_still_have_to_fit(tmp_path, empty_cache):
         assert torch.equal(pooled.module.norm.weight, saved.norm.weight)
         assert pooled.module.global_pool == "avg"
         assert check(name, model_args={"global_pool": "avg", "fc_norm": False}).readable
-        with pytest.raises(ValueError, match="does not fit .*1 key missing: reg_token"):
+        with pytest.raises(ValueError, match=r"does not fit .*1 key missing: reg_token"):
             load_model(name, model_args={"reg_tokens": 2}, device="cpu")
         assert "reg_token" in str(check(name, model_args={"reg_tokens": 2}).problem)
 
@@ -53,7 +53,7 @@ def test_weights_still_have_to_fit(tmp_path, empty_cache):
     [
         (
             {"reg_token": 2},
-            "VisionTransformer, has no argument 'reg_token'. Did you mean reg_tokens.* It takes patch_s",
+            "has no argument 'reg_token'. Did you mean reg_tokens.* It takes patch_s",
         ),
         ({"num_heads": 7}, "cannot create test_vit with num_heads=7: dim should be divisible"),
         ({"mlp_layer": "foo"}, "with mlp_layer='foo'"),
