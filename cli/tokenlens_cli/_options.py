@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -90,9 +91,65 @@ Pretrained = Annotated[
         help="Use published weights, or random ones drawn with --seed. Results of random weights are marked untrained.",
     ),
 ]
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Return the side length of images, or their height and width.
+
+    >>> parse_size("224"), parse_size("224x336")
+    (224, (224, 336))
+    """
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise typer.BadParameter(f"expected a number of pixels, or HEIGHTxWIDTH as in 224x336, got {text!r}")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 ImgSize = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="PIXELS", help="Side length of the input images. Defaults to the model's own."),
+    Any,
+    typer.Option(
+        parser=parse_size,
+        metavar="PIXELS|HxW",
+        help="Side length of the input images, or height x width, as 224x336. Defaults to the model's own.",
+    ),
+]
+
+
+def parse_model_arg(text: str) -> tuple[str, Any]:
+    """Return the name and the value of a model's argument: an int, float, bool, None or text.
+
+    >>> [parse_model_arg(text) for text in ("reg_tokens=4", "init_values=1e-5", "class_token=false", "global_pool=avg")]
+    [('reg_tokens', 4), ('init_values', 1e-05), ('class_token', False), ('global_pool', 'avg')]
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name.isidentifier() or not value:
+        raise typer.BadParameter(f"expected NAME=VALUE, as in global_pool=avg, got {text!r}")
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return name, words[value.lower()]
+    for number in (int, float):
+        with suppress(ValueError):
+            return name, number(value)
+    return name, value
+
+
+def join_model_args(pairs: list[tuple[str, Any]] | None) -> dict[str, Any] | None:
+    """Return the arguments that ``--model-arg`` gives; None without any."""
+    given = dict(pairs or ())
+    if len(given) < len(pairs or ()):
+        raise typer.BadParameter("an argument is given twice; give each one once", param_hint="--model-arg")
+    return given or None
+
+
+ModelArg = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--model-arg",
+        parser=parse_model_arg,
+        metavar="NAME=VALUE",
+        help="Argument of the model's constructor, for timm models: reg_tokens=4, global_pool=avg, "
+        "mlp_layer=SwiGLUPacked. Repeat the option for several.",
+    ),
 ]
 BatchSize = Annotated[
     T,

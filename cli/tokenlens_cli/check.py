@@ -21,6 +21,7 @@ def command(
     ],
     checkpoint: options.Checkpoint = None,
     img_size: options.ImgSize = None,
+    model_arg: options.ModelArg = None,
     json: options.Json = False,
 ) -> None:
     """Say what a model or checkpoint is, without running it.
@@ -31,7 +32,7 @@ def command(
     """
     from tokenlens.models import check
 
-    result = check(model, checkpoint=checkpoint, img_size=img_size)
+    result = check(model, checkpoint=checkpoint, img_size=img_size, model_args=options.join_model_args(model_arg))
     if json:
         print_json(result.to_dict())
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say
+from tokenlens_cli._output import print_json, say, say_weights
 
 if TYPE_CHECKING:
     from tokenlens.specialization import SpecializationCost, SpecializationPlan
@@ -39,6 +39,7 @@ def command(
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained[bool] = True,
     img_size: options.ImgSize = None,
+    model_arg: options.ModelArg = None,
     seed: Annotated[
         int, typer.Option(min=0, max=options.LARGEST_SEED, metavar="N", help="Seed for random weights.")
     ] = 0,
@@ -69,14 +70,22 @@ def command(
     from tokenlens.models import create_meta_model, load_model
     from tokenlens.specialization import as_specialization, compute_costs, save, specialize
 
+    model_args = options.join_model_args(model_arg)
     wanted = replace(as_specialization(preset), registers=registers.value)
     target = None if dry_run or out is None else find_target(out, overwrite)
     if target is None:
-        module = create_meta_model(model, img_size=img_size)
+        module = create_meta_model(model, img_size=img_size, model_args=model_args)
     else:
         loaded = load_model(
-            model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device="cpu", seed=seed
+            model,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            img_size=img_size,
+            model_args=model_args,
+            device="cpu",
+            seed=seed,
         )
+        say_weights(model, loaded.weights)
         module = loaded.module
     plan, found = compute_costs(module, wanted)
     if target is not None:

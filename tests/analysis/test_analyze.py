@@ -31,6 +31,9 @@ from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.metrics import metrics as catalog
 from tokenlens.statistics.jackknife import JACKKNIFE_GROUPS
 
+APPLICABLE = [
+    name for name in catalog.names() if name not in ("weight_distance", "latent_attention", "latent_patch_cosine")
+]
 ATTENTION = ["attention_entropy", "attention_mass", "cls_attention_map"]
 NO_INTERVAL = ["max_over_median", "peak"]
 SET_LEVEL = [
@@ -74,7 +77,7 @@ def spoil(module: nn.Module, change: Callable[[Tensor], None]) -> None:
 # -- metrics
 
 
-@pytest.mark.parametrize("metric", [name for name in catalog.names() if name != "weight_distance"])
+@pytest.mark.parametrize("metric", APPLICABLE)
 def test_each_metric_alone_gives_what_it_gives_among_all(metric):
     """No metric lives on sums that only another one asked for."""
     alone = analyzed(metrics=[metric])
@@ -217,7 +220,7 @@ def test_beyond_20_images_the_jackknife_leaves_out_groups():
 # -- what stops it
 
 
-@pytest.mark.parametrize("metrics", [None, *[[name] for name in catalog.names() if name != "weight_distance"]])
+@pytest.mark.parametrize("metrics", [None, *[[name] for name in APPLICABLE]])
 def test_weights_that_are_not_numbers_are_never_measured(metrics):
     model = fresh()
     with torch.no_grad():

@@ -86,7 +86,11 @@ def test_options_reach_the_analysis(tmp_path):
         "--workers",
         0,
         "--img-size",
-        48,
+        "48x32",
+        "--model-arg",
+        "reg_tokens=2",
+        "--model-arg",
+        "global_pool=avg",
         "--limit",
         5,
     )
@@ -95,7 +99,10 @@ def test_options_reach_the_analysis(tmp_path):
     assert "effective_rank" in analysis.metrics
     told = analysis.provenance
     assert (told["seed"], told["batch_size"], told["dtype"], told["device"]) == (5, 3, "bfloat16 autocast", "cpu")
-    assert told["image_size"] == [48, 48]
+    assert told["image_size"] == [48, 32]
+    assert told["model_args"] == {"reg_tokens": 2, "global_pool": "avg"}
+    assert "created with reg_tokens=2, global_pool='avg'" in result.stderr
+    assert analysis.table["group"].eq("reg").any()
     assert analysis.images == 5
 
 
@@ -132,7 +139,8 @@ def test_every_option_reads_its_environment_variable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = {
         "TOKENLENS_ANALYZE_PRETRAINED": "0",
-        "TOKENLENS_ANALYZE_IMG_SIZE": "32",
+        "TOKENLENS_ANALYZE_IMG_SIZE": "32x48",
+        "TOKENLENS_ANALYZE_MODEL_ARG": "reg_tokens=2 depth=1",
         "TOKENLENS_ANALYZE_LIMIT": "3",
         "TOKENLENS_ANALYZE_OUT": "elsewhere",
         "TOKENLENS_ANALYZE_NO_REPORT": "1",
@@ -144,7 +152,10 @@ def test_every_option_reads_its_environment_variable(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
     assert (told["run"], told["images"], told["metrics"]) == ("elsewhere", 3, ["token_norm"])
+    analysis = Analysis.load(tmp_path / "elsewhere")
+    assert (analysis.blocks, analysis.provenance["image_size"]) == (1, [32, 48])
     assert tokenlens("analyze", MODEL, env={"TOKENLENS_ANALYZE_LIMIT": "0"}).exit_code == 2
+    assert tokenlens("analyze", MODEL, env={"TOKENLENS_ANALYZE_IMG_SIZE": "32x"}).exit_code == 2
 
 
 @pytest.mark.slow

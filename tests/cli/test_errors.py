@@ -27,7 +27,9 @@ def test_debug_shows_the_traceback(tmp_path):
     assert debug.exit_code == plain.exit_code == 1
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # stdout is that of the tests here
+
     def command() -> None:
         """Prints to a reader that has gone."""
         raise BrokenPipeError(32, "Broken pipe")
@@ -35,4 +37,4 @@ def test_a_closed_pipe_is_no_error():
     once = typer.Typer()
     once.command()(guarded(command))
     result = CliRunner().invoke(once, [])
-    assert (result.exit_code, result.stderr) == (1, "")
+    assert (result.exit_code, result.stderr) == (0, "")

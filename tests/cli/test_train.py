@@ -240,7 +240,7 @@ def test_a_run_without_weights_says_when_they_are_written(trained, tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    refused(tokenlens("analyze", tmp_path), "run.json of a `tokenlens train` run", f"local-dir:{tmp_path}")
+    refused(tokenlens("analyze", tmp_path), "run.json of a `tokenlens train` run", f"--checkpoint {tmp_path}")
     (tmp_path / "run.json").write_text("{")
     assert "run.json" in tokenlens("analyze", tmp_path).stderr
 

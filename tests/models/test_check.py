@@ -92,7 +92,7 @@ def test_modules_of_every_family(name):
 
 
 def test_what_cannot_be_read_is_said_and_not_raised(tmp_path):
-    assert "no family for torch.nn.modules.linear.Linear" in check(nn.Linear(2, 2)).problem
+    assert "Linear cannot be analyzed: it has no attention" in check(nn.Linear(2, 2)).problem
     assert "ResNet" in check("resnet10t").problem
     (tmp_path / "page.pth").write_text("<html>")
     assert "a web page" in check(tmp_path / "page.pth").problem

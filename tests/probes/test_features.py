@@ -16,7 +16,7 @@ def frozen(name: str, kind: str, blocks=None) -> FrozenModel:
     return FrozenModel(loaded, kind, blocks, amp=False)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KINDS)
 def test_features_are_what_is_recorded(name):
     x = images(name)
     model = frozen(name, "image")

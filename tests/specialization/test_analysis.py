@@ -107,7 +107,7 @@ def test_both_weights_are_kept(standard):
 def test_the_provenance_names_the_specialization(fresh, standard):
     chosen = {"norm": "all", "layer_scale": "all", "qkv": "first_third", "registers": "cls"}
     assert fresh.provenance["specialization"] == chosen | {"prefix": ["cls", "reg"]}
-    assert "specialization" not in analyzed(standard, metrics=["weight_distance"]).provenance
+    assert "specialization" not in analyzed(standard, metrics=["token_norm"]).provenance
 
 
 def test_under_autocast_equal_weights_still_add_nothing(standard):

@@ -42,6 +42,10 @@ def test_every_component_on_every_kind(name, component):
     """Outputs stay, both gradients add up to the standard one, and all other parameters keep their names."""
     model, x = MODELS[name]().double(), images(name).double()
     wanted = Specialization(**{component: "all"})
+    if name == "timm_cait":
+        with pytest.raises(LookupError, match="CaiT cannot be specialized: its first blocks have no CLS"):
+            specialize(model, wanted)
+        return
     if (name, component) in REFUSED:
         with pytest.raises(LookupError, match=f"{component} cannot be specialized in this model"):
             specialize(model, wanted)
@@ -68,12 +72,17 @@ def test_every_component_on_every_kind(name, component):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", sorted(set(WITH_SPECIAL_TOKENS) - {kind for kind, _ in REFUSED}))
+@pytest.mark.parametrize("name", sorted(set(WITH_SPECIAL_TOKENS) - {kind for kind, _ in REFUSED} - {"timm_cait"}))
 def test_presets_change_no_bit(name, preset):
     model, x = MODELS[name](), images(name)
     with torch.no_grad():
         before = outputs(model, x)
         assert torch.equal(outputs(specialize(model, preset), x), before)
+
+
+@pytest.mark.parametrize("name", ["hf_git", "hf_yolos", "hf_pixio", "hf_beit_classifier", "hf_internvl_rms"])
+def test_more_models_of_transformers(name):
+    test_presets_change_no_bit(name, "everything")
 
 
 def test_after_one_step_the_weights_differ_and_training_and_eval_work():

@@ -252,6 +252,11 @@ KIN: dict[str, Kind] = {
     "hf_owlv2": Kind(partial(_hf, "Owlv2VisionModel"), "hf_vit", **_POOLED),
     "hf_dpt": Kind(partial(_hf, "DPTModel", "eager"), "hf_vit", scores=HEAD_SCALE),
     "hf_flava": Kind(partial(_hf, "FlavaImageModel", "eager"), "hf_vit", scores=HEAD_SCALE),
+    "hf_internvl_rms": Kind(
+        partial(_hf, "InternVLVisionModel", image_size=[32, 32], patch_size=[8, 8], norm_type="rms_norm"),
+        "hf_beit",
+        **_POOLED,
+    ),
     "hf_mae_pretraining": Kind(
         partial(_hf, "ViTMAEForPreTraining", decoder_hidden_size=32, decoder_num_attention_heads=2), "hf_mae"
     ),

@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -45,6 +45,7 @@ def analyze(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     family: Family | None = None,
     keep_images: int = 4096,
     progress: Callable[[int, int | None], None] | None = None,
@@ -67,6 +68,7 @@ def analyze(
         checkpoint: file of weights to load instead of the published ones.
         pretrained: False for random weights; the result is then marked as untrained.
         img_size: image side, or (height, width), where the model allows another size.
+        model_args: arguments of the constructor of a named timm model, as in ``load_model``.
         family: location of tokens and sites in a model that tokenlens does not know.
         keep_images: maximum number of images whose values are kept one by one; means and spreads cover all images.
         progress: called after each batch with the number of images done and in total (None if unknown).
@@ -82,7 +84,14 @@ def analyze(
     chosen = choose_metrics(metrics)
     check_seed(seed)
     loaded = load_model(
-        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+        model,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        img_size=img_size,
+        model_args=model_args,
+        device=device,
+        seed=seed,
+        family=family,
     )
     source = open_for_model(images, loaded, limit, seed)
     rank, world_size = rank_and_world_size()
@@ -111,6 +120,7 @@ def analyze(
         "family": loaded.family.name or type(loaded.family).__name__,
         "untrained": loaded.untrained,
         "weights": loaded.weights,
+        **({"model_args": loaded.model_args} if loaded.model_args else {}),
         **_specialized(loaded.module),
         "images": described | {"kept_per_image": min(len(seen), keep_images)},
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items()},

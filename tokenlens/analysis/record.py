@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,12 +33,13 @@ def record(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Recording:
     """Record the activations of a few images at chosen sites and blocks.
 
     Args:
-        model, images, device, seed, checkpoint, pretrained, img_size, family: as in ``analyze``.
+        model, images, device, seed, checkpoint, pretrained, img_size, model_args, family: as in ``analyze``.
         sites: sites to record (default all).
         blocks: blocks to record (default all); negative ones count from the end.
         patterns: True keeps the attention patterns, (B, H, T, T) per block; None only those that cannot be computed
@@ -51,7 +52,14 @@ def record(
     """
     check_seed(seed)
     loaded = load_model(
-        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+        model,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        img_size=img_size,
+        model_args=model_args,
+        device=device,
+        seed=seed,
+        family=family,
     )
     if limit is None and isinstance(images, str | os.PathLike):
         limit = 4

@@ -3,9 +3,8 @@
 from tokenlens.models.architectures import list_architectures
 from tokenlens.models.check import ModelCheck, check
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
-from tokenlens.models.creation import create_meta_model
 from tokenlens.models.fitting import FittedWeights, fit_weights
-from tokenlens.models.loading import LoadedModel, ModelWarning, load_model
+from tokenlens.models.loading import LoadedModel, ModelWarning, create_meta_model, load_model
 from tokenlens.models.names import ModelSource, find_model_source, find_weights_file, read_training_settings
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.models.architectures import find_fitting_models
+from tokenlens.models.arguments import with_arguments
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
 from tokenlens.models.creation import (
     Size,
@@ -147,6 +148,7 @@ def check(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> ModelCheck:
     """Say what a model or a checkpoint is, and whether tokenlens can read it, without running it.
@@ -159,15 +161,18 @@ def check(
             checkpoint on its own, the architectures of timm that it fits are searched by its patch embedding.
         checkpoint: fit this checkpoint to the model.
         img_size: pixels, or (height, width), as in ``analyze``.
+        model_args: arguments of the constructor of a named model, as in ``load_model``.
         family: the family of a model that tokenlens does not know.
 
     Returns:
         The ModelCheck; ``print`` shows it. What cannot be read is not an error here: ``problem`` says why.
 
     Raises:
-        LookupError, ValueError: for a name or path that does not exist, and an invalid size.
+        LookupError, ValueError: for a name or path that does not exist, and an invalid size or argument.
     """
     size = None if img_size is None else check_size(img_size)
+    if model_args and (isinstance(model, nn.Module) or Path(model).is_file()):
+        raise ValueError("model_args (--model-arg) needs the name of a model, whose constructor takes them")
     if isinstance(model, nn.Module):
         return _check_model(type(model).__qualname__, model, family, size)
     subject = os.fspath(model)
@@ -176,7 +181,7 @@ def check(
         if checkpoint is not None:
             raise ValueError(f"{subject} is a checkpoint itself; expected the name of a model with --checkpoint")
         return _check_checkpoint(subject, path, family, size)
-    source = find_model_source(subject)
+    source = with_arguments(find_model_source(subject), model_args)
     module = create_on_meta(source, size)
     found = _check_model(subject, module, family, size)
     if not found.readable and checkpoint is None:

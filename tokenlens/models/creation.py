@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import timm
@@ -13,7 +14,7 @@ from torch import nn
 from tokenlens.families.base import Family, as_height_width, find_family
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
 from tokenlens.models.fitting import FittedWeights, describe_resizing, fit_weights
-from tokenlens.models.names import GET_WEIGHTS, ModelSource, find_model_source, find_weights
+from tokenlens.models.names import GET_WEIGHTS, ModelSource, find_weights
 from tokenlens.models.transformers_format import create_transformers_model, load_transformers_checkpoint
 from tokenlens.models.weight_files import INDEX_NAMES, read_index
 from tokenlens.specialization import TIMM_ENTRY_POINT, specialize
@@ -38,6 +39,7 @@ def create_model(source: ModelSource, size: Size, **options: Any) -> nn.Module:
     """
     if source.transformers is not None:
         return specialize_by_name(create_transformers_model(source.transformers, source.name), source)
+    options = {name: _find_layer(name, value) for name, value in source.arguments.items()} | options
     if size is not None:
         options["img_size"] = size
     name = source.timm_name
@@ -52,20 +54,18 @@ def create_model(source: ModelSource, size: Size, **options: Any) -> nn.Module:
         raise ValueError(f"timm cannot create {source.name}: {error}") from error
 
 
+def _find_layer(argument: str, value: Any) -> Any:
+    """Return the class of ``timm.layers`` or ``torch.nn`` that the value of ``mlp_layer`` and the like names."""
+    if not isinstance(value, str) or not argument.endswith("_layer") or not value[:1].isupper():
+        return value
+    return getattr(timm.layers, value, None) or getattr(nn, value, value)
+
+
 def specialize_by_name(module: nn.Module, source: ModelSource) -> nn.Module:
     """Specialize a model of Transformers if its name asks for it; timm's models are created specialized."""
     if source.specialization is not None:
         specialize(module, source.specialization)
     return module
-
-
-def create_meta_model(name: str, *, img_size: int | tuple[int, int] | None = None) -> nn.Module:
-    """Create the model of a name on the meta device, without memory for its weights, in eval mode.
-
-    Raises:
-        LookupError, ValueError: as ``load_model``.
-    """
-    return create_on_meta(find_model_source(name), None if img_size is None else check_size(img_size)).eval()
 
 
 def create_with_checkpoint(
@@ -156,13 +156,19 @@ def create_with_published_weights(
         except UnreachableError as error:
             raise ValueError(f"the pretrained weights of {name} are not available: {error}. {GET_WEIGHTS}") from error
     from_where = f"hf-hub:{source.repo}/{file.name}" if source.repo else str(source.url)
-    if not source.timm_name or source.timm_name.startswith("local-dir:"):
+    is_archive = source.custom_loader and file.suffix in (".npz", ".npy")
+    if source.arguments and is_archive:
+        raise ValueError(
+            f"the weights of {name} are a JAX archive, which timm loads without checking that they fit these arguments "
+            f"({', '.join(source.arguments)}); leave out --model-arg (model_args=…), or pass weights with --checkpoint"
+        )
+    if source.arguments or not source.timm_name or source.timm_name.startswith("local-dir:"):
         return create_with_checkpoint(source, file, size, from_where)
-    overlay = {"file": str(file), "source": "", "custom_load": source.custom_loader and file.suffix in (".npz", ".npy")}
+    overlay = {"file": str(file), "source": "", "custom_load": is_archive}
     try:
         module = create_model(source, size, pretrained=True, pretrained_cfg_overlay=overlay)
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = shorten(" ".join(str(error).split()), 400, placeholder=" …")
         raise ValueError(f"the pretrained weights of {name} in {file} cannot be loaded: {reason}") from error
     steps = []
     if size is not None:

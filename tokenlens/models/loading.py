@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,15 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from tokenlens.families import Family, FoundViT, find_vit, image_size_of
+from tokenlens.models.arguments import as_plain, describe_arguments, with_arguments
 from tokenlens.models.checkpoints import weights_sha256
-from tokenlens.models.creation import check_size, create_model, create_with_checkpoint, create_with_published_weights
+from tokenlens.models.creation import (
+    check_size,
+    create_model,
+    create_on_meta,
+    create_with_checkpoint,
+    create_with_published_weights,
+)
 from tokenlens.models.names import FORMS, find_model_source
 from tokenlens.models.transformers_format import stated_image_size
 
@@ -40,6 +47,7 @@ class LoadedModel:
             ``steps`` (a sentence for each thing that was unwrapped, renamed, resized or left out).
         untrained: whether the weights are random.
         note: where in which wrapper the model was found; empty if it was not inside another module.
+        model_args: arguments of the constructor that the user gave.
     """
 
     module: nn.Module
@@ -50,6 +58,7 @@ class LoadedModel:
     weights: dict[str, Any]
     untrained: bool
     note: str = ""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -84,6 +93,7 @@ def load_model(
     pretrained: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
     family: Family | None = None,
@@ -103,6 +113,8 @@ def load_model(
             The model is found under whatever the file wraps it in. Position embeddings of another grid are resampled as
             in timm, and the classifier gets the checkpoint's number of classes (or is removed).
         img_size: pixels, or (height, width); by default the size that the model is published for.
+        model_args: arguments of the constructor, for models of timm: ``{"reg_tokens": 4, "global_pool": "avg"}``. Where
+            it takes a class, a name stands for one of ``timm.layers`` or ``torch.nn``.
         device: ``"auto"`` is cuda, else mps, else cpu; a module stays where it is.
         seed: seed of the random weights; the global random state is not changed.
         family: the family of a model that tokenlens does not know.
@@ -110,7 +122,8 @@ def load_model(
     Raises:
         LookupError: for an unknown name (with similar ones), a model of no known family, and a wrapper of several.
         ValueError: for weights on the meta device or that cannot be downloaded (which are never replaced by random
-            ones), a checkpoint that does not fit (with the keys), and an invalid size or device.
+            ones), a checkpoint that does not fit (with the keys), an argument that the constructor does not have (with
+            those it has), and an invalid size or device.
     """
     size = None if img_size is None else check_size(img_size)
     if checkpoint is not None and not pretrained:
@@ -124,6 +137,10 @@ def load_model(
             raise ValueError(
                 f"a checkpoint needs the name of a model, but a {name} module was passed; load the weights into it "
                 "yourself"
+            )
+        if model_args:
+            raise ValueError(
+                f"model_args needs the name of a model, but a {name} module was passed; create it with them"
             )
         found = find_vit(module, family)
         module, name = found.module, type(found.module).__qualname__
@@ -139,7 +156,7 @@ def load_model(
         # Models are created on the CPU, whatever the device; the caller's random state is restored.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            source = find_model_source(name)
+            source = with_arguments(find_model_source(name), model_args)
             if checkpoint is not None:
                 module, weights = create_with_checkpoint(source, Path(checkpoint), size)
             elif pretrained:
@@ -147,6 +164,9 @@ def load_model(
             else:
                 module, label = create_model(source, size), f"random initialisation, seed {seed}"
                 weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False, "steps": []}
+        if model_args:
+            given = f"created {describe_arguments(model_args)}"
+            weights |= {"source": f"{weights['source']}, {given}", "steps": [given, *weights["steps"]]}
         found = find_vit(module.eval(), family)
         module = found.module
     else:
@@ -169,7 +189,23 @@ def load_model(
         weights=weights,
         untrained=not weights["pretrained"],
         note=found.note,
+        model_args=as_plain(model_args or {}),
     )
+
+
+def create_meta_model(
+    name: str,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Create the model of a name on the meta device, without memory for its weights, in eval mode.
+
+    Raises:
+        LookupError, ValueError: as ``load_model``.
+    """
+    size = None if img_size is None else check_size(img_size)
+    return create_on_meta(with_arguments(find_model_source(name), model_args), size).eval()
 
 
 def _check_materialized(module: nn.Module) -> None:

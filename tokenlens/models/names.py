@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class ModelSource:
         custom_loader: whether timm reads the file with the model's own loader (JAX archives).
         specialization: name of the preset by which the model is specialized; None for a standard model.
         training: for the run folder of a training its recipe, seed and progress; else empty.
+        arguments: arguments of the constructor, besides those of timm's configuration.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelSource:
     specialization: str | None = None
     training: str = ""
     transformers: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_model_source(name: str) -> ModelSource:

@@ -110,6 +110,7 @@ class FrozenModel:
             "model": loaded.name,
             "family": family.name or type(family).__qualname__,
             "weights": loaded.weights["sha256"],
+            "model_args": dict(loaded.model_args),
             "image_size": list(loaded.image_size),
             "transform": {key: str(value) for key, value in config.items()},
             "blocks": self.blocks,

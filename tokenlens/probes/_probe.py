@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def probe(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: str = "auto",
@@ -68,7 +69,7 @@ def probe(
             uses the patches.
         blocks: use ``resid_post`` of these blocks through the final norm, concatenated; by default the output of the
             final norm. Negative numbers count from the end.
-        checkpoint, pretrained, img_size, device, amp, family: see ``analyze``.
+        checkpoint, pretrained, img_size, model_args, device, amp, family: see ``analyze``.
         batch_size: images per forward pass; it does not change the score.
         workers: processes that decode images.
         seed: seed of random weights, of the held-out images, and of the order of training.
@@ -89,7 +90,7 @@ def probe(
     splits = open_splits(kind, data)
     data_path = os.path.abspath(data) if isinstance(data, str | os.PathLike) and Path(data).exists() else ""
     if isinstance(model, str) and model == RAW_PIXELS:
-        given = {"source": source, "blocks": blocks, "checkpoint": checkpoint}
+        given = {"source": source, "blocks": blocks, "checkpoint": checkpoint, "model_args": model_args or None}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{RAW_PIXELS} is no model, so it has no {' or '.join(unused)}; leave it out")
         backbone: Backbone = RawPixels(kind, img_size)
@@ -100,6 +101,7 @@ def probe(
             pretrained=pretrained,
             checkpoint=checkpoint,
             img_size=img_size,
+            model_args=model_args,
             device=device,
             seed=seed,
             family=family,

@@ -144,6 +144,8 @@ def _find_modules(
             notes.append("There is no norm over all tokens after the last block.")
         elif isinstance(norm, SplitNorm):
             notes.append("The model itself norms special tokens and patches apart after the last block; left as it is.")
+        elif next(norm.parameters(), None) is None:
+            notes.append("The norm after the last block has no weights; left as it is.")
         else:
             path = _path_of(model, norm)
             found.append(PlannedModule(name, path, None, path))

@@ -82,7 +82,7 @@ def test_wrong_sources(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     for source, message in [
         (tmp_path / "none", r"there is no .*none; expected a folder of images, a \.tar of such a folder, wds/"),
-        (tmp_path / "a.zip", r"a\.zip is a file; expected a folder of images"),
+        (tmp_path / "a.zip", r"a\.zip is an archive; unpack it and give the folder"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_labelled(source)
