@@ -50,7 +50,9 @@ def command(
     model: options.Model,
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]…", help="Further image files, so that `--images *.jpg` works.", show_default=False),
+        typer.Argument(
+            metavar="[FILE]…", help="Further image files, so that `--images *.jpg` works.", show_default=False
+        ),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -80,13 +82,15 @@ def command(
     head: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help="Heads of attention (0-2,5), by default all and their mean; one head at the sites q, k, v."
+            metavar="N",
+            help="Heads of attention (0-2,5), by default all and their mean; one head at the sites q, k, v.",
         ),
     ] = None,
     site: Annotated[
         str | None,
         typer.Option(
-            metavar="SITE", help="Where in a block. Defaults to resid_post; before-after takes a norm, by default norm1."
+            metavar="SITE",
+            help="Where in a block. Defaults to resid_post; before-after takes a norm, by default norm1.",
         ),
     ] = None,
     token: Annotated[
@@ -208,15 +212,17 @@ def draw(
     size: dict[str, Any] = {} if width == "double" else {"width": width}
     at = site or "resid_post"
     if map is Map.correspondence:
-        where: dict[str, Any] = {"block": one_number(block, "--block", -1), "site": at, "head": one_number(head, "--head")}
+        where: dict[str, Any] = {
+            "block": one_number(block, "--block", -1),
+            "site": at,
+            "head": one_number(head, "--head"),
+        }
         frame = correspondence_frame(recording, find_correspondences(recording, tokens, **where))
         return {"correspondence": (plot.correspondence(recording, tokens, **where, **size), frame)}
     grids = [_grid(recording, index, map, block, head, site, tokens, together) for index in range(len(recording.names))]
     limits = None if grids[0].colours else shared_limits(grids)
     names = file_names([grid.image for grid in grids], map)
-    return {
-        name: (plot.draw_maps(grid, limits, **size), grid.frame()) for name, grid in zip(names, grids, strict=True)
-    }
+    return {name: (plot.draw_maps(grid, limits, **size), grid.frame()) for name, grid in zip(names, grids, strict=True)}
 
 
 def _grid(

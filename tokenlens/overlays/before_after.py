@@ -46,10 +46,7 @@ def before_and_after(recording: Recording, image: int, block: int, norm: str = S
     Raises:
         LookupError: if either was not recorded, or the norm takes something else (in a post-norm block).
     """
-    if norm not in NORM_INPUTS:
-        raise LookupError(f"a norm is {', '.join(NORM_INPUTS)}, got {norm!r}")
-    source = recording.blocks[-1] if norm == Site.FINAL_NORM else block
-    before = tokens_at(recording, image, source, NORM_INPUTS[Site(norm)])
+    before = tokens_before(recording, image, block, norm)
     after = tokens_at(recording, image, block, norm)
     if not _is_norm_of(*(layout_at(recording, block, norm).patches_of(x)[0] for x in (before, after))):
         where = "" if norm == Site.FINAL_NORM else f" of block {block_of(recording, block)}"
@@ -58,6 +55,14 @@ def before_and_after(recording: Recording, image: int, block: int, norm: str = S
             "it were not recorded"
         )
     return before, after
+
+
+def tokens_before(recording: Recording, image: int, block: int, norm: str) -> Tensor:
+    """Return the tokens at the site before a norm, (1, T, D), without the check of ``before_and_after``."""
+    if norm not in NORM_INPUTS:
+        raise LookupError(f"a norm is {', '.join(NORM_INPUTS)}, got {norm!r}")
+    source = recording.blocks[-1] if norm == Site.FINAL_NORM else block
+    return tokens_at(recording, image, source, NORM_INPUTS[Site(norm)])
 
 
 def _is_norm_of(before_PD: Tensor, after_PD: Tensor) -> bool:

@@ -67,9 +67,7 @@ def find_correspondence(
     cosine_P = (normalize(y_XPD, dim=-1) @ normalize(x_XD, dim=-1)[:, :, None]).squeeze(-1).mean(0)
     cosine_hw: NDArray[np.float32] = cosine_P.reshape(layout.grid).numpy()
     row, column = np.unravel_index(int(cosine_hw.argmax()), layout.grid)
-    return Correspondence(
-        source, patch, target, (int(row), int(column)), float(cosine_hw[row, column]), cosine_hw
-    )
+    return Correspondence(source, patch, target, (int(row), int(column)), float(cosine_hw[row, column]), cosine_hw)
 
 
 def correspondence_frame(recording: Recording, found: Sequence[Correspondence]) -> pd.DataFrame:

@@ -84,6 +84,11 @@ def shared_limits(grids: Sequence[MapGrid]) -> tuple[float, float]:
     if any(grid.signed for grid in grids):
         high = round_up(float(np.abs(values).max()))
         return -high, high
+    return quantile_limits(values)
+
+
+def quantile_limits(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the 0.5 % quantile of positive values, or 0 if that is near, and the 99.5 % quantile, rounded outwards."""
     low, high = (float(np.quantile(values, share)) for share in (0.005, 0.995))
     high = round_up(high)
     step = 10.0 ** (np.floor(np.log10(high)) - 1)

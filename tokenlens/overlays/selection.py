@@ -190,15 +190,24 @@ def head_count(recording: Recording, block: int) -> int:
     return max((x.shape[1] for x in tensors if x is not None), default=0)
 
 
+def attention_by_head(recording: Recording, image: int, block: int, token: Token) -> Tensor:
+    """Return the attention of one token to all tokens, (H, T), whose rows sum to 1.
+
+    Raises:
+        LookupError: if the attention of the block was not recorded, or there is no such token.
+    """
+    check_image(recording, image)
+    positions = positions_of(layout_at(recording, block), token)
+    return recording.attention_rows(block_of(recording, block), image, positions).mean(1)
+
+
 def attention_of(recording: Recording, image: int, block: int, token: Token, head: int | None = None) -> Tensor:
     """Return the attention of one token to all tokens, (T,), which sums to 1, for one head or averaged over heads.
 
     Raises:
         LookupError: if the attention of the block was not recorded, or there is no such head or token.
     """
-    check_image(recording, image)
-    positions = positions_of(layout_at(recording, block), token)
-    row_HT = recording.attention_rows(block_of(recording, block), image, positions).mean(1)
+    row_HT = attention_by_head(recording, image, block, token)
     return row_HT.mean(0) if head is None else row_HT[_checked_head(head, len(row_HT))]
 
 

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from tokenlens.figures._panels import plain_number
 from tokenlens.figures.page import Canvas, characters, new_figure, paper, points, styled, wrapped
-from tokenlens.figures.style import DIVERGING, INK, SEQUENTIAL
+from tokenlens.figures.style import DIVERGING, INK, SEQUENTIAL, plain_number
 from tokenlens.overlays.drawing import draw_map, draw_pixels, outline
 from tokenlens.overlays.map_grid import MapGrid, shared_limits
 
@@ -135,7 +134,9 @@ def _height_mm(grid: MapGrid) -> float:
     titles = (1 if grid.rows else rows) * _lines(grid.titles, grid)
     captions = rows * _lines(grid.captions, grid)
     aspect, width_mm = height / width, _map_width_mm(grid)
-    beside = _photograph(grid) * width_mm * aspect + line * (_lines(grid.titles, grid) + _wrapped_name(grid).count("\n") + 1)
+    beside = _photograph(grid) * width_mm * aspect + line * (
+        _lines(grid.titles, grid) + _wrapped_name(grid).count("\n") + 1
+    )
     return max(rows * width_mm * aspect + line * (titles + captions) + 1.2 * rows, beside)
 
 
