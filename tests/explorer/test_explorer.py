@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images, tiny_timm
@@ -66,7 +67,11 @@ def test_views_agree_with_numpy(token):
         "attention to patches": 100 * pattern_TT[at, 5:].sum(),
         "attention to itself": 100 * pattern_TT[at, at],
         "attention from [CLS]": 100 * pattern_TT[0, at],
-    } | ({} if isinstance(token, str) else {"high-norm token": float(norm > 3 * middle)})
+    }
+    if not isinstance(token, str):
+        other_PD = recording[0, "resid_mid"][1].double().numpy()[layout.patch_slice]
+        expected["high-norm token"] = float(norm > 3 * middle)
+        expected["cosine to nearest patch"] = max(cosine(x_TD[at], p_D) for p_D in other_PD)
     assert numbers(view) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -92,7 +97,7 @@ def test_high_norm_tokens_are_marked():
     recording = recorded("timm_vit")
     tensors = {key: x.clone() for key, x in recording.items()}
     tensors[1, "resid_post"][0, 1 + 7] *= 100
-    view = only(Exploration([dataclasses.replace(recording, tensors=tensors)]), token=(1, 3))
+    view = only(Exploration([dataclasses.replace(recording, tensors=tensors)]), token=(1, 3), site="resid_post")
     assert view.high_hw is not None
     assert np.argwhere(view.high_hw).tolist() == [[1, 3]]
     assert numbers(view)["high-norm token"] == 1
@@ -121,7 +126,8 @@ def test_models_of_every_kind(kind):
         ({"head": 2}, "heads 0 to 1, got 2; None is their mean"),
         ({"token": "reg0"}, "no token 'reg0'; it has cls and patches"),
         ({"token": [4, 0]}, r"row 0 to 3 and column 0 to 3, got \(4, 0\)"),
-        ({"layer": 1}, "a selection has image, block, site, head, token, got layer"),
+        ({"other": 3}, "images 0 to 2, got 3"),
+        ({"layer": 1}, "a selection has image, block, site, head, token, other, shared, got layer"),
     ],
 )
 def test_unknown_selections_are_refused(changes, text):
@@ -133,8 +139,46 @@ def test_unknown_selections_are_refused(changes, text):
 def test_a_choice_changes_nothing_else():
     exploration = Exploration([recorded("timm_vit")])
     start = exploration.start()
-    assert start == Selection(0, 1, "resid_post", None, "cls")
-    assert exploration.choose(start, block=-2, token=[1, 2]) == Selection(0, 0, "resid_post", None, (1, 2))
+    assert start == Selection(0, 1, "norm1", None, "cls", other=1)
+    assert exploration.choose(start, block=-2, token=[1, 2]) == Selection(0, 0, "norm1", None, (1, 2), other=1)
+
+
+def test_before_and_after_a_norm():
+    recording = recorded("timm_dinov2_registers")
+    for site, before in (("norm1", (0, "resid_pre")), ("norm2", (0, "resid_mid")), ("final_norm", (1, "resid_post"))):
+        view = only(Exploration([recording]), block=0, site=site, token="reg1")
+        x_TD = recording[before][0].double().numpy()
+        expected = [cosine(x_TD[2], p_D) for p_D in x_TD[recording.layout.patch_slice]]
+        assert view.notes == []
+        np.testing.assert_allclose(view.before_hw.ravel(), expected, atol=1e-5)
+    assert only(Exploration([recording]), site="resid_mid").before_hw is None
+
+
+def test_a_norm_after_attention_has_no_tokens_before_it():
+    model = tiny_timm("vit_relpos_small_patch16_224", img_size=32, patch_size=8, block_fn=ResPostRelPosBlock)
+    view = only(Exploration([tokenlens.record(model, images("timm_vit"))]))
+    assert view.before_hw is None
+    assert view.cosine_hw is not None
+    assert "norm1 of block 1 does not normalize resid_pre (as in post-norm models)" in view.notes[0]
+
+
+def test_heads_components_norms_and_the_nearest_patch():
+    recording = recorded("timm_dinov2_registers", patterns=True)
+    layout = recording.layout
+    view = only(Exploration([recording]), token=(1, 2), site="norm2", other=2)
+    row_HP = recording.patterns[1][0, :, position_of(layout, (1, 2)), layout.patch_slice].double().numpy()
+    np.testing.assert_allclose(
+        view.heads_Hhw.reshape(len(row_HP), -1), row_HP / row_HP.mean(1, keepdims=True), rtol=1e-4
+    )
+    np.testing.assert_allclose(view.heads_Hhw.shape, (2, 4, 4))
+    patches_PD = layout.patches_of(recording[1, "norm2"].double()).numpy()
+    norms_P = np.linalg.norm(patches_PD[0], axis=-1)
+    np.testing.assert_allclose(view.norms_hw.ravel(), norms_P / np.median(norms_P), rtol=1e-5)
+    cosines = [cosine(patches_PD[0][6], p_D) for p_D in patches_PD[2]]
+    assert view.match.nearest == divmod(int(np.argmax(cosines)), 4)
+    assert view.match.cosine == pytest.approx(max(cosines), abs=1e-6)
+    assert view.colours_hw3.shape == (4, 4, 3)
+    assert only(Exploration([recording]), token="cls").match is None
 
 
 # -- two models
@@ -181,21 +225,31 @@ def test_recordings_of_other_images_are_refused():
 
 # -- the widget
 
+START = {"image": 0, "block": 1, "site": "norm1", "head": None, "token": "cls", "other": 1, "shared": False}
+
+
+def panel(widget, key: str) -> dict:
+    return next(panel for panel in widget.views[0]["panels"] if panel["key"] == key)
+
+
+def shown_values(widget, key: str) -> np.ndarray:
+    return np.frombuffer(panel(widget, key)["values"], dtype="<f4")
+
 
 def test_the_widget_follows_its_selection():
     widget = tokenlens.explore(build("timm_vit"), images("timm_vit"))
     assert (len(widget.views), len(widget.photographs)) == (1, 1)
     photographs = widget.photographs
-    before = widget.views[0]["cosine"]
+    before = shown_values(widget, "cosine")
     assert widget.select(block=0, token=(1, 2)) is widget
-    assert widget.selection == {"image": 0, "block": 0, "site": "resid_post", "head": None, "token": [1, 2]}
-    shown = np.frombuffer(widget.views[0]["cosine"], dtype="<f4").reshape(4, 4)
+    assert widget.selection == {**START, "block": 0, "token": [1, 2]}
+    shown = shown_values(widget, "cosine").reshape(4, 4)
     np.testing.assert_array_equal(shown, only(widget.exploration, block=0, token=(1, 2)).cosine_hw)
-    assert widget.views[0]["cosine"] != before
+    assert (shown_values(widget, "cosine") != before).any()
     assert widget.photographs is photographs
     widget.select(image=1)
     assert widget.photographs != photographs
-    assert "image 1, block 0, resid_post, token [1, 2]" in repr(widget)
+    assert "image 1, block 0, norm1, token [1, 2]" in repr(widget)
     with pytest.raises(LookupError, match="recorded blocks"):
         widget.select(block=9)
     assert widget.selection["block"] == 0
@@ -206,7 +260,7 @@ def test_options_of_record_are_passed_on():
     assert widget.exploration.sites == ["norm1", "q", "k"]
     assert widget.exploration.blocks == [1]
     assert len(widget.exploration.images) == 2
-    assert widget.views[0]["attention"] is not None
+    assert len(panel(widget, "attention")["values"]) == 4 * 16
     with pytest.raises(ValueError, match=r"exceed its budget of 0 MiB.*record fewer images"):
         tokenlens.explore(build("timm_vit"), images("timm_vit"), max_bytes=1000)
 
@@ -214,7 +268,7 @@ def test_options_of_record_are_passed_on():
 def test_two_models_by_module():
     widget = tokenlens.explore(build("timm_vit"), images("timm_vit"), other=build("timm_deit3"), pretrained=False)
     assert [model["title"] for model in widget.choices["models"]] == ["VisionTransformer (untrained)"] * 2
-    assert len(widget.views) == len(widget.photographs) == 2
+    assert len(widget.views) == len(widget.photographs) == len(widget.others) == 2
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
@@ -250,15 +304,20 @@ def test_the_page_draws_and_chooses(page):
     widget = tokenlens.explore(recorded("timm_dinov2_registers"), other=deep())
     open_widget(page, widget)
     page.wait_for_function("document.querySelector('h4').textContent")
-    pictures = {drawn(page, panel) for panel in ("photograph", "cosine", "attention", "cls_attention")}
-    assert len(pictures) == 3  # the attention of CLS twice
+    page.wait_for_function("document.querySelector('[data-panel=norm]')")
+    keys = ("photograph", "before", "cosine", "attention", "components", "norm")
+    pictures = {drawn(page, key) for key in keys}
+    assert len(pictures) == len(keys), "every panel shows something else"
+    assert page.locator(".model").first.locator("[data-panel]").count() == len(keys)
     assert min(map(len, pictures)) > 5000
+    smallest = "Math.min(...[...document.querySelectorAll('.tokenlens-explorer *')].filter((e) => e.textContent)"
+    assert page.evaluate(f"{smallest}.map((e) => parseFloat(getComputedStyle(e).fontSize)))") >= 10
 
     canvas = page.locator("[data-panel=cosine] canvas.map")
     box = canvas.first.bounding_box()
     before = drawn(page, "cosine")
     canvas.first.click(position={"x": box["width"] * 0.6, "y": box["height"] * 0.3})
-    page.wait_for_function("document.querySelector('.panels').textContent.includes('cosine to patch (1, 2)')")
+    page.wait_for_function("document.querySelector('.panels').textContent.includes('cosine to patch (1,\u00a02)')")
     assert widget.selection["token"] == [1, 2]
     assert drawn(page, "cosine") != before
     assert page.locator(".selected").inner_text() == "patch (1, 2)"
@@ -270,15 +329,28 @@ def test_the_page_draws_and_chooses(page):
     page.keyboard.press("ArrowRight")  # the border holds it
     page.keyboard.press("[")
     page.wait_for_function("document.querySelector('h4').textContent.includes('block 0')")
-    assert widget.selection == {"image": 0, "block": 0, "site": "resid_post", "head": None, "token": [2, 3]}
+    assert widget.selection == {**START, "block": 0, "token": [2, 3]}
+    page.get_by_label("find patch in").select_option("2")
+    page.wait_for_function("document.querySelector('[data-panel=match]').textContent.includes('image 2')")
+    marked = widget.exploration.views(Selection(**{**widget.selection, "token": (2, 3)}))[0].match.nearest
+    assert widget.views[0]["nearest"] == list(marked)
+    page.get_by_label("one scale").check()
+    page.wait_for_function("document.querySelectorAll('[data-panel=cosine] .scale span').length == 6")
+    page.wait_for_timeout(100)
+    highs = page.locator("[data-panel=cosine] .scale span:last-child").all_inner_texts()
+    assert highs[0].removeprefix("≥ ") == highs[1].removeprefix("≥ ")
+    page.locator(".heads button").nth(1).click()
+    page.wait_for_function("document.querySelector('.heads button:nth-of-type(2)').ariaPressed == 'true'")
+    assert widget.selection == {**START, "block": 0, "token": [2, 3], "other": 2, "shared": True, "head": 1}
 
     page.get_by_role("button", name="register 1").click()
     page.wait_for_function("document.querySelectorAll('.notes')[1].textContent.includes('no token')")
     assert widget.selection["token"] == "reg1"
-    for label, value in (("image", "2"), ("site", "norm1"), ("head", "1")):
+    for label, value in (("image", "2"), ("site", "norm2"), ("head", "0")):
         page.get_by_label(label, exact=True).select_option(value)
-    page.wait_for_function("document.querySelector('h4').textContent.includes('norm1')")
-    assert widget.selection == {"image": 2, "block": 0, "site": "norm1", "head": 1, "token": "reg1"}
+    page.wait_for_function("document.querySelector('h4').textContent.includes('norm2')")
+    chosen = {"image": 2, "block": 0, "site": "norm2", "head": 0, "token": "reg1", "other": 2, "shared": True}
+    assert widget.selection == chosen
     photograph = page.locator("[data-panel=photograph] canvas.map").nth(1)
     photograph.click(position={"x": 5, "y": 5})  # the other model's grid of 2 × 2
     page.wait_for_function("document.querySelector('.selected').textContent == 'patch (1, 1)'")

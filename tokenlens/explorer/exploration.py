@@ -1,6 +1,6 @@
 """The state behind the widget: the selection (image, block, site, head, token), and its maps and numbers by model."""
 
-# Shapes: T tokens, D channels, X heads at q, k and v and 1 elsewhere; h, w the patch grid.
+# Shapes: T tokens, D channels, H heads, X heads at q, k and v and 1 elsewhere; h, w the patch grid.
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO
-from tokenlens.overlays.maps import NormMap, attention_map, attention_shares, cosine_map, norm_map
+from tokenlens.overlays.before_after import NORM_INPUTS, before_and_after, tokens_before
+from tokenlens.overlays.components import stack_patches
+from tokenlens.overlays.correspondence import Correspondence, find_correspondence
+from tokenlens.overlays.maps import (
+    NormMap,
+    as_rgb,
+    attention_map,
+    attention_shares,
+    cosine_map,
+    norm_map,
+    principal_components,
+)
 from tokenlens.overlays.selection import (
     Token,
+    attention_by_head,
     attention_of,
     block_of,
     check_image,
@@ -30,16 +42,31 @@ from tokenlens.overlays.selection import (
 from tokenlens.recording.recording import Recording
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
 
+KEPT_COLOURS = 256
+"""Maps of principal components that are kept, because they take longest and do not depend on the token."""
+
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected image, block, site, head (None for the mean) and token (a prefix token's name or (row, column))."""
+    """What is shown.
+
+    Args:
+        image: index of the image.
+        block: the block of the first model.
+        site: the site.
+        head: the head; None for the mean.
+        token: a prefix token's name or (row, column).
+        other: index of the image in which the patch nearest to the token is searched; None with a single image.
+        shared: whether maps of all models have one scale.
+    """
 
     image: int
     block: int
     site: str
     head: int | None
     token: Token
+    other: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +85,15 @@ class View:
     Args:
         block: the block of this model.
         token: the token of this model.
-        cosine_hw: cosine of the token to each patch, in [−1, 1].
+        cosine_hw: cosine of the token to each patch at the site, in [−1, 1].
+        before_hw: the same before the norm, if the site is a norm.
         attention_hw: attention of the token to each patch, divided by its mean over patches.
-        cls_attention_hw: the same for CLS.
+        heads_Hhw: the same of each head.
+        cls_attention_hw: the same of CLS.
+        colours_hw3: the first three principal components of the patches as red, green and blue, in [0, 1].
+        norms_hw: norm of each patch over the median.
         high_hw: which patches are high-norm tokens at the site.
+        match: the patch of the other image that is nearest to the token, if that is a patch.
         numbers: numbers of the token.
         notes: reasons for anything missing.
     """
@@ -69,8 +101,13 @@ class View:
     block: int
     token: Token
     cosine_hw: NDArray[np.float32] | None = None
+    before_hw: NDArray[np.float32] | None = None
     attention_hw: NDArray[np.float32] | None = None
+    heads_Hhw: NDArray[np.float32] | None = None
     cls_attention_hw: NDArray[np.float32] | None = None
+    colours_hw3: NDArray[np.float64] | None = None
+    norms_hw: NDArray[np.float32] | None = None
+    match: Correspondence | None = None
     high_hw: NDArray[np.bool_] | None = None
     numbers: list[Number] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -113,13 +150,16 @@ class Exploration:
         ]
         if "cls0" in self.prefix:  # "cls" is the mean of the class tokens
             self.prefix.insert(self.prefix.index("cls0"), "cls")
+        self._norm_inputs: dict[tuple[int, int, str], str] = {}
+        self._colours: dict[tuple[int, int, int, str, int | None], NDArray[np.float64]] = {}
 
     def start(self) -> Selection:
-        """Return the initial selection: CLS (or the middle patch) at the output of the last block."""
+        """Return the initial selection: CLS (or the middle patch) at the first norm of the last block."""
         rows, columns = self.recordings[0].layout.grid
-        site = str(Site.RESID_POST) if Site.RESID_POST in self.sites else self.sites[-1]
+        preferred = [site for site in (Site.NORM1, Site.RESID_POST) if site in self.sites]
         token = self.prefix[0] if self.prefix else (rows // 2, columns // 2)
-        return Selection(0, self.blocks[-1], site, None, token)
+        other = 1 if len(self.images) > 1 else None
+        return Selection(0, self.blocks[-1], str([*preferred, self.sites[-1]][0]), None, token, other)
 
     def choose(self, selection: Selection, **changes: Any) -> Selection:
         """Return a selection with some fields changed.
@@ -134,6 +174,8 @@ class Exploration:
             changes["token"] = tuple(changes["token"])
         chosen = replace(selection, **changes)
         check_image(self.recordings[0], chosen.image)
+        if chosen.other is not None:
+            check_image(self.recordings[0], chosen.other)
         if chosen.site not in self.sites:
             raise LookupError(f"no site {chosen.site!r} was recorded; recorded sites: {', '.join(self.sites)}")
         if chosen.head is not None and not 0 <= chosen.head < self.heads:
@@ -144,9 +186,9 @@ class Exploration:
 
     def views(self, selection: Selection) -> list[View]:
         """Return the view of each model."""
-        return [self._view(recording, selection) for recording in self.recordings]
+        return [self._view(number, recording, selection) for number, recording in enumerate(self.recordings)]
 
-    def _view(self, recording: Recording, selection: Selection) -> View:
+    def _view(self, number: int, recording: Recording, selection: Selection) -> View:
         block = _same_depth(self.blocks, selection.block, recording.blocks)
         token, layout = selection.token, layout_at(recording, block, selection.site)
         if not isinstance(token, str):
@@ -166,19 +208,63 @@ class Exploration:
             norms = norm_map(x_XTD, layout)
             shown["cosine_hw"] = cosine_map(x_XTD, layout, token)
             shown["high_hw"] = norms.high_hw
+            shown["norms_hw"] = norms.norms_hw / max(norms.threshold / HIGH_NORM_RATIO, 1e-30)
+            shown["colours_hw3"] = self._components(number, selection.image, block, selection.site, head)
             shown["numbers"] = _token_numbers(x_XTD, layout, token, norms)
+            if selection.site in NORM_INPUTS:
+                try:
+                    before_1TD = self._before(number, selection.image, block, selection.site)
+                    shown["before_hw"] = cosine_map(before_1TD, layout, token)
+                except LookupError as error:
+                    notes.append(str(error))
+            if not isinstance(token, str) and selection.other is not None:
+                match = find_correspondence(
+                    recording, token, selection.image, selection.other, block, selection.site, head
+                )
+                shown["match"] = match
+                shown["numbers"] += [Number("cosine to nearest patch", match.cosine)]
         try:
             shown |= self._attention(recording, selection, block, token, shown.get("numbers", []))
         except LookupError as error:
             notes.append(str(error))
         return View(block, token, notes=notes, **shown)
 
+    def _before(self, number: int, image: int, block: int, norm: str) -> Tensor:
+        """Return the tokens before a norm; whether they are its input is checked once per block."""
+        key = number, block, norm
+        if key not in self._norm_inputs:
+            try:
+                before_and_after(self.recordings[number], image, block, norm)
+                self._norm_inputs[key] = ""
+            except LookupError as error:
+                self._norm_inputs[key] = str(error)
+        if self._norm_inputs[key]:
+            raise LookupError(self._norm_inputs[key])
+        return tokens_before(self.recordings[number], image, block, norm)
+
+    def _components(self, number: int, image: int, block: int, site: str, head: int | None) -> NDArray[np.float64]:
+        """Return the principal components of an image as colours (h, w, 3), computed once for all tokens."""
+        key = number, image, block, site, head
+        if key not in self._colours:
+            if len(self._colours) >= KEPT_COLOURS:
+                self._colours.pop(next(iter(self._colours)))
+            recording = self.recordings[number]
+            scores = principal_components(stack_patches(recording, [image], block, site, head)).scores_NPC
+            self._colours[key] = as_rgb(scores)[0].reshape(*layout_at(recording, block, site).grid, 3)
+        return self._colours[key]
+
     def _attention(
         self, recording: Recording, selection: Selection, block: int, token: Token, numbers: list[Number]
     ) -> dict[str, Any]:
         layout, image, head = layout_at(recording, block), selection.image, selection.head
-        row_T = attention_of(recording, image, block, token, head)
-        shown: dict[str, Any] = {"attention_hw": attention_map(row_T, layout)}
+        row_HT = attention_by_head(recording, image, block, token)
+        if head is not None and head >= len(row_HT):
+            raise LookupError(f"the block has heads 0 to {len(row_HT) - 1}, got {head}")
+        row_T = row_HT.mean(0) if head is None else row_HT[head]
+        shown: dict[str, Any] = {
+            "attention_hw": attention_map(row_T, layout),
+            "heads_Hhw": np.stack([attention_map(of_head_T, layout) for of_head_T in row_HT]),
+        }
         shares = [
             Number(f"attention to {group_plural(group)}", 100 * share, "%")
             for group, share in attention_shares(row_T, layout).items()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenlens.figures._rows import NORMS, norm_title
 from tokenlens.figures.base import group_title, sort_groups
 from tokenlens.figures.page import Canvas, canvas, paper
-from tokenlens.figures.style import COLOURS, DIVERGING, FAINT, INK, MARKERS, PAPER, SEQUENTIAL
+from tokenlens.figures.style import COLOURS, DIVERGING, FAINT, INK, MARKERS, PAPER, SEQUENTIAL, plain_number
 
 INTERVALS = "bands and bars: 95 % interval of the mean over images"
 JACKKNIFE = "bands and bars: 95 % interval (jackknife over images)"
@@ -57,13 +57,6 @@ def depth_axis(
         ax.set_xlabel("block")
     if not label:
         ax.tick_params(axis="x", bottom=False)
-
-
-def plain_number(value: float, _: object = None) -> str:
-    """Format a tick label as plain text: 1000, 0.05, 1e6."""
-    moderate = value == 0 or 1e-3 <= abs(value) < 1e5
-    text = f"{value:g}" if moderate else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    return text.replace("-", "−")
 
 
 def log_axis(ax: Axes) -> None:

@@ -14,11 +14,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures._comparison_rows import TESTED, comparison_note, numbers_of
 from tokenlens.figures._model_labels import model_labels
-from tokenlens.figures._panels import plain_number
 from tokenlens.figures._rows import as_list
 from tokenlens.figures.base import NothingToDraw, quantity_title
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import FAINT, GRID, INK, PAPER, model_colour, model_look
+from tokenlens.figures.style import FAINT, GRID, INK, PAPER, model_colour, model_look, plain_number
 
 KIND = "comparison"
 TITLE = "Largest differences from the baseline"

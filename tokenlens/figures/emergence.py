@@ -21,13 +21,12 @@ from tokenlens.figures._panels import (
     heat_map,
     integer_ticks,
     line_look,
-    plain_number,
     zero_line,
 )
 from tokenlens.figures._rows import NUMBERS
 from tokenlens.figures.base import NothingToDraw, group_title
 from tokenlens.figures.page import Canvas, canvas, paper, styled
-from tokenlens.figures.style import COLOURS, MARKERS, SEQUENTIAL
+from tokenlens.figures.style import COLOURS, MARKERS, SEQUENTIAL, plain_number
 from tokenlens.storage.tables import select_rows
 from tokenlens.training.trained_run import TrainedRun
 

@@ -188,3 +188,10 @@ def variant_look(name: str) -> dict[str, Any]:
     """Return colour, dashes and marker of a variant, the same in every figure."""
     number, relative = _LOOKS.get(name, (len(MODEL_COLOURS) - 1, 1))
     return model_look(number + relative * len(MODEL_COLOURS))
+
+
+def plain_number(value: float, _: object = None) -> str:
+    """Format a tick label as plain text: 1000, 0.05, 1e6."""
+    moderate = value == 0 or 1e-3 <= abs(value) < 1e5
+    text = f"{value:g}" if moderate else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+    return text.replace("-", "−")

@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from tokenlens.figures._panels import colour_bar, plain_number
+from tokenlens.figures._panels import colour_bar
 from tokenlens.figures.page import Canvas, canvas, paper, styled
-from tokenlens.figures.style import DIVERGING, SEQUENTIAL
+from tokenlens.figures.style import DIVERGING, SEQUENTIAL, plain_number
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO
 from tokenlens.overlays.drawing import draw_overlay, draw_picture, outline_patch
 from tokenlens.overlays.maps import (
