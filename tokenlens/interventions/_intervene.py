@@ -10,7 +10,7 @@ import dataclasses
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -73,6 +73,7 @@ def intervene(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     family: Family | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Intervention:
@@ -82,7 +83,7 @@ def intervene(
     untouched pass, and one for means and spreads where a replacement needs them. The model is left as it was.
 
     Args:
-        model, limit, workers, device, amp, checkpoint, pretrained, img_size, family: as in ``analyze``.
+        model, limit, workers, device, amp, checkpoint, pretrained, img_size, model_args, family: as in ``analyze``.
         images: as in ``analyze``; they are read twice, so a DataLoader must keep its order.
         replace: groups whose tokens are replaced: ``"cls"``, ``"reg"``, …; ``"patch"`` for a random ``share`` of the
             patches; ``"high_norm"`` for the patches that ``high_norm_patches`` finds at the block's ``resid_post``,
@@ -110,7 +111,14 @@ def intervene(
     kinds = {name: replacements.get(name)() for name in _several(by)}
     sites = [Site(name) for name in _several(site)]
     loaded = load_model(
-        model, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, device=device, seed=seed, family=family
+        model,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        img_size=img_size,
+        model_args=model_args,
+        device=device,
+        seed=seed,
+        family=family,
     )
     source = open_for_model(images, loaded, limit, seed)
     rank, world_size = rank_and_world_size()
@@ -139,6 +147,7 @@ def intervene(
         "family": loaded.family.name or type(loaded.family).__name__,
         "untrained": loaded.untrained,
         "weights": loaded.weights,
+        **({"model_args": loaded.model_args} if loaded.model_args else {}),
         "images": described,
         **({"notes": run.notes} if run.notes else {}),
         "replace": list(run.targets),
