@@ -83,7 +83,8 @@ def test_each_metric_alone_gives_what_it_gives_among_all(metric):
     alone = analyzed(metrics=[metric])
     assert alone.metrics == [metric]
     together = everything().table[everything().table["metric"] == metric].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone.table, together, rtol=1e-7, atol=1e-7)
+    # A residual is reduced in its norm's product or by itself, which rounds differently in float32.
+    pd.testing.assert_frame_equal(alone.table, together, rtol=1e-4, atol=1e-6)
     assert {key for key in everything().arrays if key.startswith(metric + "/")} == set(alone.arrays)
 
 

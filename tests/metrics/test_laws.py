@@ -207,9 +207,9 @@ def test_in_float64_the_definitions_are_the_same(metric, name):
     expected = reference(metric, name, in_float64=True)
     value = np.mean if reference_module(metric).LEVEL == "image" else np.ravel
     values = [value(expected[key]).flat[0] for key in rows.index]
-    # Some values pass through float32, e.g. CKA's features.
-    whole = reference_module(metric).LEVEL == "whole"
-    close(rows["value"], values, relative=1e-6 if whole else 1e-9, absolute=1e-6 if whole else 2e-8)
+    # Some values pass through float32, e.g. CKA's features and sampled tokens.
+    whole = metric == "energy_profile" or reference_module(metric).LEVEL == "whole"
+    close(rows["value"], values, relative=2e-6 if whole else 1e-9, absolute=1e-6 if whole else 2e-8)
 
 
 @every_metric_and_case

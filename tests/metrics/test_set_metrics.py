@@ -142,9 +142,13 @@ def cloud(offset: float, seed: int = 0, images: int = 24, channels: int = 12) ->
 
 
 def separation(x: np.ndarray) -> float:
-    cls, patch = x[:, 0], x[:, 1:].reshape(-1, x.shape[-1])
-    traces = [np.trace(np.cov(group.T, ddof=0)) for group in (cls, patch)]
-    return float(np.linalg.norm(cls.mean(0) - patch.mean(0)) / np.sqrt(sum(traces) / 2))
+    """Without bias: of what the means' sampling adds to their squared distance, and takes from the traces."""
+    cls, patch, n = x[:, 0], x[:, 1:].reshape(-1, x.shape[-1]), len(x)
+    traces = sum(np.trace(np.cov(group.T, ddof=0)) for group in (cls, patch))
+    means = [np.trace(np.cov(mean.T, ddof=1)) / n for mean in (x[:, 0], x[:, 1:].mean(1))]
+    difference = np.trace(np.cov((x[:, 0] - x[:, 1:].mean(1)).T, ddof=1)) / n
+    squared = np.sum((cls.mean(0) - patch.mean(0)) ** 2) - difference
+    return float(np.sqrt(squared) / np.sqrt((traces + sum(means)) / 2))
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, 100.0])

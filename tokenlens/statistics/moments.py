@@ -96,7 +96,9 @@ class Moments:
         quantile = stats.t.ppf(0.5 + level / 2, np.maximum(self.n - 1, 1)) / np.sqrt(count)
         below, above = (hall_transform(sign * quantile, self.skewness, count) for sign in (1, -1))
         unseen = np.zeros_like(self.mean) if ranges is None else UNSEEN * ranges / count
-        more = unseen * np.minimum(np.abs(self.skewness), 3) / 2
+        # The skewness of a spread that is rounding says nothing.
+        skewness = 0.0 if ranges is None else np.where(self.sd > 1e-6 * ranges, self.skewness, 0.0)
+        more = unseen * np.minimum(np.abs(skewness), 3) / 2
         reaches = (np.maximum(self.sd * np.maximum(quantile, reach), unseen) + more for reach in (below, -above))
         low, high = (sign * reach for sign, reach in zip((-1, 1), reaches, strict=True))
         return self.mean + low, self.mean + high
