@@ -97,7 +97,7 @@ def fit(
             return TrainedRun.load(path)
         stack.enter_context(preserve_random_state())
         stack.enter_context(stop.listening())
-        loop, views = _make_loop(fabric, recipe, images, start, writer, stop, progress)
+        loop, views, border = _make_loop(fabric, recipe, images, start, writer, stop, progress)
         damaged = loop.resume(path / CHECKPOINTS)
         batches = training_batches(
             images,
@@ -114,7 +114,9 @@ def fit(
         if isinstance(batches, Generator):
             stack.enter_context(closing(batches))  # ends the processes that read images
         if writer is not None:
-            _write_start(writer, loop, wanted, damaged)
+            data = wanted["data"]
+            notes = [*data.get("notes", ()), *filter(None, [border])]
+            _write_start(writer, loop, wanted | {"data": data | {"notes": notes}}, damaged)
         try:
             loop.run(batches)
             _write_end(writer, loop, report)
@@ -149,8 +151,8 @@ def _make_loop(
     writer: RunWriter | None,
     stop: StopRequest,
     progress: ProgressCallback | None,
-) -> tuple[TrainingLoop, Views]:
-    """Return the loop at step 0, and the augmentation."""
+) -> tuple[TrainingLoop, Views, str]:
+    """Return the loop at step 0, the augmentation, and which pixels the model drops or pads, if any."""
     kind: type[Objective] = objectives.get(recipe.objective)
     options = make_options(recipe.objective, recipe.objective_options)
     classes = tuple(images.classes)
@@ -190,7 +192,9 @@ def _make_loop(
         make_backbone=backbone,
         writer=writer,
     )
-    return loop, kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    views = kind.views(options, recipe.image_size, loaded.data_config["mean"], loaded.data_config["std"])
+    layout = loaded.family.layout(loaded.module, loaded.image_size)
+    return loop, views, layout.border_note(loaded.image_size)
 
 
 def _write_start(writer: RunWriter, loop: TrainingLoop, wanted: dict[str, Any], damaged: list[str]) -> None:
