@@ -186,9 +186,8 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
         if path.suffix.lower() == ".tar":
             raise ValueError(f"{path} is an archive; to read it as a webdataset shard, write wds/{path}")
         if path.suffix.lower() == ".txt":
-            listed = [
-                path.parent / line.strip() for line in os.fsdecode(path.read_bytes()).splitlines() if line.strip()
-            ]
+            lines = map(str.strip, os.fsdecode(path.read_bytes()).splitlines())
+            listed = [path.parent / line for line in lines if line]
             description = f"list {path} of {counted(len(listed), 'file')}"
             return description, _open_list(description, listed)
         check_image_file(path)

@@ -166,7 +166,8 @@ def load_model(
                 weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False, "steps": []}
         if model_args:
             given = f"created {describe_arguments(model_args)}"
-            weights |= {"source": f"{weights['source']}, {given}", "steps": [given, *weights["steps"]]}
+            steps = [given, *weights.get("steps", ())]
+            weights |= {"source": f"{weights['source']}, {given}", "steps": steps}
         found = find_vit(module.eval(), family)
         module = found.module
     else:

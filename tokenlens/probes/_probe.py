@@ -271,9 +271,8 @@ def drop_copies(train: SplitFeatures, test: SplitFeatures) -> tuple[SplitFeature
     )
     kept = np.zeros_like(test.readable)
     kept[np.flatnonzero(test.readable)[first]] = True
-    return replace(test, readable=kept), "; ".join(
-        f"{counted(count, noun)} {what}" for count, noun, what in counts if count
-    )
+    found = [f"{counted(count, noun)} {what}" for count, noun, what in counts if count]
+    return replace(test, readable=kept), "; ".join(found)
 
 
 def describe_split(images: Any, features: SplitFeatures) -> str:
