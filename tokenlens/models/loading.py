@@ -131,6 +131,7 @@ def load_model(
             "a checkpoint and random weights exclude each other: leave out --checkpoint (checkpoint=…) or "
             "--no-pretrained (pretrained=False)"
         )
+    weights: dict[str, Any]
     if isinstance(model, nn.Module):
         module, name, target = model, type(model).__qualname__, None if device == "auto" else find_device(device)
         if checkpoint is not None:
@@ -166,8 +167,7 @@ def load_model(
                 weights = {"source": label, "sha256": weights_sha256(module), "pretrained": False, "steps": []}
         if model_args:
             given = f"created {describe_arguments(model_args)}"
-            steps = [given, *weights.get("steps", ())]
-            weights |= {"source": f"{weights['source']}, {given}", "steps": steps}
+            weights |= {"source": f"{weights['source']}, {given}", "steps": [given, *weights["steps"]]}
         found = find_vit(module.eval(), family)
         module = found.module
     else:

@@ -70,11 +70,12 @@ def fit(
     classes = objective.classes(make_options(recipe.objective, recipe.objective_options), tuple(images.classes))
     given_data = None if isinstance(data, LabelledImages) else os.fspath(data)
     given_start = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
+    described = {"given": given_data, **images.description}
     wanted = {
         "name": name,
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
-        "data": {"given": given_data, **images.description},
+        "data": described,
         "start": start and {"given": given_start, **describe_start(recipe, classes, start)},
     }
     fabric = make_fabric(recipe, device, devices, nodes)
@@ -114,9 +115,8 @@ def fit(
         if isinstance(batches, Generator):
             stack.enter_context(closing(batches))  # ends the processes that read images
         if writer is not None:
-            data = wanted["data"]
-            notes = [*data.get("notes", ()), *filter(None, [border])]
-            _write_start(writer, loop, wanted | {"data": data | {"notes": notes}}, damaged)
+            notes = [*described.get("notes", ()), *([border] if border else [])]
+            _write_start(writer, loop, wanted | {"data": described | {"notes": notes}}, damaged)
         try:
             loop.run(batches)
             _write_end(writer, loop, report)
