@@ -66,8 +66,8 @@ Images = Annotated[
     T,
     typer.Option(
         metavar="DIR|FILE|sample|hfds/…|wds/…",
-        help="Images to analyze: a folder, an image, a Hugging Face data set or webdataset shards. `sample` stands for "
-        "crops of a few photographs that need no download.",
+        help="Images to analyze: a folder, an image, a pattern ('*.jpg'), a .txt list of paths, a Hugging Face data "
+        "set or webdataset shards. `sample` stands for crops of a few photographs that need no download.",
     ),
 ]
 Limit = Annotated[

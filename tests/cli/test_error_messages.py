@@ -201,11 +201,11 @@ def test_model_without_cls(out):
     assert "the model has no [CLS] token: " in result.stderr
 
 
-def test_model_of_no_family(out):
+def test_model_of_no_family():
     """a model of no supported family"""
-    result = tokenlens("analyze", "resnet10t", "--no-pretrained", "--out", out)
-    refused(result, "ResNet", "Family", "docs/add-a-family.md")
-    nothing_in(out.parent)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 1, enable_nested_tensor=False)
+    with pytest.raises(LookupError, match=r"no family for .*TransformerEncoder.* Write a Family .*add-a-family\.md"):
+        analyze(encoder)
 
 
 # -- images

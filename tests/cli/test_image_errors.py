@@ -143,12 +143,12 @@ def test_pipe(out, tmp_path):
 
 
 def test_what_is_no_image(out, tmp_path):
-    """an archive, a table, a list, a URL or a pattern as images"""
-    for name, hint in (("a.zip", "unpack it"), ("a.csv", "a list or a table"), ("a.txt", "a list of their paths")):
+    """an archive, a table or a URL as images; a pattern that matches no image, or a list of paths that are no files"""
+    for name, hint in (("a.zip", "unpack it"), ("a.csv", "a list or a table"), ("a.txt", "there is no file")):
         (tmp_path / name).write_bytes(b"PK")
         refused(tiny_analyze(out, "--images", tmp_path / name), name, hint)
     refused(tiny_analyze(out, "--images", "https://example.org/a.jpg"), "a URL", "download")
-    refused(tiny_analyze(out, "--images", f"{tmp_path}/*.jpg"), "a pattern", "give the folder")
+    refused(tiny_analyze(out, "--images", f"{tmp_path}/*.jpg"), "no image file matches the pattern")
     refused(tiny_analyze(out, "--images", "sampel"), "there is no sampel", "Did you mean sample?")
     refused(tiny_analyze(out, "--images", "wds/"), "names no data")
     assert not out.exists()

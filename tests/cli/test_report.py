@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import MODEL, tiny_analyze, tokenlens
+from tests.support.command_line import MODEL, refused, tiny_analyze, tokenlens
 from tokenlens.analysis import Analysis
 from tokenlens.storage.result import Result
 
@@ -26,6 +27,22 @@ def test_report_draws_again_without_model_and_images(tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8") == before
     assert (folder / "table.csv").read_bytes() == table
     Analysis.load(folder)
+
+
+def test_of_the_current_folder(tmp_path, monkeypatch):
+    """Users stay in the folder: its files are new, and it is the same folder."""
+    folder = tmp_path / "run"
+    assert tiny_analyze(folder, "--no-report", "--metrics", "token_norm").exit_code == 0
+    monkeypatch.chdir(folder)
+    inode = folder.stat().st_ino
+    result = tokenlens("report", ".")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "report: report.html\n"
+    assert folder.stat().st_ino == inode
+    assert Path("report.html").exists()
+    assert Analysis.load(folder).model == MODEL
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    refused(tiny_analyze(Path("."), "--overwrite"), "is the current folder or above it")
 
 
 @pytest.mark.parametrize("kind", ["analysis", "comparison", "probe", "training", "verification"])

@@ -264,3 +264,11 @@ def test_list_describes_recipes_and_options_in_full():
     supervised = json.loads(tokenlens("list", "objectives", "supervised", "--json").stdout)["items"][0]
     assert supervised["labelled"] is True
     assert supervised["options"]["mixup"] == 0.8
+
+
+def test_pixels_that_the_model_drops_are_said(pictures, tmp_path):
+    few = ("image_size=35", "diagnose_every=0")
+    result = train(pictures, tmp_path / "run", "--no-report", settings=few, steps=1)
+    note = "4×4 patches of 8×8 pixels cover 32×32 of 35×35 pixels: 3 rows at the bottom are dropped"
+    assert note in result.stderr
+    assert note in TrainedRun.load(tmp_path / "run").settings["data"]["notes"][-1]

@@ -77,8 +77,21 @@ def test_a_list_of_files(folder: Path) -> None:
     source = open_images([str(path) for path in paths], transform=shrink)
     assert source.description == "list of 2 files"
     assert read_names(source) == [str(path) for path in paths]
-    with pytest.raises(ValueError, match=r"1 of 3 paths are no files: nowhere\.png"):
+    with pytest.raises(ValueError, match=r"list of 3 files: there is no file nowhere\.png"):
         open_images([*paths, "nowhere.png"])
+
+
+def test_a_list_in_a_file_and_a_pattern(folder: Path) -> None:
+    (folder / "list.txt").write_text("b/img1.png\n\na/img0.png\n")
+    listed = open_images(folder / "list.txt", transform=shrink)
+    assert read_names(listed) == [str(folder / "b/img1.png"), str(folder / "a/img0.png")]
+    assert listed.description == f"list {folder / 'list.txt'} of 2 files"
+    (folder / "a" / "notes.md").write_text("")
+    found = open_images(f"{folder}/**/*", transform=shrink)
+    assert read_names(found) == [f"{folder}/{name}" for name in read_names(open_images(folder, transform=shrink))]
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("3 files that match the pattern but are no images were left out: ")
+    assert read_names(open_images(f"{folder}/b/*1.png", transform=shrink)) == [str(folder / "b/img1.png")]
 
 
 def test_several_data_sets_are_not_one(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import copyreg
 import datetime
 import enum
 import gzip
@@ -325,3 +326,61 @@ def test_files_are_read_by_what_they_are_and_not_by_their_name(tmp_path):
     ):
         assert read_checkpoint(tmp_path / name).format == said
         assert torch.equal(load_model(NAME, checkpoint=tmp_path / name).module.cls_token, state["cls_token"])
+
+
+def storage(key: str, length: int) -> bytes:
+    """Return instructions that load a storage of float32 numbers."""
+    text = f"Vstorage\nctorch\nFloatStorage\nV{key}\nVcpu\nI{length}\n"
+    return b"(" + text.encode() + b"tQ"
+
+
+ENLARGED = b"ctorch._utils\n_rebuild_tensor\n(" + storage("0", 4) + b"I0\n(I1000000000\nt(I0\ntt" + b"R."
+
+
+def nested_lists(depth: int) -> object:
+    found: object = torch.zeros(1)
+    for _ in range(depth):
+        found = [found] * 10
+    return found
+
+
+def test_small_files_do_not_become_large(tmp_path):
+    """Memory and time are bounded by the size of the file."""
+    many = b"".join(storage(str(i), 200) + b"0" for i in range(100))
+    for name, content, message in (
+        ("expanded", ENLARGED + b" " * 99, "a tensor of 1000000000 numbers in a storage of 4"),
+        ("many", many + b"N.", "a storage of 200 numbers in a file of"),
+        ("one", storage("0", 10**9) + b".", "a storage of 1000000000 numbers"),
+        ("negative", storage("0", -4) + b".", "a storage of -4 numbers"),
+    ):
+        (tmp_path / name).write_bytes(b"\x80\x02" + content)
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(None))
+        archive.writestr("a/data/0", bytes(10**6))
+    with pytest.raises(ValueError, match=r"1,000,00\d bytes compressed into "):
+        read_checkpoint(tmp_path / "bomb")
+
+
+def test_objects_that_refer_to_each_other_many_times_come_to_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenlens.models.weight_files.MAX_OBJECTS", 10_000)
+    torch.save(nested_lists(30), tmp_path / "file")
+    with pytest.raises(ValueError, match="more than 10,000 objects"):
+        read_checkpoint(tmp_path / "file")
+
+
+def test_extensions_of_the_registry_are_not_used(tmp_path):
+    """A code that ``copyreg`` knows names a function, which is not imported either."""
+    copyreg.add_extension("os", "system", 77)
+    try:
+        (tmp_path / "file").write_bytes(b"\x80\x02\x82\x4d(Vtouch never\ntR.")
+        with pytest.raises(ValueError, match=r"asks for os\.system"):
+            read_checkpoint(tmp_path / "file")
+    finally:
+        copyreg.remove_extension("os", "system", 77)
+
+
+def test_a_bare_tensor_is_no_checkpoint_of_a_model(tmp_path):
+    plain(torch.randn(5), tmp_path / "file")
+    assert list(read_checkpoint(tmp_path / "file").tensors) == ["tensor"]

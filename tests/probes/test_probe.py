@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import timm
 import torch
 
+from tests.support.coloured_images import class_folders
 from tokenlens.probes import probe, probes
 
 MODEL = {"pretrained": False, "img_size": 64, "batch_size": 8}
@@ -81,3 +84,20 @@ def test_every_probe_says_what_it_is():
     for name in probes.names():
         assert probes.describe(name)
         assert probes.get(name).unit
+
+
+def test_of_copies_one_is_tested(tmp_path):
+    data = class_folders(tmp_path / "colours")
+    before = probe("test_vit", "knn", data, cache=False, **MODEL)
+    assert "copies" not in before.protocol
+    first, second, *_ = sorted((data / "val").rglob("*.png"))
+    shutil.copy(first, first.with_name("z_copy.png"))
+    shutil.copy(first, first.with_name("z_again.png"))
+    shutil.copy(second, next((data / "train").iterdir()) / "z_known.png")
+    for cache in (True, True, False):  # computed, read from the cache, without one
+        after = probe("test_vit", "knn", data, cache=cache, **MODEL)
+        assert after.n == before.n
+        assert after.protocol["copies"] == (
+            "2 test images left out as copies of others; 1 test image also among the training images"
+        )
+        assert len(after.per_image) == before.n

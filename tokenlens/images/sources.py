@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tokenlens.catalog import did_you_mean
+from tokenlens.images.decoding import is_image_name
 from tokenlens.images.files import (
     ImageFiles,
     IndexedImages,
@@ -32,13 +34,12 @@ from tokenlens.images.sample import PHOTOGRAPHS, VIEWS, SampleViews
 from tokenlens.images.webdataset import WebDatasetImages
 from tokenlens.storage.wording import counted
 
-FORMS = "a folder of images, an image file, sample, hfds/NAME[:SPLIT] or wds/SHARDS"
+FORMS = "a folder of images, an image file, a pattern, a .txt list of paths, sample, hfds/NAME[:SPLIT] or wds/SHARDS"
 
 HINTS = {
     ".zip .7z .rar": "an archive; unpack it and give the folder",
     ".tgz .gz .xz .bz2": "a compressed archive; unpack it, or write wds/{path} if it is a webdataset shard",
-    ".csv .tsv .txt .json .jsonl": "a list or a table, not images; give the folder with the images, or in Python a "
-    "list of their paths",
+    ".csv .tsv .json .jsonl .txt": "a list or a table, not images; give the folder with the images",
     ".parquet .arrow": "a table; write hfds/{folder} if it belongs to a Hugging Face data set",
     ".npy .npz .pt .pth .h5": "an array; in Python give the preprocessed images as a tensor (N, 3, H, W)",
 }
@@ -101,7 +102,8 @@ def open_images(
         images: one of
 
             - a folder: all image files in it and its subfolders, sorted by relative path, hidden files left out;
-            - an image file, or a list of image files;
+            - an image file, a list of image files, a text file (.txt) with the path of one in each line, relative to
+              its folder, or a pattern with wildcards (``photos/*.jpg``, ``photos/**/*.png``);
             - ``"sample"``: random crops (64, or ``limit``) of photographs that come with the dependencies;
             - ``"hfds/NAME[:SPLIT]"``: a Hugging Face data set, on the Hub or on disk;
             - ``"wds/SHARDS"``: webdataset shards, a folder of them or a pattern with braces or wildcards;
@@ -139,10 +141,8 @@ def open_images(
     elif isinstance(images, str | os.PathLike):
         description, content = _open_named(os.fspath(images), limit, seed)
     elif isinstance(images, list | tuple) and images and all(isinstance(one, str | os.PathLike) for one in images):
-        paths = [Path(one).expanduser() for one in images]
-        if missing := [str(path) for path in paths if not path.is_file()]:
-            raise ValueError(f"{len(missing)} of {counted(len(paths), 'path')} are no files: {preview_names(missing)}")
-        description, content = f"list of {counted(len(paths), 'file')}", ImageFiles(Path(), [str(p) for p in paths])
+        description = f"list of {counted(len(images), 'file')}"
+        content = _open_list(description, [Path(one) for one in images])
     elif isinstance(images, Mapping):
         first = next(iter(images), "")
         raise ValueError(
@@ -185,6 +185,11 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     if path.is_file():
         if path.suffix.lower() == ".tar":
             raise ValueError(f"{path} is an archive; to read it as a webdataset shard, write wds/{path}")
+        if path.suffix.lower() == ".txt":
+            lines = map(str.strip, os.fsdecode(path.read_bytes()).splitlines())
+            listed = [path.parent / line for line in lines if line]
+            description = f"list {path} of {counted(len(listed), 'file')}"
+            return description, _open_list(description, listed)
         check_image_file(path)
         if is_other_format(path.name):
             raise ValueError(
@@ -194,10 +199,33 @@ def _open_named(name: str, limit: int | None, seed: int) -> tuple[str, IndexedIm
     if path.exists():
         raise ValueError(f"{path} is a pipe or a device; expected {FORMS} as images")
     if set(name) & set("*?["):
-        raise ValueError(f"{path} is a pattern; give the folder, whose image files are all read, or in Python a list")
+        return f"pattern {name}", _match_pattern(name)
     raise ValueError(
         f"there is no {path}; expected {FORMS} as images.{did_you_mean(name, ['sample'])}".removesuffix(".")
     )
+
+
+def _open_list(description: str, paths: Sequence[Path]) -> ImageFiles:
+    """Return image files in the order of their paths.
+
+    Raises:
+        ValueError: with the paths that are no files.
+    """
+    paths = [path.expanduser() for path in paths]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(f"{description}: there is no file {preview_names(missing)}")
+    return ImageFiles(Path(), [str(path) for path in paths])
+
+
+def _match_pattern(pattern: str) -> ImageFiles:
+    """Return the image files that match a pattern, sorted; ``notes`` says which other files were left out."""
+    files = [path for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)) if os.path.isfile(path)]
+    found = [path for path in files if is_image_name(path)]
+    others = [path for path in files if not is_image_name(path)]
+    if not found:
+        raise ValueError(f"no image file matches the pattern {pattern}")
+    left_out = f"{counted(len(others), 'file')} that match the pattern but are no images were left out"
+    return ImageFiles(Path(), found, [f"{left_out}: {preview_names(others)}"] if others else [])
 
 
 def check_local(name: str) -> None:

@@ -9,6 +9,7 @@ optimizer beside the weights does not stop a file from being read, and no code o
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 import sys
@@ -22,6 +23,12 @@ from torch import Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file of ``torch.save`` before PyTorch 1.6."""
+
+LARGEST_EXPANDED = 2**20
+"""Numbers of the largest tensor that may have more of them than its storage, as after ``expand``."""
+
+LARGEST_COMPRESSION = 16
+"""How many times larger an archive may become when it is unpacked; weights hardly compress, attacks do."""
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -205,6 +212,8 @@ class _Function:
 def _rebuild_tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
     if not isinstance(flat, Tensor):
         return InertObject()
+    if math.prod(size) > max(len(flat), LARGEST_EXPANDED):
+        raise pickle.UnpicklingError(f"a tensor of {math.prod(size)} numbers in a storage of {len(flat)}")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min(offset, *size, *stride, 0) < 0 or (0 not in size and last >= len(flat)):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
@@ -256,7 +265,8 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[Any, set[str]]:
 
     def allocate(key: str, dtype: torch.dtype, length: int) -> Tensor:
         if key not in storages:
-            if not 0 <= length * dtype.itemsize <= size:
+            before = sum(storage.nbytes for storage in storages.values())
+            if length < 0 or before + length * dtype.itemsize > size:
                 raise pickle.UnpicklingError(f"a storage of {length} numbers in a file of {size} bytes")
             storages[key] = torch.zeros(length, dtype=dtype)
         return storages[key]
@@ -266,7 +276,7 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[Any, set[str]]:
         return unpickler.load(), unpickler.ignored
 
     content, ignored = load()
-    if content != LEGACY_MAGIC or isinstance(content, Tensor):
+    if isinstance(content, Tensor) or content != LEGACY_MAGIC:
         return content, ignored
     load(), load()  # the version of the format, and the sizes of C's integers
     content, ignored = load()
@@ -288,6 +298,9 @@ def read_torch_zip(path: Path) -> tuple[Any, set[str]]:
     """
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > LARGEST_COMPRESSION * len(whole):
+            raise pickle.UnpicklingError(f"{unpacked:,} bytes compressed into {len(whole):,}")
         root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder").decode() != sys.byteorder:
             raise ValueError(f"checkpoint {path} was saved on a machine of the other byte order; save it again here")

@@ -131,6 +131,7 @@ def load_model(
             "a checkpoint and random weights exclude each other: leave out --checkpoint (checkpoint=…) or "
             "--no-pretrained (pretrained=False)"
         )
+    weights: dict[str, Any]
     if isinstance(model, nn.Module):
         module, name, target = model, type(model).__qualname__, None if device == "auto" else find_device(device)
         if checkpoint is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ INDEX_NAMES = tuple(f"{name}.index.json" for name in WEIGHT_NAMES)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 """Name of a shard, as Transformers writes it."""
+
+MAX_OBJECTS = 10**7
+"""Number of objects of a checkpoint that are looked at."""
 
 CHOOSE_WEIGHTS = (
     "Choose a file with --checkpoint FILE (checkpoint=…), or analyze random weights with --no-pretrained "
@@ -124,7 +128,7 @@ def read_file(path: Path) -> FileContent:
         found = FileContent("PyTorch file" if kind == "torch_zip" else "pickle", ignored=ignored)
         if path.suffix == ".safetensors":
             found.format += " under the name of a safetensors file"
-        for name, tensor in _walk(content, "", found.wrappers):
+        for name, tensor in _walk(content, "", found.wrappers, itertools.count()):
             found.tensors.setdefault(name, tensor)
     except DangerousPickleError as error:
         raise ValueError(
@@ -168,8 +172,12 @@ def files_sha256(files: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _walk(node: Any, name: str, wrappers: set[str], above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors inside a content with their full names."""
+def _walk(
+    node: Any, name: str, wrappers: set[str], visits: Iterator[int], above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors inside a content with their full names; ValueError after ``MAX_OBJECTS`` objects."""
+    if next(visits) > MAX_OBJECTS:  # objects that refer to each other many times
+        raise ValueError(f"it leads to more than {MAX_OBJECTS:,} objects")
     if isinstance(node, Tensor):
         yield name or "tensor", node
         return
@@ -179,7 +187,7 @@ def _walk(node: Any, name: str, wrappers: set[str], above: tuple[int, ...] = ())
     if children and name:
         wrappers.add(name)
     for key, child in children.items():
-        yield from _walk(child, f"{name}.{key}" if name else str(key), wrappers, (*above, id(node)))
+        yield from _walk(child, f"{name}.{key}" if name else str(key), wrappers, visits, (*above, id(node)))
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any]]:

@@ -17,7 +17,7 @@ from tokenlens.storage.cache import cache_folder
 from tokenlens.storage.files import write_json
 from tokenlens.storage.run_folder import check_manifest, writing
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files; features of another version are computed again."""
 
 CHECKED_IMAGES = 16

@@ -39,7 +39,8 @@ class SplitFeatures:
     Args:
         arrays: ``"cls"``, ``"patch_mean"`` or ``"pixels"`` (N, F) in float32, or ``"patches"`` (N, P, F) in float16
             (float32 for a model without a final norm, whose channels may exceed the range of float16). Memory-mapped
-            if cached. Rows of unreadable images are zero.
+            if cached. Rows of unreadable images are zero. ``"hashes"`` (N,) are 16 hexadecimal digits of the SHA-256 of
+            each image's pixels after preprocessing.
         indices: (N,) numbers of these images in the split.
         readable: (N,) bool.
         skipped: ``{"name", "reason"}`` of each unreadable image.
@@ -168,6 +169,9 @@ def _compute(
                 if name not in arrays:
                     arrays[name] = allocate(name, (count, *part.shape[1:]), np.float16 if half else np.float32)
                 arrays[name][batch.indices] = part.cpu().numpy()
+            if "hashes" not in arrays:
+                arrays["hashes"] = allocate("hashes", (count,), "S16")
+            arrays["hashes"][batch.indices] = [digest[:16].encode() for digest in batch.pixel_hashes]
             readable[batch.indices] = True
             for index, digest in zip(batch.indices, batch.hashes, strict=True):
                 hashes[index] = digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,12 @@ def probe(
         )
         features.append(found)
         done += len(indices)
+    distinct, copies = drop_copies(*features)
     train, test = (
         join_labels(kind, images, found, backbone, sources, head_device)
-        for images, found in zip(splits, features, strict=True)
+        for images, found in zip(splits, (features[0], distinct), strict=True)
     )
-    names = tuple(printable_name(splits[1].names[index]) for index in features[1].indices[features[1].readable])
+    names = tuple(printable_name(splits[1].names[index]) for index in distinct.indices[distinct.readable])
     extracted = time.perf_counter()
     score = head.evaluate(train, test, names, seed)
     ended = time.perf_counter()
@@ -151,6 +153,7 @@ def probe(
             **_describe_sources(backbone, kind, sources),
             "training images": describe_split(splits[0], features[0]),
             "test images": describe_split(splits[1], features[1]),
+            **({"copies": copies} if copies else {}),
             "classes": len(test.classes),
             **score.protocol,
             "interval": INTERVAL_TEXT,
@@ -250,6 +253,26 @@ def choose_images(count: int, limit: int | None) -> np.ndarray:
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.RandomState(SUBSET_SEED).permutation(count)[:limit])
+
+
+def drop_copies(train: SplitFeatures, test: SplitFeatures) -> tuple[SplitFeatures, str]:
+    """Leave out test images whose pixels are those of another one, so that n is the number of distinct images.
+
+    Returns:
+        The features of the test images, and a sentence on copies within the splits and between them; empty if there
+        are none.
+    """
+    seen, tested = (split.arrays["hashes"][split.readable] for split in (train, test))
+    distinct, first = np.unique(tested, return_index=True)
+    counts = (
+        (len(tested) - len(distinct), "test image", "left out as copies of others"),
+        (int(np.isin(distinct, seen).sum()), "test image", "also among the training images"),
+        (len(seen) - len(np.unique(seen)), "training image", "equal to others, not left out"),
+    )
+    kept = np.zeros_like(test.readable)
+    kept[np.flatnonzero(test.readable)[first]] = True
+    found = [f"{counted(count, noun)} {what}" for count, noun, what in counts if count]
+    return replace(test, readable=kept), "; ".join(found)
 
 
 def describe_split(images: Any, features: SplitFeatures) -> str:

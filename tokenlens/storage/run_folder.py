@@ -45,10 +45,11 @@ def check_schema(settings: dict[str, Any], path: Path) -> None:
 def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` to write into; on success it gets its manifest and takes the name ``path``.
 
-    After an error or an interrupt nothing is left of it, and an existing run stays as it was.
+    After an error or an interrupt nothing is left of it, and an existing run stays as it was. Where ``path`` is the
+    current folder, its content is replaced, since a new folder would not be the current one.
     """
     path = Path(os.path.abspath(path))
-    check_writable(path, overwrite)
+    _check_replaceable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
     try:
@@ -57,12 +58,14 @@ def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
         write_manifest(folder)
         if path.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
-            os.replace(path, replaced / path.name)
+            move = _move_content if path.samefile(Path.cwd()) else os.replace
             try:
-                os.replace(folder, path)
-            except BaseException:
-                os.replace(replaced / path.name, path)
-                raise
+                move(path, replaced / path.name)
+                try:
+                    move(folder, path)
+                except BaseException:
+                    move(replaced / path.name, path)
+                    raise
             finally:
                 shutil.rmtree(replaced, ignore_errors=True)
         else:
@@ -71,11 +74,17 @@ def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _move_content(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for file in list(source.iterdir()):
+        os.replace(file, target / file.name)
+
+
 def check_writable(path: Path, overwrite: bool) -> None:
-    """Check that a run may be written to ``path``, which is worth asking before an hour of work.
+    """Check that a new run may be written to ``path``, which is worth asking before an hour of work.
 
     Raises:
-        FileExistsError: if something else is there.
+        FileExistsError: if something else is there, or it is the current folder.
         OSError: if the folder cannot be made.
     """
     if Path.cwd().is_relative_to(path.resolve()):
@@ -83,6 +92,10 @@ def check_writable(path: Path, overwrite: bool) -> None:
             f"{path} is the current folder or above it, and would be replaced; run the command from another folder, or "
             "choose another --out"
         )
+    _check_replaceable(path, overwrite)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
     check_can_create(path)
     if not path.exists():
         return

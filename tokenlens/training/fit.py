@@ -72,11 +72,12 @@ def fit(
     classes = objective.classes(make_options(recipe.objective, recipe.objective_options), tuple(images.classes))
     given_data = None if isinstance(data, LabelledImages) else os.fspath(data)
     given_start = checkpoint.source if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint or "")
+    described = {"given": given_data, **images.description}
     wanted = {
         "name": name,
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
-        "data": {"given": given_data, **images.description},
+        "data": described,
         "start": start and {"given": given_start, **describe_start(recipe, classes, start)},
     }
     fabric = make_fabric(recipe, device, devices, nodes)
@@ -99,7 +100,7 @@ def fit(
             return TrainedRun.load(path)
         stack.enter_context(preserve_random_state())
         stack.enter_context(stop.listening())
-        loop, views, ready = _make_loop(fabric, recipe, images, start, writer, stop, progress)
+        loop, views, ready, border = _make_loop(fabric, recipe, images, start, writer, stop, progress)
         damaged = loop.resume(path / CHECKPOINTS)
         order = {
             "batch_size": recipe.batch_size,
@@ -117,7 +118,8 @@ def fit(
         if isinstance(batches, Generator):
             stack.enter_context(closing(batches))  # ends the processes that read images
         if writer is not None:
-            _write_start(writer, loop, wanted, damaged)
+            notes = [*described.get("notes", ()), *([border] if border else [])]
+            _write_start(writer, loop, wanted | {"data": described | {"notes": notes}}, damaged)
         try:
             loop.run(batches)
             _write_end(writer, loop, report)
@@ -152,8 +154,8 @@ def _make_loop(
     writer: RunWriter | None,
     stop: StopRequest,
     progress: ProgressCallback | None,
-) -> tuple[TrainingLoop, Views, PreloadedImages | None]:
-    """Return the loop at step 0, the augmentation, and the images if the recipe preloads them."""
+) -> tuple[TrainingLoop, Views, PreloadedImages | None, str]:
+    """Return the loop at step 0, the augmentation, the images if they are preloaded, and which pixels are lost."""
     kind: type[Objective] = objectives.get(recipe.objective)
     options = make_options(recipe.objective, recipe.objective_options)
     classes = tuple(images.classes)
@@ -204,7 +206,8 @@ def _make_loop(
         make_backbone=backbone,
         writer=writer,
     )
-    return loop, views, ready
+    layout = loaded.family.layout(loaded.module, loaded.image_size)
+    return loop, views, ready, layout.border_note(loaded.image_size)
 
 
 def _write_start(writer: RunWriter, loop: TrainingLoop, wanted: dict[str, Any], damaged: list[str]) -> None:
