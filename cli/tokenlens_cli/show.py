@@ -97,8 +97,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="cls|reg0|ROW,COLUMN",
-            help="The token whose cosine or attention is drawn, by default cls. correspondence needs a patch; it can be "
-            "repeated there. Rows and columns count from 0 at the top left.",
+            help="The token whose cosine or attention is drawn, by default cls. correspondence needs a patch, or "
+            "several: repeat the option. Rows and columns count from 0 at the top left.",
         ),
     ] = None,
     together: Annotated[

@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images, tiny_timm
@@ -155,8 +154,7 @@ def test_before_and_after_a_norm():
 
 
 def test_a_norm_after_attention_has_no_tokens_before_it():
-    model = tiny_timm("vit_relpos_small_patch16_224", img_size=32, patch_size=8, block_fn=ResPostRelPosBlock)
-    view = only(Exploration([tokenlens.record(model, images("timm_vit"))]))
+    view = only(Exploration([recorded("timm_post_norm")]), token=(1, 1))
     assert view.before_hw is None
     assert view.cosine_hw is not None
     assert "norm1 of block 1 does not normalize resid_pre (as in post-norm models)" in view.notes[0]

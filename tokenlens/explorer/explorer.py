@@ -73,7 +73,7 @@ class Explorer(anywidget.AnyWidget):
     def select(self, **changes: Any) -> Explorer:
         """Select another image, block, site, head, token, …, e.g. ``select(block=3, token=(4, 9))``.
 
-        ``other=2`` searches the patch nearest to the token in that image; ``shared=True`` draws all models on one scale.
+        ``other=2`` searches the nearest patch in that image; ``shared=True`` draws all models on one scale.
 
         Raises:
             LookupError: if no model has it; the selection is unchanged then.

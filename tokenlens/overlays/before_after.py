@@ -51,8 +51,8 @@ def before_and_after(recording: Recording, image: int, block: int, norm: str = S
     if not _is_norm_of(*(layout_at(recording, block, norm).patches_of(x)[0] for x in (before, after))):
         where = "" if norm == Site.FINAL_NORM else f" of block {block_of(recording, block)}"
         raise LookupError(
-            f"{norm}{where} does not normalize {NORM_INPUTS[Site(norm)]} (as in post-norm models), so the tokens before "
-            "it were not recorded"
+            f"{norm}{where} does not normalize {NORM_INPUTS[Site(norm)]} (as in post-norm models), so the tokens "
+            "before it were not recorded"
         )
     return before, after
 

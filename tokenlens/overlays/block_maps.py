@@ -137,8 +137,8 @@ def attention_maps(
         columns=_columns(len(chosen)),
         quantity="attention, × uniform",
         captions=tuple(f"{100 * share:.0f} %" for share in to_patches),
-        note=f"attention of {token_title(token)} in block {number} · × uniform: divided by its mean over patches · under "
-        "each map: the share of attention that goes to patches",
+        note=f"attention of {token_title(token)} in block {number} · × uniform: divided by its mean over patches · "
+        "under each map: the share of attention that goes to patches",
     )
 
 

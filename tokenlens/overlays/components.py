@@ -119,8 +119,8 @@ def component_maps(
         columns=len(chosen),
         captions=tuple(captions),
         covered=covered_by(recording),
-        note=f"{site}{heads} · {over}: the first separates the foreground (its share under each map), whose own components "
-        "are red, green and blue",
+        note=f"{site}{heads} · {over}: the first separates the foreground (its share under each map), whose own "
+        "components are red, green and blue",
     )
 
 

@@ -48,7 +48,7 @@ def correspondence(
     Raises:
         LookupError: if the recording lacks an image, block, site, head or patch, or has one image.
     """
-    patches = [patch] if isinstance(patch[0], int) else list(patch)  # type: ignore[list-item]
+    patches = [patch] if isinstance(patch[0], int) else list(patch)
     found = find_correspondences(recording, patches, image, others, block, site, head)  # type: ignore[arg-type]
     targets = list(dict.fromkeys(each.target for each in found))
     columns = 1 + min(len(targets), 3)
@@ -79,7 +79,7 @@ def correspondence(
         bar = figure.colorbar(drawn, ax=panels, location="bottom", shrink=0.4, aspect=45, pad=0.02)
         bar.set_ticks([-high, 0, high], labels=[f"−{high:g}", "0", f"{high:g}"])
         bar.set_label(f"cosine to patch {patches[0]}")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     where = str(site) if site == Site.FINAL_NORM else f"block {block_of(recording, block)} · {site}"
     heads = "" if site not in HEAD_SITES else " · " + ("mean over heads" if head is None else f"head {head}")
     page = Canvas(figure, np.array([panels], dtype=object), new=True)

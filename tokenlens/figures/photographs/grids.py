@@ -46,13 +46,15 @@ def draw_maps(grids: MapGrid | Sequence[MapGrid], limits: tuple[float, float] | 
     if limits is not None:
         heights.append(SCALE_MM)
     figure = new_figure(sum(heights) + 6)
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.02, wspace=0.01, hspace=0.02)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.02, wspace=0.01, hspace=0.02)
     outer = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     panels: list[Axes] = []
     drawn: AxesImage | None = None
-    for place, grid in zip(outer, grids, strict=False):
+    for number, grid in enumerate(grids):
         rows = _rows(grid)
-        inner = place.subgridspec(rows, 1 + grid.columns, width_ratios=[_photograph(grid), *[1] * grid.columns])
+        inner = outer[number, 0].subgridspec(
+            rows, 1 + grid.columns, width_ratios=[_photograph(grid), *[1] * grid.columns]
+        )
         left = figure.add_subplot(inner[:, 0])
         height, width = grid.photograph.shape[:2]
         draw_pixels(left, grid.photograph, (height, width), (height, width))
@@ -111,7 +113,7 @@ def _draw_scale(
         labels[2] = f"≥ {labels[2]}"
     bar.set_ticks([limits[0], middle, limits[1]], labels=labels, fontsize=points())
     bar.set_label(grids[0].quantity + (f" (largest {plain_number(float(f'{highest:.3g}'))})" if above else ""))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _rows(grid: MapGrid) -> int:

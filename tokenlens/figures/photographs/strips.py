@@ -93,8 +93,7 @@ def pca_strip(
 ) -> Figure:
     """Draw the first three principal components of the foreground as colours, block by block.
 
-    Arguments as for ``before_after``, and as for ``tokenlens.overlays.components.component_maps``: ``together`` computes
-    the components over all images instead of each image alone.
+    Arguments as for ``before_after``; ``together`` computes the components over all images instead of each image alone.
 
     Raises:
         LookupError: if the recording lacks something.
@@ -112,7 +111,7 @@ def all_heads(
     heads: Any = None,
     **options: Any,
 ) -> Figure:
-    """Draw the attention of a token to each patch in all heads of a block, and their mean, in units of uniform attention.
+    """Draw the attention of a token to each patch in all heads of a block, and their mean; 1 is uniform attention.
 
     Arguments as for ``before_after``; ``heads`` is a number, a list, or text like ``"0-2,5"``.
 
