@@ -11,6 +11,8 @@ import typer
 from tokenlens_cli import _options as options
 from tokenlens_cli._output import print_json, say
 
+FORMATS = ("svg", "png", "pdf")
+
 
 def command(
     run: Annotated[
@@ -157,6 +159,20 @@ def _value(text: str) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else text
 
 
+def parse_formats(text: str) -> list[str]:
+    """Return the formats in a list with commas.
+
+    Raises:
+        typer.BadParameter: for an unknown one.
+    """
+    formats = list(dict.fromkeys(part.strip().lower().lstrip(".") for part in text.split(",") if part.strip()))
+    if not formats or set(formats) - set(FORMATS):
+        raise typer.BadParameter(
+            f"expected some of {', '.join(FORMATS)}, separated by commas, got {text!r}", param_hint="--format"
+        )
+    return formats
+
+
 def output_files(out: Path, name: str, format: str | None) -> list[Path]:
     """Return the files to write.
 
@@ -168,19 +184,12 @@ def output_files(out: Path, name: str, format: str | None) -> list[Path]:
     >>> [path.as_posix() for path in output_files(Path("paper"), "depth_profile", "svg,pdf")]
     ['paper/depth_profile.svg', 'paper/depth_profile.pdf']
     """
-    known = ("svg", "png", "pdf")
-    formats = None
-    if format is not None:
-        formats = list(dict.fromkeys(part.strip().lower().lstrip(".") for part in format.split(",") if part.strip()))
-        if not formats or set(formats) - set(known):
-            raise typer.BadParameter(
-                f"expected some of {', '.join(known)}, separated by commas, got {format!r}", param_hint="--format"
-            )
+    formats = None if format is None else parse_formats(format)
     ending = out.suffix[1:].lower()
     if out.is_dir() or not ending:
         return [out / f"{name}.{form}" for form in formats or ["svg"]]
-    if ending not in known:
-        raise typer.BadParameter(f"{out} ends in .{ending}, expected one of {', '.join(known)}", param_hint="--out")
+    if ending not in FORMATS:
+        raise typer.BadParameter(f"{out} ends in .{ending}, expected one of {', '.join(FORMATS)}", param_hint="--out")
     if formats is not None and ending not in formats:
         raise typer.BadParameter(f"{out} ends in .{ending}, but --format says {', '.join(formats)}", param_hint="--out")
     return [out.with_suffix(f".{form}") for form in formats or [ending]]

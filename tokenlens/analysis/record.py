@@ -82,6 +82,10 @@ def record(
         std=std,
         untrained=loaded.untrained,
         block_layouts=block_layouts,
+        source=source.description,
+        notes=[note for note in (layout.border_note((height, width)), *loaded.family.notes(loaded.module)) if note],
+        skipped=list(source.skipped),
+        weights=dict(loaded.weights),
     )
     keeper = RecordingObserver(recording, wanted, patterns, max_bytes)
     watched = wanted | (set() if patterns is False else {Site.Q})

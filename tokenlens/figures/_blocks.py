@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from tokenlens.figures.base import NothingToDraw
+from tokenlens.overlays.selection import numbers_in
 
 
 def parse_blocks(blocks: Any, count: int) -> list[int]:
@@ -28,7 +28,10 @@ def parse_blocks(blocks: Any, count: int) -> list[int]:
         return list(range(count))[blocks]
     numbers: Iterable[Any]
     if isinstance(blocks, str):
-        numbers = _numbers_in(blocks)
+        try:
+            numbers = numbers_in(blocks)
+        except ValueError:
+            raise _unreadable(blocks) from None
     elif isinstance(blocks, Iterable):
         numbers = blocks
     else:
@@ -40,19 +43,6 @@ def parse_blocks(blocks: Any, count: int) -> list[int]:
         index = number.__index__()
         found.add(index + count if index < 0 else index)
     return sorted(index for index in found if 0 <= index < count)
-
-
-def _numbers_in(text: str) -> list[int]:
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not match:
-            raise _unreadable(text)
-        first, last = int(match[1]), int(match[2] or match[1])
-        if match[2] and first > last:
-            raise _unreadable(text)
-        numbers += range(first, last + 1)
-    return numbers
 
 
 def _unreadable(blocks: Any) -> ValueError:

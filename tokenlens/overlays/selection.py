@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor
 
 from tokenlens.recording.recording import Recording
@@ -87,6 +91,52 @@ def block_of(recording: Recording, block: int) -> int:
     raise LookupError(f"block {block} was not recorded; recorded blocks: {blocks}")
 
 
+def select_blocks(recording: Recording, blocks: Any = None, most: int = 6) -> list[int]:
+    """Return the numbers of chosen blocks.
+
+    Args:
+        recording: the recording.
+        blocks: a number, a list, or text as for ``numbers_in``; negative numbers count from the last recorded block.
+            None for ``most`` of them, evenly spaced, the first and the last among them.
+        most: number of blocks that are chosen by default.
+
+    Raises:
+        LookupError: if a block was not recorded.
+        ValueError: for a text that cannot be read.
+    """
+    if blocks is None:
+        last, count = len(recording.blocks) - 1, min(most, len(recording.blocks))
+        return [recording.blocks[round(index * last / max(count - 1, 1))] for index in range(count)]
+    if isinstance(blocks, str):
+        blocks = numbers_in(blocks)
+    chosen = blocks if isinstance(blocks, Iterable) else [blocks]
+    return list(dict.fromkeys(block_of(recording, int(block)) for block in chosen))
+
+
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers in a text.
+
+    Raises:
+        ValueError: if it cannot be read.
+
+    >>> numbers_in("0-2,11"), numbers_in("-1")
+    ([0, 1, 2, 11], [-1])
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[1]) > int(match[2])):
+            raise ValueError(f"expected numbers like 0-5,11, got {text!r}")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def covered_by(recording: Recording) -> tuple[float, float]:
+    """Return the height and width in pixels that the patches of the recorded images cover."""
+    assert recording.images is not None
+    return recording.layout.extent((recording.images.shape[-2], recording.images.shape[-1]))
+
+
 def layout_at(recording: Recording, block: int, site: str | None = None) -> TokenLayout:
     """Return the tokens at a site of a block, which may be fewer than those at the end of the model (CaiT)."""
     return recording.layout_of(None if site == Site.FINAL_NORM else block_of(recording, block))
@@ -132,6 +182,12 @@ def _checked_head(head: int, heads: int) -> int:
     if not 0 <= head < heads:
         raise LookupError(f"the block has heads 0 to {heads - 1}, got {head}")
     return head
+
+
+def head_count(recording: Recording, block: int) -> int:
+    """Return the number of heads of a recorded block; 0 if nothing with heads was recorded."""
+    tensors = [recording.patterns.get(block), *(recording.get((block, site)) for site in HEAD_SITES)]
+    return max((x.shape[1] for x in tensors if x is not None), default=0)
 
 
 def attention_of(recording: Recording, image: int, block: int, token: Token, head: int | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class Recording(Mapping[Key, Tensor]):
         images: the preprocessed images (B, 3, height, width), (x − ``mean``) / ``std`` of pixels in [0, 1].
         names: the images' names in their source.
         untrained: whether the model has random weights.
+        source: where the images come from and which of them were used, as text.
+        notes: sentences on what was left out.
+        skipped: ``{"name", "reason"}`` of each image that was unreadable.
+        weights: where the weights come from, and how they were adapted.
     """
 
     layout: TokenLayout
@@ -42,6 +47,10 @@ class Recording(Mapping[Key, Tensor]):
     untrained: bool = False
     scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
     block_layouts: dict[int, TokenLayout] = field(default_factory=dict)
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: Key) -> Tensor:
         block, site = key

@@ -1,5 +1,20 @@
 """Maps of a recording drawn on its images, available as ``tokenlens.plot``."""
 
+from tokenlens.figures.photographs.correspondence import correspondence
+from tokenlens.figures.photographs.grids import draw_maps
 from tokenlens.figures.photographs.overlays import attention_overlay, cosine_to_patch, norm_map, pca_rgb
+from tokenlens.figures.photographs.strips import all_heads, before_after, cosine_strip, norm_strip, pca_strip
 
-__all__ = ["attention_overlay", "cosine_to_patch", "norm_map", "pca_rgb"]
+__all__ = [
+    "all_heads",
+    "attention_overlay",
+    "before_after",
+    "correspondence",
+    "cosine_strip",
+    "cosine_to_patch",
+    "draw_maps",
+    "norm_map",
+    "norm_strip",
+    "pca_rgb",
+    "pca_strip",
+]
