@@ -118,7 +118,7 @@ def test_what_does_not_apply_is_listed_with_the_reason(tmp_path):
 def test_untrained_models_are_marked_everywhere(evil_page):
     _, text = evil_page
     assert 'class="banner"' in text
-    headings = re.findall(r"<h3[^>]*>(.*?)</h3>", text)
+    headings = re.findall(r"<h4[^>]*>(.*?)</h4>", text)
     titles = [figures.module(figure["id"]).TITLE for figure in Page(text).all("figure")]
     assert len(titles) == 3
     assert all(f"{title} (untrained)" in headings for title in titles)
