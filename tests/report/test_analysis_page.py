@@ -56,7 +56,7 @@ def test_it_starts_with_the_findings(run, page):
     for finding in judge(run[0]):
         assert unbroken(finding.sentence).replace("'", "&#39;") in page
         assert finding.verdict in page
-    assert page.index("F1(a).") < page.index("F2(a).") < page.index("<figure")
+    assert page.index("<h1>") < page.index("F1(a).") < page.index("F2(a).") < page.index("<figure")
 
 
 def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
@@ -229,7 +229,7 @@ def test_cells_with_commas_quotes_and_lines_survive_the_download(browser, tmp_pa
 @pytest.mark.browser
 def test_on_paper_nothing_needs_a_click(browser, run):
     tab, complaints, _ = opened(browser, run[1] / "report.html")
-    rule = tab.locator(".finding details p").first
+    rule = tab.locator("details.finding p").first
     assert not rule.is_visible()
     tab.emulate_media(media="print")
     tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")

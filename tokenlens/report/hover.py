@@ -42,7 +42,8 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
             "points": [*_points(panel, names, figure.dpi, height)],
         }
         if cells <= MOST_CELLS and len(panel.images) == 1:
-            found["cells"] = [[with_digits(float(x), 3) for x in row] for row in np.atleast_2d(panel.images[0].get_array())]
+            values = np.ma.filled(np.ma.asarray(panel.images[0].get_array(), dtype=float), np.nan)
+            found["cells"] = [[with_digits(float(x), 3) for x in row] for row in np.atleast_2d(values)]
             found["row"] = _label(panel, "y")
         if found["points"] or "cells" in found:
             panels.append(found)
