@@ -181,5 +181,12 @@ Seed = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists already.")]
+NoPhotos = Annotated[
+    bool,
+    typer.Option(
+        "--no-photos",
+        help="Keep no pixels. By default the run folder and its report contain the first four images as small JPEGs.",
+    ),
+]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Save the numbers without drawing figures and report.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object instead of text.")]

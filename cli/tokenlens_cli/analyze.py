@@ -36,6 +36,7 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/<model>.")
     ] = None,
     overwrite: options.Overwrite = False,
+    no_photos: options.NoPhotos = False,
     no_report: options.NoReport = False,
     json: options.Json = False,
 ) -> None:
@@ -64,6 +65,7 @@ def command(
             "amp": amp,
             "metrics": chosen,
             "seed": seed,
+            "photos": not no_photos,
         }
         if not rank.is_first:
             analyze(model, images, **settings)

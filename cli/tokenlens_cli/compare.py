@@ -59,6 +59,7 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/compare_<a>_<b>….")
     ] = None,
     overwrite: options.Overwrite = False,
+    no_photos: options.NoPhotos = False,
     no_report: options.NoReport = False,
     json: options.Json = False,
 ) -> None:
@@ -79,6 +80,7 @@ def command(
         "pretrained": pretrained,
         "metrics": options.parse_metrics(metrics),
         "seed": seed,
+        "photos": False if no_photos else None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     chosen = baseline if label and baseline in label else int(baseline) if baseline.isdecimal() else baseline

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.support.synthetic_analysis import synthetic_analysis
+from tests.support.synthetic_photographs import with_photographs
 from tests.support.synthetic_comparison import synthetic_comparison, with_values
 from tests.support.synthetic_training import trained
 from tokenlens.analysis.findings import Finding
@@ -73,7 +74,7 @@ def verification():
 
 
 RESULTS = {
-    "analysis": partial(synthetic_analysis, blocks=4, heads=3, channels=64, specialized=True),
+    "analysis": lambda: with_photographs(synthetic_analysis(blocks=4, heads=3, channels=64, specialized=True)),
     "comparison": partial(synthetic_comparison, models=3, blocks=(4, 4, 3), heads=3, channels=32),
     "evil analysis": evil_analysis,
     "evil comparison": evil_comparison,

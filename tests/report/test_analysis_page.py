@@ -56,7 +56,7 @@ def test_it_starts_with_the_findings(run, page):
     for finding in judge(run[0]):
         assert unbroken(finding.sentence).replace("'", "&#39;") in page
         assert finding.verdict in page
-    assert page.index("F1(a).") < page.index("F2(a).") < page.index("<figure")
+    assert page.index("<h1>") < page.index("F1(a).") < page.index("F2(a).") < page.index("<figure")
 
 
 def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
@@ -118,7 +118,7 @@ def test_what_does_not_apply_is_listed_with_the_reason(tmp_path):
 def test_untrained_models_are_marked_everywhere(evil_page):
     _, text = evil_page
     assert 'class="banner"' in text
-    headings = re.findall(r"<h3[^>]*>(.*?)</h3>", text)
+    headings = re.findall(r"<h4[^>]*>(.*?)</h4>", text)
     titles = [figures.module(figure["id"]).TITLE for figure in Page(text).all("figure")]
     assert len(titles) == 3
     assert all(f"{title} (untrained)" in headings for title in titles)
@@ -229,7 +229,7 @@ def test_cells_with_commas_quotes_and_lines_survive_the_download(browser, tmp_pa
 @pytest.mark.browser
 def test_on_paper_nothing_needs_a_click(browser, run):
     tab, complaints, _ = opened(browser, run[1] / "report.html")
-    rule = tab.locator(".finding details p").first
+    rule = tab.locator("details.finding p").first
     assert not rule.is_visible()
     tab.emulate_media(media="print")
     tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")

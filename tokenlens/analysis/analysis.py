@@ -13,6 +13,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from tokenlens.analysis.photographs import Photographs
 from tokenlens.metrics import PATTERN, NamedArray
 from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
@@ -31,7 +32,7 @@ KEY_COLUMNS = ("metric", "part", "block", "site", "group", "head")
 NUMBERS = ("analysis.json", "table.csv", "arrays.safetensors")
 """The files that an analysis is loaded from; all others can be drawn again from them."""
 
-_PER_IMAGE, _PER_IMAGE_ROWS = "per_image", "per_image_rows"
+_PER_IMAGE, _PER_IMAGE_ROWS, _PHOTOGRAPHS = "per_image", "per_image_rows", "photographs/"
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Analysis(Result):
         provenance: how the numbers came about; JSON-able.
         not_applicable: metrics that do not apply to this model, with the reason.
         no_interval: metrics, or ``metric/part``, for which no interval covers, with the reason.
+        photographs: the first images, small, with maps of their patches across norm1; None if norm1 was not observed.
     """
 
     kind: ClassVar[str] = "analysis"
@@ -67,6 +69,7 @@ class Analysis(Result):
     provenance: dict[str, Any]
     not_applicable: dict[str, str] = field(default_factory=dict)
     no_interval: dict[str, str] = field(default_factory=dict)
+    photographs: Photographs | None = None
 
     @property
     def untrained(self) -> bool:
@@ -114,11 +117,16 @@ class Analysis(Result):
             "arrays": labels,
             "provenance": self.provenance,
         }
+        photographs = self.photographs
+        if photographs is not None:
+            settings["photographs"] = {name: list(getattr(photographs, name)) for name in ("names", "hashes", "blocks")}
         write_json(folder / SETTINGS[self.kind], settings)
         self.table.to_csv(folder / "table.csv", index=False)
         arrays = {name: np.ascontiguousarray(array.values) for name, array in self.arrays.items()}
         arrays[_PER_IMAGE] = np.ascontiguousarray(self.per_image.to_numpy(dtype=np.float32))
         arrays[_PER_IMAGE_ROWS] = self._rows_of_columns()
+        if photographs is not None:
+            arrays |= {f"{_PHOTOGRAPHS}{name}": array for name, array in photographs.to_arrays().items()}
         save_file(arrays, folder / "arrays.safetensors", metadata={"dims": json.dumps(labels)})
 
     def _rows_of_columns(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -155,6 +163,8 @@ def read_numbers(folder: Path) -> Analysis:
         raise ValueError(f"{folder / 'arrays.safetensors'} cannot be read: {error}") from error
     per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
     keys = _keys(table.iloc[rows])
+    kept = {name: stored.pop(name) for name in list(stored) if name.startswith(_PHOTOGRAPHS)}
+    kept = {name.removeprefix(_PHOTOGRAPHS): array for name, array in kept.items()}
     labels = settings["arrays"]
     layout: dict[str, Any] = {
         name: None if value is None else tuple(value) for name, value in settings["layout"].items()
@@ -176,6 +186,7 @@ def read_numbers(folder: Path) -> Analysis:
         provenance=settings["provenance"],
         not_applicable=settings["not_applicable"],
         no_interval=settings.get("no_interval", {}),
+        photographs=Photographs.from_arrays(settings["photographs"], kept) if kept else None,
     )
 
 

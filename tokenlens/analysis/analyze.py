@@ -48,6 +48,7 @@ def analyze(
     model_args: Mapping[str, Any] | None = None,
     family: Family | None = None,
     keep_images: int = 4096,
+    photos: bool = True,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Analysis:
     """Run a model over images once and measure how its CLS, register and patch tokens differ at every site.
@@ -71,6 +72,8 @@ def analyze(
         model_args: arguments of the constructor of a named timm model, as in ``load_model``.
         family: location of tokens and sites in a model that tokenlens does not know.
         keep_images: maximum number of images whose values are kept one by one; means and spreads cover all images.
+        photos: keep the first four images as small JPEGs, which the run folder and its page then contain. Without them,
+            maps of their patches are kept still.
         progress: called after each batch with the number of images done and in total (None if unknown).
 
     Returns:
@@ -136,7 +139,11 @@ def analyze(
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
     }
-    return run.to_analysis(loaded.name, provenance, described["names"])
+    analysis = run.to_analysis(loaded.name, provenance, described["names"])
+    if run.photographs is not None:
+        mean, std = (loaded.data_config[name] for name in ("mean", "std"))
+        analysis.photographs = run.photographs.photographs(mean, std, photos)
+    return analysis
 
 
 def choose_metrics(metrics: Choice | Sequence[Choice] | None) -> list[Metric]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tokenlens.analysis.analysis import COLUMNS, KEY_COLUMNS, Analysis
 from tokenlens.analysis.block_group import BlockGroup, group_blocks
 from tokenlens.analysis.finite import FiniteCheck
+from tokenlens.analysis.photographs import PhotographObserver
 from tokenlens.analysis.transfer import load_ahead
 from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
@@ -40,6 +41,7 @@ class AnalysisRun:
         self.layout: TokenLayout | None = None
         self.blocks = len(list(loaded.family.blocks(loaded.module)))
         self.notes: list[str] = []
+        self.photographs: PhotographObserver | None = None
         self._groups: list[BlockGroup] = []
         self._on_cpu = next(loaded.module.parameters()).device.type == "cpu"
         self._unchecked: list[FiniteCheck] = []
@@ -103,6 +105,8 @@ class AnalysisRun:
         groups, family = self._groups, self.loaded.family
         observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
         pooled = groups[-1].reducer.pooled
+        layouts = [family.block_layout(block, self.layout) for block in family.blocks(self.loaded.module)]
+        self.photographs = PhotographObserver(observer, layouts)
         return Recorder(self.loaded.module, family, self.layout, observer, sites=sites, pooled=pooled)
 
     def _check_size(self, pixels: Tensor) -> None:
@@ -120,6 +124,11 @@ class AnalysisRun:
             self.flush()
         for reducer in reducers:
             reducer.start(batch.indices)
+        keeper = self.photographs
+        assert keeper is not None
+        recorder.observer = keeper.observer if keeper.full else keeper
+        if not keeper.full:
+            keeper.start(batch.images, batch.names, batch.hashes)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         with recorder, autocast:
             recorder.run(pixels)

@@ -17,6 +17,7 @@ from tokenlens.figures.page import styled
 KIND = "analysis"
 TITLE = "Distance between CLS and patches relative to their spread"
 ORDER = 110
+GROUP = "Similarity"
 CAPTION = (
     "Distance between the mean CLS token and the mean patch token over all images, divided by the spread of both "
     "groups. At 0 the means coincide; above 1 the groups are further apart than they are wide."

@@ -18,6 +18,7 @@ from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
 KIND = "analysis"
 TITLE = "Channels selective for CLS or for patches"
 ORDER = 40
+GROUP = "Norms"
 CAPTION = (
     "Selectivity s of each channel (columns) in each block (rows). Red channels are larger in CLS, blue ones in "
     "patches; at s = ±0.5 one is three times the other. Channels have the same order in all panels, by mean s at the "

@@ -18,6 +18,7 @@ from tokenlens.figures.style import COLOURS, MARKERS
 KIND = "analysis"
 TITLE = "Similarity of features between blocks"
 ORDER = 120
+GROUP = "Similarity"
 CAPTION = (
     "Debiased linear CKA between the outputs of blocks: 1 if two sets of features arrange the images in the same "
     "way, about 0 if they are unrelated. The last panel is the diagonal of the third, with its interval: the "

@@ -17,6 +17,7 @@ from tokenlens.figures.page import canvas, paper, styled
 KIND = "analysis"
 TITLE = "Mean attention map of CLS"
 ORDER = 70
+GROUP = "Attention"
 CAPTION = (
     "Attention of CLS to each patch, averaged over heads and images and divided by its mean over patches, so that "
     "uniform attention is 1. An average over many images shows positions that the model prefers, such as the centre "

@@ -26,6 +26,7 @@ from tokenlens.figures.style import COLOURS, INK, MARKERS
 KIND = "analysis"
 TITLE = "Cosine of CLS and patches before and after each norm"
 ORDER = 10
+GROUP = "Cosines"
 CAPTION = (
     "Mean cosine of CLS and patches, and between patches, over the blocks. Dashed: input of the norm; solid: output. "
     "A norm that differentiates lowers the CLS–patch cosine more than the patch–patch cosine. Vectors with cosine 1 "

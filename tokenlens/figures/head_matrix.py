@@ -17,6 +17,7 @@ from tokenlens.figures.page import canvas, paper, styled
 KIND = "analysis"
 TITLE = "Attention of each head to token groups"
 ORDER = 60
+GROUP = "Attention"
 CAPTION = (
     "Each square is one head of one block. Attention mass is the share of attention that tokens of the first group "
     "pay to all tokens of the second, so that the shares of CLS add up to 1. Entropy is that of CLS's attention over "

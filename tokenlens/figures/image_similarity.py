@@ -17,6 +17,7 @@ from tokenlens.figures.page import styled
 KIND = "analysis"
 TITLE = "Similarity of tokens between images"
 ORDER = 100
+GROUP = "Similarity"
 CAPTION = (
     "Mean cosine between the CLS tokens of different images, and between their mean patches. Near 1 the token is "
     "almost the same for all images and carries little information about a single one."

@@ -16,6 +16,7 @@ from tokenlens.figures.page import styled
 KIND = "analysis"
 TITLE = "Mean and variance inside each norm"
 ORDER = 30
+GROUP = "Norms"
 CAPTION = (
     "Mean μ and variance σ² over channels, which each norm computes for a token and then removes, averaged per token "
     "group; and the log ratio of CLS's σ to the patches': above 0 the norm shrinks CLS more than patches. RMSNorm "

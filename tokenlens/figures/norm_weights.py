@@ -23,6 +23,7 @@ from tokenlens.figures.style import COLOURS, MARKERS
 KIND = "analysis"
 TITLE = "γ and β for CLS and for patches"
 ORDER = 24
+GROUP = "Norms"
 CAPTION = (
     "Weights of the specialized norms; no images are involved. Left: γ and β applied to CLS and to the patches in "
     "each block, median and 5th to 95th percentile over channels. Right: difference between CLS and patches in each "

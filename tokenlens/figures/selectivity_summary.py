@@ -18,6 +18,7 @@ from tokenlens.figures.style import INK
 KIND = "analysis"
 TITLE = "Channel selectivity over the blocks"
 ORDER = 50
+GROUP = "Norms"
 CAPTION = (
     "Summaries over channels at each norm's input (dashed) and output (solid): mean |s|; share of channels with |s| > "
     "0.5; overlap between the largest 5 % of channels of CLS and of patches; rank correlation of the norm's |γ| with "

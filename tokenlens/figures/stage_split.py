@@ -22,6 +22,7 @@ from tokenlens.figures.style import INK, PAPER, STAGE_COLOURS
 KIND = "analysis"
 TITLE = "Contribution of each stage of the norms"
 ORDER = 20
+GROUP = "Cosines"
 CAPTION = (
     "Fall of the cosine across each norm, split exactly into the norm's stages: subtracting the mean (centring), "
     "multiplying by the weight γ and adding the bias β; division by σ does not change a cosine. The bars add up to "

@@ -16,6 +16,7 @@ from tokenlens.figures.page import canvas, paper, styled
 KIND = "analysis"
 TITLE = "Norm of the tokens"
 ORDER = 90
+GROUP = "Length"
 CAPTION = (
     "Left: mean norm ‖x‖ per token group in the residual stream. Middle: largest patch norm divided by the median "
     "patch norm of the same image. Right: share of patches above three times that median (high-norm patches)."

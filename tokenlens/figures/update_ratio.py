@@ -16,6 +16,7 @@ from tokenlens.figures.page import canvas, styled
 KIND = "analysis"
 TITLE = "Updates by attention and MLP"
 ORDER = 80
+GROUP = "Length"
 CAPTION = (
     "Top: norm of a branch's output divided by the norm of the residual stream that it is added to. Bottom: their "
     "cosine; below 0 the branch removes part of the residual."

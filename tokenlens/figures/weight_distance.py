@@ -20,6 +20,7 @@ from tokenlens.figures.style import INK, MODEL_COLOURS, MODEL_MARKERS
 KIND = "analysis"
 TITLE = "Distance between specialized weights"
 ORDER = 22
+GROUP = "Norms"
 CAPTION = (
     "A specialized module has separate weights for the prefix tokens (CLS and others grouped with it) and for the "
     "patches. Left: relative distance ‖w_cls − w_patch‖ divided by the root mean square of the two norms: 0 if they "

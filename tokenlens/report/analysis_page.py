@@ -12,25 +12,41 @@ from tokenlens.analysis.findings import judge
 from tokenlens.analysis.overview import overview
 from tokenlens.figures.base import group_title, model_title
 from tokenlens.report.analysis_summary import summary_table
+from tokenlens.report.cosine_strip import cosine_strip
 from tokenlens.report.downloads import download
+from tokenlens.report.headline import headline
 from tokenlens.report.number_format import with_decimals
+from tokenlens.report.stage_shares import stage_shares
 from tokenlens.report.specialized_weights import specialized_sentences, specialized_table
 from tokenlens.report.tables import Table, TableEntry, table_of, text_column
 from tokenlens.storage.wording import counted
+
+FIGURE_OF = {
+    **dict.fromkeys(("F1(a)", "F1(b)", "F1(c)"), "depth_profile"),
+    **dict.fromkeys(("F2(a)", "F2(b)"), "channel_selectivity"),
+}
+"""The figure that shows the numbers of each finding."""
 
 
 def content(analysis: Analysis) -> dict[str, Any]:
     """Return the variables of ``templates/analysis.html``, except those that ``write_report`` adds."""
     images = analysis.provenance.get("images", {})
+    findings, title = judge(analysis), model_title(analysis)
+    strip = cosine_strip({title: analysis})
     return {
-        "title": model_title(analysis),
+        "title": title,
+        "headline": headline(analysis, findings[0]),
+        "strip": strip,
+        "strip_numbers": None if strip is None else download(strip.numbers, "cosine_maps", analysis.model),
+        "stages": stage_shares(analysis),
         "model": analysis.model,
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
         "notes": [*images.get("notes", ()), *analysis.provenance.get("notes", ())],
         "groups": [(group, group_title(group)) for group in analysis.layout.groups],
-        "findings": judge(analysis),
+        "findings": findings,
+        "figure_of": FIGURE_OF,
         "overview": _overview(analysis),
         "specialized_sentences": specialized_sentences(analysis),
         "specialized_table": specialized_table(analysis),

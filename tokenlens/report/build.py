@@ -65,6 +65,7 @@ def write_report(result: Result, folder: str | os.PathLike[str]) -> Path:
     page = environment.get_template(f"{result.kind}.html").render(
         **content,
         figures=drawn,
+        drawn={figure.name for figure in drawn},
         left_out=left_out,
         definitions=defined,
         defined={definition["name"] for definition in defined},

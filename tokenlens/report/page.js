@@ -4,10 +4,13 @@
 
   // Data: number of rows and columns as deflated JSON in base64; a column that is not a list has that value in every row.
   const unpacked = new Map();
-  const unpack = async (id) => {
+  const inflated = async (id) => {
     const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const data = JSON.parse(await new Response(stream).text());
+    return JSON.parse(await new Response(stream).text());
+  };
+  const unpack = async (id) => {
+    const data = await inflated(id);
     const columns = Object.keys(data.columns);
     const entry = (name, i) => (Array.isArray(data.columns[name]) ? data.columns[name][i] : data.columns[name]);
     const rows = Array.from({ length: data.rows }, (_, i) => columns.map((name) => entry(name, i)));
@@ -21,9 +24,12 @@
   const save = async (button) => {
     const data = await dataOf(button.dataset.saves);
     const lines = [data.columns, ...data.rows].map((row) => row.map(quoted).join(","));
+    offer(lines.join("\n") + "\n", "text/csv", button.dataset.file);
+  };
+  const offer = (text, type, file) => {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv;charset=utf-8" }));
-    link.download = button.dataset.file;
+    link.href = URL.createObjectURL(new Blob([text], { type: type + ";charset=utf-8" }));
+    link.download = file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   };
@@ -141,11 +147,135 @@
       table.tBodies[0].replaceChildren(...lines);
     });
   };
+  // Figures: enlarge, save as SVG, copy the command, values at the pointer, and a narrow drawing on a phone.
+  const drawingOf = (name) => document.querySelector('[id="' + name + '"] .drawing');
+  const dialog = document.getElementById("enlarged");
+  const enlarge = (button) => {
+    const home = drawingOf(button.dataset.enlarges);
+    const figure = home.querySelector("svg");
+    dialog.querySelector(".drawing").append(figure);
+    dialog.addEventListener("close", () => home.append(figure), { once: true });
+    dialog.showModal();
+  };
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  const saveDrawing = (button) => {
+    const light = document.styleSheets[0].cssRules[0].style; // a file has the colours of the light page
+    const svg = drawingOf(button.dataset.draws).querySelector("svg").cloneNode(true);
+    const [, , width, height] = svg.getAttribute("viewBox").split(" ");
+    for (const [name, value] of [["width", width + "pt"], ["height", height + "pt"]]) svg.setAttribute(name, value);
+    const text = new XMLSerializer().serializeToString(svg);
+    offer(text.replace(/var\((--\w+)\)/g, (_, name) => light.getPropertyValue(name).trim()), "image/svg+xml", button.dataset.file);
+  };
+  const copy = async (button) => {
+    const here = decodeURIComponent(location.pathname).split("/").slice(0, -1).join("/");
+    const run = location.protocol !== "file:" || !here ? "RUN" : /^[\w./+-]+$/.test(here) ? here : "'" + here.replace(/'/g, "'\\''") + "'";
+    const command = "tokenlens figure " + run + " " + button.dataset.copies + " --out " + button.dataset.copies + ".pdf";
+    try {
+      await navigator.clipboard.writeText(command);
+    } catch {
+      const field = make("textarea", command);
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+    }
+    button.title = command;
+    const words = button.textContent;
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = words; }, 1500);
+  };
+
+  const tip = make("div");
+  tip.id = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+  const say = (text, event) => {
+    tip.textContent = text;
+    tip.hidden = !text;
+    const left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
+    const above = event.clientY + 18 + tip.offsetHeight > innerHeight;
+    tip.style.left = left + "px";
+    tip.style.top = event.clientY + (above ? -tip.offsetHeight - 12 : 18) + "px";
+  };
+  const inside = ([x0, y0, x1, y1], x, y) => x >= x0 - 4 && x <= x1 + 4 && y >= y0 - 4 && y <= y1 + 4;
+  const valueAt = (hover, x, y) => {
+    const panel = hover.panels.find((one) => inside(one.box, x, y));
+    if (!panel) return "";
+    if (panel.cells) {
+      const [x0, y0, x1, y1] = panel.box;
+      const within = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1);
+      const row = within((y - y0) / (y1 - y0), panel.cells.length);
+      const cell = panel.cells[row][within((x - x0) / (x1 - x0), panel.cells[row].length)];
+      return cell && (panel.row === "block" ? "block " + row + ": " : "") + cell;
+    }
+    let nearest = "", least = 14; // points
+    for (const [left, up, text] of panel.points) {
+      const distance = Math.hypot(left - x, up - y);
+      if (distance < least) [least, nearest] = [distance, text];
+    }
+    return nearest;
+  };
+  const hovers = new WeakMap();
+  const point = async (event, svg, id) => {
+    if (!hovers.has(svg)) hovers.set(svg, inflated(id));
+    const hover = await hovers.get(svg);
+    const box = svg.getBoundingClientRect();
+    const [width, height] = hover.size;
+    say(valueAt(hover, ((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height), event);
+  };
+  const narrow = matchMedia("(max-width: 40rem)");
+  const wide = new Map();
+  const fit = async (drawing, name) => {
+    const svg = drawing.querySelector("svg");
+    if (!svg || narrow.matches === wide.has(name)) return;
+    if (!narrow.matches) {
+      svg.replaceWith(wide.get(name));
+      wide.delete(name);
+      return;
+    }
+    wide.set(name, svg);
+    const small = await inflated("narrow-" + name);
+    const holder = make("template");
+    holder.innerHTML = small.svg;
+    const drawn = holder.content.firstElementChild;
+    hovers.set(drawn, Promise.resolve(small.hover));
+    svg.replaceWith(drawn);
+  };
+  const equip = (figure) => {
+    const drawing = figure.querySelector(".drawing");
+    const look = (event) => {
+      const svg = event.target.closest("svg");
+      if (svg) point(event, svg, "hover-" + figure.id);
+    };
+    drawing.querySelector("svg").addEventListener("pointermove", look); // stays with the drawing when it is enlarged
+    drawing.addEventListener("pointermove", look);
+    drawing.addEventListener("pointerleave", () => { tip.hidden = true; });
+    fit(drawing, figure.id);
+    narrow.addEventListener("change", () => fit(drawing, figure.id));
+  };
+  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
+  const readMap = async (event) => {
+    const { first, columns, rows } = event.target.dataset;
+    const box = event.target.getBoundingClientRect();
+    const row = Math.min(Math.floor(((event.clientY - box.top) / box.height) * rows), rows - 1);
+    const column = Math.min(Math.floor(((event.clientX - box.left) / box.width) * columns), columns - 1);
+    const data = await dataOf("data-cosine_maps");
+    const value = data.rows[Number(first) + row * columns + column];
+    if (value) say("patch (" + row + ", " + column + "): cosine " + signed(value[data.columns.indexOf("cosine")]), event);
+  };
+
   if ("DecompressionStream" in window) {
     document.querySelectorAll(".without-script").forEach((one) => one.remove());
-    document.querySelectorAll("button[data-saves]").forEach((button) => {
-      button.hidden = false;
-      button.addEventListener("click", () => save(button));
+    for (const [kind, act] of [["saves", save], ["enlarges", enlarge], ["draws", saveDrawing], ["copies", copy]]) {
+      document.querySelectorAll("button[data-" + kind + "]").forEach((button) => {
+        button.hidden = false;
+        button.addEventListener("click", () => act(button));
+      });
+    }
+    document.querySelectorAll("figure").forEach(equip);
+    document.querySelectorAll(".map img").forEach((image) => {
+      image.addEventListener("pointermove", readMap);
+      image.addEventListener("pointerleave", () => { tip.hidden = true; });
     });
     document.querySelectorAll("details.rows").forEach((details) => {
       const table = details.querySelector("table");

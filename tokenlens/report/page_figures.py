@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 from markupsafe import Markup
 
 from tokenlens.figures import NothingToDraw, figures, figures_of, save_figure
 from tokenlens.figures.style import FAINT, GRID, INK, MODEL_COLOURS, PAPER, STAGE_COLOURS
 from tokenlens.report.downloads import Download, download
+from tokenlens.report.hover import pack, pointed_values
 from tokenlens.storage.result import Result
 
 _PAGE_COLOURS = {
@@ -27,14 +31,21 @@ _PAGE_COLOURS = {
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure in the page: its texts, the drawing as inline SVG, and its numbers."""
+    """A figure in the page: its texts, the drawing as inline SVG, and its numbers.
+
+    ``hover`` holds the values that the pointer shows, and ``narrow`` the drawing for a phone with its own, packed.
+    """
 
     name: str
+    group: str
+    order: int
     title: str
     caption: str
     metrics: tuple[str, ...]
     svg: Markup
     data: Download
+    hover: str
+    narrow: str
 
 
 def draw_all(result: Result, folder: Path, title: str) -> tuple[list[PageFigure], list[tuple[str, str]]]:
@@ -54,9 +65,29 @@ def draw_all(result: Result, folder: Path, title: str) -> tuple[list[PageFigure]
             left_out.append((name, str(reason)))
             continue
         svg = save_figure(figure, folder, name)[0].read_text(encoding="utf-8")
-        data = download(frame, name, title)
-        drawn.append(PageFigure(name, module.TITLE, module.CAPTION, tuple(module.METRICS), _inline(svg), data))
+        drawn.append(
+            PageFigure(
+                name,
+                getattr(module, "GROUP", ""),
+                module.ORDER,
+                module.TITLE,
+                module.CAPTION,
+                tuple(module.METRICS),
+                _inline(svg),
+                download(frame, name, title),
+                pack(pointed_values(figure)),
+                _narrow(module, frame, name),
+            )
+        )
     return drawn, left_out
+
+
+def _narrow(module: ModuleType, frame: pd.DataFrame, name: str) -> str:
+    """Draw a figure for a phone, with its panels below each other, and pack it."""
+    figure = module.plot(frame, width="single")
+    with tempfile.TemporaryDirectory() as folder:
+        svg = save_figure(figure, folder, name, ("svg",))[0].read_text(encoding="utf-8")
+    return pack({"svg": _inline(svg), "hover": pointed_values(figure)})
 
 
 def page_colour(colour: str) -> str:

@@ -1,0 +1,152 @@
+"""Photographs beside their patches' cosine to CLS before and after norm1, as small pictures on one scale."""
+
+# Shapes: N images, L blocks; h, w the patch grid.
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from tokenlens.analysis.analysis import Analysis
+from tokenlens.figures.style import DIVERGING
+from tokenlens.overlays.before_after import signed_text
+from tokenlens.overlays.map_grid import round_up
+
+MOST_BLOCKS = 6
+LEVELS = 61
+"""Colours of the scale; odd, so that one of them is 0."""
+
+
+class Map(NamedTuple):
+    """A map as a picture, the mean over its patches, and a description."""
+
+    picture: str
+    mean: str
+    title: str
+    first: int
+    columns: int
+    rows: int
+
+
+class MapRow(NamedTuple):
+    """The maps of one model before and after norm1, with the blocks above them."""
+
+    label: str
+    blocks: list[int]
+    before: list[Map]
+    after: list[Map]
+
+
+class Photograph(NamedTuple):
+    """A photograph, empty without pixels, with its rows of maps."""
+
+    name: str
+    picture: str
+    models: list[MapRow]
+
+
+class CosineStrip(NamedTuple):
+    """Photographs with maps on one scale from −``limit`` to ``limit``, its colours as a CSS gradient, and the numbers."""
+
+    photographs: list[Photograph]
+    limit: str
+    gradient: str
+    numbers: pd.DataFrame
+
+
+def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
+    """Return the strip of one or more models, by label; None without an image that all of them kept."""
+    kept = {label: analysis.photographs for label, analysis in analyses.items()}
+    if not kept or any(photographs is None for photographs in kept.values()):
+        return None
+    first = next(iter(kept.values()))
+    assert first is not None
+    shared = [h for h in first.hashes if all(p is not None and h in p.hashes for p in kept.values())]
+    maps = {
+        label: (choose_blocks(p.blocks), p.cosines[[p.hashes.index(h) for h in shared]].astype(np.float32), p.blocks)
+        for label, p in kept.items()
+        if p is not None
+    }
+    if not shared:
+        return None
+    limit = round_up(max(float(np.nanmax(np.abs(cosines[:, :, _places(blocks, every)]))) for blocks, cosines, every in maps.values()))
+    photographs, frames, count = [], [], 0
+    for index, image in enumerate(shared):
+        position = first.hashes.index(image)
+        name = first.names[position].replace("\\", "/").rpartition("/")[2]
+        rows = []
+        for label, (blocks, cosines, every) in maps.items():
+            sides = []
+            for side, when in enumerate(("before", "after")):
+                line = []
+                for block, place in zip(blocks, _places(blocks, every), strict=True):
+                    map_hw = cosines[index, side, place]
+                    mean = float(map_hw.mean())
+                    title = f"block {block}, {when} norm1: mean {signed_text(mean)}, {signed_text(float(map_hw.min()))} to {signed_text(float(map_hw.max()))}"
+                    line.append(Map(_picture(map_hw, limit), signed_text(mean), title, count, map_hw.shape[1], map_hw.shape[0]))
+                    frames.append(_frame(label, name, block, when, map_hw))
+                    count += map_hw.size
+                sides.append(line)
+            rows.append(MapRow(label, list(blocks), *sides))
+        picture = _uri("jpeg", first.jpegs[position]) if first.jpegs else ""
+        photographs.append(Photograph(name, picture, rows))
+    return CosineStrip(photographs, f"{limit:g}", _gradient(), pd.concat(frames, ignore_index=True))
+
+
+def choose_blocks(blocks: tuple[int, ...], most: int = MOST_BLOCKS) -> list[int]:
+    """Return at most ``most`` blocks, evenly spaced from the first to the last.
+
+    >>> choose_blocks(tuple(range(12)))
+    [0, 2, 4, 7, 9, 11]
+    """
+    places = np.linspace(0, len(blocks) - 1, min(most, len(blocks))).round().astype(int)
+    return [blocks[place] for place in places]
+
+
+def _places(blocks: list[int], every: tuple[int, ...]) -> list[int]:
+    return [every.index(block) for block in blocks]
+
+
+def _frame(label: str, name: str, block: int, when: str, map_hw: NDArray[np.float32]) -> pd.DataFrame:
+    rows, columns = np.indices(map_hw.shape).reshape(2, -1)
+    keys = {"model": label, "image": name, "block": block, "norm1": when}
+    return pd.DataFrame({**keys, "row": rows, "column": columns, "cosine": map_hw.ravel().astype(float).round(3)})
+
+
+def _palette() -> NDArray[np.uint8]:
+    colours = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, LEVELS))
+    chosen: NDArray[np.uint8] = (255 * colours[:, :3]).round().astype(np.uint8)
+    return chosen
+
+
+def _picture(map_hw: NDArray[np.float32], limit: float) -> str:
+    """Return a map as a PNG with one pixel per patch."""
+    index = ((np.nan_to_num(map_hw) / limit + 1) / 2 * (LEVELS - 1)).round().clip(0, LEVELS - 1).astype(np.uint8)
+    used, index = np.unique(index, return_inverse=True)
+    image = Image.fromarray(index.reshape(map_hw.shape).astype(np.uint8), mode="P")
+    image.putpalette(_palette()[used].tobytes(), "RGB")
+    written = io.BytesIO()
+    image.save(written, format="png", optimize=True)
+    return _uri("png", written.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _gradient() -> str:
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in _palette()[:: (LEVELS - 1) // 10]]
+    return f"linear-gradient(to right, {', '.join(colours)})"
+
+
+def strip_columns(strip: CosineStrip) -> Any:
+    """Return the largest number of maps in a row."""
+    return max(len(row.blocks) for photograph in strip.photographs for row in photograph.models)
