@@ -109,6 +109,7 @@ def synthetic_analysis(
             pairs |= {"reg_cls_cosine": ("reg-cls", 0.1 * d), "reg_patch_cosine": ("reg-patch", -0.05 * d)}
         for metric, (group, value) in pairs.items():
             put(metric, "", block, site, group, value, "cosine")
+        put("patch_diversity", "", block, site, "patch", 0.8 - 0.3 * d, "share")
         put("patch_mean_cosine", "", block, site, "patch-patch", 0.8 - 0.4 * d - 0.1 * norm, "cosine", jackknife=True)
         if cls:
             put("cls_cls_cosine", "", block, site, "cls-cls", 1 - 0.9 * d - 0.05 * norm, "cosine", jackknife=True)
