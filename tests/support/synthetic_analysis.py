@@ -136,6 +136,7 @@ def synthetic_analysis(
                 put("token_norm", "mean", block, site, group, 4 * 10 ** (d + 0.1 * len(group)), "norm", 1)
             put("token_norm", "max_over_median", block, site, "patch", 1.3 + 8 * d**4, "ratio", 0.2)
             put("token_norm", "high_norm_share", block, site, "patch", 0.02 * d**4, "share", 0.005)
+            put("token_norm", "outlier_share", block, site, "patch", 0.01 + 0.02 * d**4, "share", 0.005)
         for site in ("attn_out", "mlp_out"):
             for group in groups:
                 put("update_ratio", "ratio", block, site, group, 0.6 - 0.4 * d + 0.05 * len(group), "ratio")
