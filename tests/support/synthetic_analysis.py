@@ -137,6 +137,20 @@ def synthetic_analysis(
             put("token_norm", "max_over_median", block, site, "patch", 1.3 + 8 * d**4, "ratio", 0.2)
             put("token_norm", "high_norm_share", block, site, "patch", 0.02 * d**4, "share", 0.005)
             put("token_norm", "outlier_share", block, site, "patch", 0.01 + 0.02 * d**4, "share", 0.005)
+            for group in groups:
+                share = 0.1 + 0.5 * d
+                put(
+                    "massive_channels",
+                    "max_over_median",
+                    block,
+                    site,
+                    group,
+                    3 + 60 * d,
+                    "ratio",
+                    np.nan,
+                    jackknife=True,
+                )
+                put("massive_channels", "top3_energy", block, site, group, share, "share", np.nan, jackknife=True)
         for site in ("attn_out", "mlp_out"):
             for group in groups:
                 put("update_ratio", "ratio", block, site, group, 0.6 - 0.4 * d + 0.05 * len(group), "ratio")
