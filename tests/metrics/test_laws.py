@@ -161,14 +161,15 @@ def test_agrees_with_float64_numpy(metric, name):
     rows = select_metric_rows(analysis(name), metric)
     assert set(rows.index) == set(expected)
     level = reference_module(metric).LEVEL
+    absolute = getattr(reference_module(metric), "ABSOLUTE", ABSOLUTE)
     keys = list(rows.index)
     values = np.array([expected[key] for key in keys])
     if level == "image":
         table = analysis(name).per_image[metric]
-        close(np.stack([table[key] for key in keys]), values)
+        close(np.stack([table[key] for key in keys]), values, absolute=absolute)
         n = np.sum(~np.isnan(values), axis=1)
         mean, sd = values.mean(1), values.std(1, ddof=1)
-        close(rows["sd"], sd)
+        close(rows["sd"], sd, absolute=absolute)
         low, high = skewed_interval(values, rows["unit"].to_numpy())
         without = rows.index.get_level_values("part").isin(catalog.get(metric).no_interval)
         without |= catalog.get(metric).fewest_images > IMAGES
@@ -192,10 +193,10 @@ def test_agrees_with_float64_numpy(metric, name):
         return
     else:
         mean, low, high = values, np.full(len(values), np.nan), np.full(len(values), np.nan)
-    close(rows["value"], mean)
+    close(rows["value"], mean, absolute=absolute)
     # An interval magnifies the rounding of its values.
-    close(rows["ci_low"], low, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
-    close(rows["ci_high"], high, relative=20 * RELATIVE, absolute=20 * ABSOLUTE)
+    close(rows["ci_low"], low, relative=20 * RELATIVE, absolute=20 * absolute)
+    close(rows["ci_high"], high, relative=20 * RELATIVE, absolute=20 * absolute)
 
 
 @pytest.mark.parametrize("name", ["layer", "rms", "registers", "specialized"])

@@ -1,4 +1,4 @@
-"""Token norms per group; for patches, the largest over the median and the share above three medians."""
+"""Token norms per group; for patches, the largest over the median and the shares of outliers by two rules."""
 
 import numpy as np
 
@@ -18,4 +18,7 @@ def reference_token_norm(stored: Stored) -> dict[Number, object]:
         median = np.median(norms, axis=-1)
         numbers["max_over_median", block, site, "patch", None] = norms.max(-1) / median
         numbers["high_norm_share", block, site, "patch", None] = (norms > 3 * median[:, None]).mean(-1)
+        mad = np.median(np.abs(norms - median[:, None]), axis=-1)
+        above = norms - median[:, None] > 4 * 1.4826 * mad[:, None]
+        numbers["outlier_share", block, site, "patch", None] = above.mean(-1)
     return numbers

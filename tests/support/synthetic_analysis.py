@@ -109,6 +109,7 @@ def synthetic_analysis(
             pairs |= {"reg_cls_cosine": ("reg-cls", 0.1 * d), "reg_patch_cosine": ("reg-patch", -0.05 * d)}
         for metric, (group, value) in pairs.items():
             put(metric, "", block, site, group, value, "cosine")
+        put("patch_diversity", "", block, site, "patch", 0.8 - 0.3 * d, "share")
         put("patch_mean_cosine", "", block, site, "patch-patch", 0.8 - 0.4 * d - 0.1 * norm, "cosine", jackknife=True)
         if cls:
             put("cls_cls_cosine", "", block, site, "cls-cls", 1 - 0.9 * d - 0.05 * norm, "cosine", jackknife=True)
@@ -135,6 +136,21 @@ def synthetic_analysis(
                 put("token_norm", "mean", block, site, group, 4 * 10 ** (d + 0.1 * len(group)), "norm", 1)
             put("token_norm", "max_over_median", block, site, "patch", 1.3 + 8 * d**4, "ratio", 0.2)
             put("token_norm", "high_norm_share", block, site, "patch", 0.02 * d**4, "share", 0.005)
+            put("token_norm", "outlier_share", block, site, "patch", 0.01 + 0.02 * d**4, "share", 0.005)
+            for group in groups:
+                share = 0.1 + 0.5 * d
+                put(
+                    "massive_channels",
+                    "max_over_median",
+                    block,
+                    site,
+                    group,
+                    3 + 60 * d,
+                    "ratio",
+                    np.nan,
+                    jackknife=True,
+                )
+                put("massive_channels", "top3_energy", block, site, group, share, "share", np.nan, jackknife=True)
         for site in ("attn_out", "mlp_out"):
             for group in groups:
                 put("update_ratio", "ratio", block, site, group, 0.6 - 0.4 * d + 0.05 * len(group), "ratio")

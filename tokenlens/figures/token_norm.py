@@ -18,12 +18,18 @@ TITLE = "Norm of the tokens"
 ORDER = 90
 GROUP = "Length"
 CAPTION = (
-    "Left: mean norm ‖x‖ per token group in the residual stream. Middle: largest patch norm divided by the median "
-    "patch norm of the same image. Right: share of patches above three times that median (high-norm patches)."
+    "Mean norm ‖x‖ per token group in the residual stream; largest patch norm divided by the median patch norm of the "
+    "same image; share of patches above three times that median (high-norm patches); share above the median + "
+    "4·1.4826·MAD (outliers of the image's own spread)."
 )
 METRICS = ("token_norm",)
 
-PARTS = {"mean": "norm ‖x‖", "max_over_median": "largest norm / median", "high_norm_share": "high-norm patches [%]"}
+PARTS = {
+    "mean": "norm ‖x‖",
+    "max_over_median": "largest / median",
+    "high_norm_share": "high-norm [%]",
+    "outlier_share": "outliers [%]",
+}
 
 
 def frame(analysis: Analysis, site: str = "resid_post", parts: str | Sequence[str] = tuple(PARTS)) -> pd.DataFrame:
@@ -31,7 +37,7 @@ def frame(analysis: Analysis, site: str = "resid_post", parts: str | Sequence[st
 
     Args:
         site: ``resid_pre``, ``resid_mid`` or ``resid_post``.
-        parts: any of ``mean``, ``max_over_median`` and ``high_norm_share``.
+        parts: any of ``mean``, ``max_over_median``, ``high_norm_share`` and ``outlier_share``.
 
     Raises:
         NothingToDraw: if token_norm was not computed at this site.
@@ -42,13 +48,13 @@ def frame(analysis: Analysis, site: str = "resid_post", parts: str | Sequence[st
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw a panel each for the mean norm, the largest norm over the median, and the share of high-norm patches."""
+    """Draw a panel each for the mean norm, the largest norm over the median, and the shares of high-norm patches."""
     parts = [part for part in PARTS if (frame["part"] == part).any()]
     below = paper().narrow and ax is None
     page = canvas(ax, *((len(parts), 1, 14 + 34 * len(parts)) if below else (1, len(parts), 62)))
     for panel, part in zip(page.axes.flat, parts, strict=True):
         inside = frame[frame["part"] == part].copy()
-        if part == "high_norm_share":
+        if part.endswith("share"):
             inside[["value", "ci_low", "ci_high"]] *= 100
         group_lines(panel, inside)
         depth_axis(panel, inside["block"], room=25 if below else 7, label=not below or part == parts[-1])

@@ -86,6 +86,7 @@ class Reducer:
         everywhere = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
         self._linear = tuple(name for name in _LINEAR if name in everywhere)
         self._magnitudes = {site for site, names in wanted.items() if "patch_abs_sum" in names}
+        self._squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
         if norm_stages and self._magnitudes & set(NORM_SITES):
             # A residual site is usually the input of a norm; asking there too lets one pass serve both.
             self._magnitudes |= {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
@@ -267,6 +268,9 @@ class Reducer:
             self._recent[id(x)] = (weakref.ref(x), x._version, fields)
         if "patch_abs_sum" not in fields and site in self._magnitudes:
             fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), x)
+        if "patch_square_sum" not in fields and site in self._squares:
+            fields["patch_square_sum"], squares_BD = self._buffers.next_slot("patch_square_sum", (x.shape[-1],), x)
+            torch.sum(as_float(self.layout.patches_of(x)).square(), dim=-2, out=squares_BD)
         return fields, TokenOutputs(norms, rows, magnitudes_BD)
 
     def _token_slots(self, x: Tensor, sums: tuple[Reduction, ...]) -> tuple[Fields, Tensor, Tensor]:

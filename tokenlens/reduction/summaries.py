@@ -21,7 +21,7 @@ from tokenlens.families import NormParameters
 from tokenlens.reduction.buffers import Buffers, Slot, select_rows
 from tokenlens.tokens import Key, TokenLayout, take
 
-Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum"]
+Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum", "patch_square_sum"]
 """Sums over patches that a metric can ask for; prefix tokens and the norms of all tokens are always kept."""
 
 PatternReduction = Literal["rollout", "patch_distance"]
@@ -45,6 +45,7 @@ class TokenSummary:
         sums: the names of these K sums.
         norms: (..., T), Euclidean norm of every token.
         patch_abs_sum: (..., D), Σ_i |x_i| over patches; None if no metric asked for it.
+        patch_square_sum: (..., D), Σ_i x_i² over patches; None if no metric asked for it.
     """
 
     layout: TokenLayout
@@ -52,6 +53,7 @@ class TokenSummary:
     sums: tuple[str, ...]
     norms: Tensor
     patch_abs_sum: Tensor | None = None
+    patch_square_sum: Tensor | None = None
 
     @cached_property
     def prefix(self) -> Tensor:
@@ -262,8 +264,8 @@ def _shape_of(fields: Fields) -> tuple[Any, ...]:
         elif isinstance(value, NormParameters):
             shape.append((value.kind, value.weight_prefix is None, value.weight_patch is None))
             shape.append((value.bias_prefix is None, value.bias_patch is None))
-        # This sum is sometimes there only because another site has the same tensor; the sample is of one norm only.
-        elif name not in ("patch_abs_sum", "patch_sample"):
+        # These sums are sometimes there only because another site has the same tensor; the sample is of one norm only.
+        elif name not in ("patch_abs_sum", "patch_square_sum", "patch_sample"):
             shape.append(value[:2] if isinstance(value, Slot) else value)
     return tuple(shape)
 
@@ -343,6 +345,6 @@ class BatchSummary:
         if slot[:2] not in self._columns:
             column = self.buffers.read(slot.name, slot.tail)[:, : len(self.indices)]
             # Vectors stay in float32: they are half of all memory, and their products are summed over channels anyway.
-            vectors = slot.name in ("rows", "patch_abs_sum", "stage_sums", "patch_sample")
+            vectors = slot.name in ("rows", "patch_abs_sum", "patch_square_sum", "stage_sums", "patch_sample")
             self._columns[slot[:2]] = column if vectors else to_float64(column)
         return self._columns[slot[:2]]
