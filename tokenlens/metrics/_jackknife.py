@@ -99,7 +99,8 @@ class JackknifeMetric(Metric):
             with np.errstate(invalid="ignore", divide="ignore"):
                 value = self.value(whole, self.n, constants)
                 without = []
-                for g in present if len(present) > 2 else ():
+                has_interval = any(part not in self.no_interval for part, _ in value)
+                for g in present if len(present) > 2 and has_interval else ():
                     others = {name: whole[name] - by_group[name][g] for name in whole}
                     without.append(self.value(others, self.n - int(self.counts_G[g]), constants))
                 for (part, group), numbers in value.items():

@@ -33,6 +33,7 @@ class Buffers:
         """Number of images the buffers hold."""
         self._slots: list[tuple[Slot, Tensor]] = []
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._rows: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._next = self._first = self._images = 0
         self._block, self._used = torch.empty(0), 0
 
@@ -44,7 +45,7 @@ class Buffers:
         self._next, self._first, self._images = 0, first, images
         if first + images > self.capacity:
             assert first + images <= capacity
-            self.capacity, self._slots, self._buffers = capacity, [], {}
+            self.capacity, self._slots, self._buffers, self._rows = capacity, [], {}, Counter()
 
     def next_slot(self, name: str, tail: tuple[int, ...], like: Tensor) -> tuple[Slot, Tensor]:
         """Return the next slot of a field, and its memory ``(B, *tail)`` for this pass, to write to.
@@ -68,8 +69,8 @@ class Buffers:
                 "precision, or under autocast (amp)"
             )
         if not self._buffers:
-            row = sum((slot.name, slot.tail) == (name, tail) for slot, _ in self._slots)
-            self._slots.append((Slot(name, tail, row), self._take(like, (self._images, *tail), dtype)))
+            self._rows[name, tail] += 1
+            self._slots.append((Slot(name, tail, self._rows[name, tail] - 1), self._take(like, (self._images, *tail), dtype)))
         slot, memory = self._slots[self._next] if self._next < len(self._slots) else (None, like)
         if slot is None or slot[:2] != (name, tail):
             raise ValueError(
@@ -93,10 +94,9 @@ class Buffers:
         # Otherwise numbers of an earlier pass would be read again.
         assert self._next == len(self._slots), "this forward pass has fewer slots than the first one"
         if not self._buffers:
-            rows = Counter(slot[:2] for slot, _ in self._slots)
             for index, (slot, memory) in enumerate(self._slots):
                 if slot[:2] not in self._buffers:
-                    shape = (rows[slot[:2]], self.capacity, *slot.tail)
+                    shape = (self._rows[slot[:2]], self.capacity, *slot.tail)
                     self._buffers[slot[:2]] = memory.new_empty(shape)
                 row = self._buffers[slot[:2]][slot.row]
                 row[: len(memory)] = memory

@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 ROTATIONS = 200
 RANDOM_SETS = 1000
+ROWS_AT_ONCE = 32
 
 
 def profile_differences(energy_22D: Array) -> Array:
@@ -67,20 +68,37 @@ def rotated_distances(
     blocks, count, channels = vectors_LND.shape
     rank = min(count, channels)
     vectors = np.asarray(vectors_LND, dtype=np.float64)
+    ends = [count]
     if rank < channels:
         vectors = np.asarray(np.linalg.qr(vectors.swapaxes(-1, -2), mode="r")).swapaxes(-1, -2)
-    rows = np.ascontiguousarray(vectors.reshape(blocks * count, rank), dtype=np.float32)
+        # Triangular: the first vectors lie in the first directions.
+        ends = [*range(ROWS_AT_ONCE, count, ROWS_AT_ONCE), count]
+    parts = [
+        np.ascontiguousarray(vectors[:, start:end, : min(end, rank)], dtype=np.float32)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
     weights = weights_W4N.reshape(-1, count).astype(np.float32)
     random = np.random.default_rng(seed)
     distances = np.empty((rotations, blocks, len(weights_W4N)))
+    rotated = np.empty((blocks, count, channels), dtype=np.float32)
     for index in range(rotations):
-        gaussian = random.standard_normal((channels, rank), dtype=np.float32)
-        basis, upper = linalg.qr(gaussian, mode="economic", overwrite_a=True, check_finite=False)
-        rotated = rows @ (basis * np.sign(np.diagonal(upper))).T
-        np.square(rotated, out=rotated)
-        energy = weights @ rotated.reshape(blocks, count, channels)
+        basis = _orthonormal(random.standard_normal((channels, rank), dtype=np.float32)).T
+        for part, end in zip(parts, ends, strict=True):
+            rows = part.reshape(-1, part.shape[-1]) @ basis[: part.shape[-1]]
+            np.square(rows.reshape(blocks, -1, channels), out=rotated[:, end - part.shape[1] : end])
+        energy = weights @ rotated
         distances[index] = profile_distance(energy.reshape(blocks, -1, 2, 2, channels).astype(np.float64))
     return distances
+
+
+def _orthonormal(gaussian: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the orthonormal factor of a Gaussian matrix whose triangular factor has a positive diagonal."""
+    rows, columns = gaussian.shape
+    if 2 * columns <= rows:  # well conditioned, so that the factor of Cholesky, which costs half, loses no digits
+        inverse = linalg.lapack.strtri(linalg.cholesky(gaussian.T @ gaussian, check_finite=False))[0]
+        return np.asarray(gaussian @ inverse)
+    basis, upper = linalg.qr(gaussian, mode="economic", overwrite_a=True, check_finite=False)
+    return np.asarray(basis * np.sign(np.diagonal(upper)))
 
 
 def share_in_channels(values_2D: Array, chosen_2K: NDArray[np.int64]) -> Array:
