@@ -129,17 +129,33 @@ def _effect_axis(panel: Axes, frame: pd.DataFrame) -> None:
     """Set up an axis that is linear within ±1 and logarithmic beyond, so that d = 0.3 and d = 30 are both legible."""
     values = frame[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
     low, high = min(float(np.nanmin(values)), 0.0), max(float(np.nanmax(values)), 0.0)
-    reach = max(-low, high, 1.0)
     panel.set_xscale("symlog", linthresh=1.0, linscale=0.6)
-    decades = [10.0**power for power in range(0, int(np.ceil(np.log10(reach))) + 1)]
-    steps = decades if len(decades) > 2 else [0.5, 1.0, 2.0, 5.0, 10.0]
-    if low < -0.5 and high > 0.5 and paper().narrow:
-        steps = decades
-    ticks = [sign * step for step in steps for sign in (-1, 1) if low * 1.3 - 0.1 <= sign * step <= high * 1.3 + 0.1]
-    panel.xaxis.set_major_locator(FixedLocator(sorted({0.0, *ticks})))
+    ticks = effect_ticks(low, high, few=paper().narrow)
+    panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(plain_number))
-    panel.set_xlim(low * 1.25 - 0.15, high * 1.25 + 0.15)
+    panel.set_xlim(ticks[0] * 1.1 - 0.1, ticks[-1] * 1.1 + 0.1)
+
+
+def effect_ticks(low: float, high: float, few: bool = False) -> list[float]:
+    """Return ticks on both sides of 0 that enclose the values from ``low`` to ``high``.
+
+    >>> effect_ticks(-3.2, 0.1), effect_ticks(-0.4, 40)
+    ([-5.0, -2.0, -1.0, -0.5, 0.0, 0.5], [-1.0, 0.0, 1.0, 10.0, 50.0])
+    """
+
+    def side(reach: float) -> list[float]:
+        """Return the ticks from 0 to the first that is not below ``reach``."""
+        if reach <= 0:
+            return [0.0]
+        steps = [0.5, *(digit * 10.0**power for power in range(16) for digit in (1, 2, 5))]
+        end = next((step for step in steps if step >= reach), steps[-1])
+        if few or max(-low, high) > 10:  # decades and the last one, unless that is close to a decade
+            end = max(end, 1.0)
+            steps = [step for step in steps if np.log10(step).is_integer() and step <= end / 2.5]
+        return [0.0, *(step for step in steps if step < end), end]
+
+    return sorted({0.0 - tick for tick in side(-low)} | set(side(high)))
 
 
 def _difference(row: pd.Series) -> str:
