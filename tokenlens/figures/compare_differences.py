@@ -27,8 +27,8 @@ CAPTION = (
     "Differences from the baseline in means over blocks, divided by the pooled standard deviation over images "
     "(Cohen's d; the axis is linear within ±1 and logarithmic beyond), with 95 % intervals, largest first. For each "
     "metric, part and group only the site with the largest difference is shown. Faint, hollow markers: not "
-    "significant (Benjamini–Hochberg q ≥ 0.05). On the right: the difference itself, for the model with the largest "
-    "d."
+    "significant (Benjamini–Hochberg q ≥ 0.05). On the right: the difference itself with its unit, for the model "
+    "with the largest d."
 )
 METRICS = ()
 """Any metric with a value per image."""
@@ -100,12 +100,14 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     panel.spines["left"].set_visible(False)
     _effect_axis(panel, frame)
     panel.set_xlabel("difference / SD over images (Cohen's d)")
+    beside, right = panel.get_yaxis_transform(), 1.04 if paper().narrow else 1.02
     for rank in ranks:
         inside = frame[frame["rank"] == rank]
         row = inside.loc[inside["effect"].abs().idxmax()]
         colour = INK if row["significant"] else FAINT
-        beside = panel.get_yaxis_transform()
-        panel.text(1.02, rank, _difference(row), transform=beside, va="center", fontsize="small", color=colour)
+        text = ("\n" if paper().narrow else " ").join((_difference(row), row["unit"]))
+        panel.text(right, rank, text, transform=beside, va="center", fontsize="small", color=colour, linespacing=1.1)
+    panel.text(right, min(ranks) - 0.6, "difference", transform=beside, va="bottom", fontsize="small")
     page.legend(model_labels(frame).handles(), columns=2)
     count = int(frame["significant"].sum())
     note = f"against {frame['baseline'].iloc[0]} · means over blocks; bars: 95 % interval · {count} of {len(frame)} "
@@ -152,7 +154,7 @@ def effect_ticks(low: float, high: float, few: bool = False) -> list[float]:
         end = next((step for step in steps if step >= reach), steps[-1])
         if few or max(-low, high) > 10:  # decades and the last one, unless that is close to a decade
             end = max(end, 1.0)
-            steps = [step for step in steps if np.log10(step).is_integer() and step <= end / 2.5]
+            steps = [step for step in steps if np.log10(step).is_integer() and step <= end / (2.5 if few else 1.9)]
         return [0.0, *(step for step in steps if step < end), end]
 
     return sorted({0.0 - tick for tick in side(-low)} | set(side(high)))

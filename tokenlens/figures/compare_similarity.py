@@ -57,8 +57,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     if is_pair(frame):
         page = canvas(ax, 1, 1, 40)
         draw_pair(page.axes[0, 0], frame)
-        names = " and ".join(str(frame[name].iloc[0]) for name in ("label_1", "label_2"))
-        comparison_note(page, frame, f"{names} · final features; bars and [ ]: 95 % interval")
+        models = " and ".join(str(frame[name].iloc[0]) for name in ("label_1", "label_2"))
+        comparison_note(page, frame, f"{models} · final features; bars and [ ]: 95 % interval")
         return page.figure
     groups = [group for group in GROUP_NAMES if (frame["group"] == group).any()]
     names = similarity_names(frame)
@@ -86,18 +86,17 @@ def is_pair(frame: pd.DataFrame) -> bool:
 def draw_pair(panel: Axes, frame: pd.DataFrame) -> None:
     """Draw the CKA of two models for each group, with its interval and as a number."""
     groups = [group for group in GROUP_NAMES if (frame["group"] == group).any()]
+    labels = []
     for y, group in enumerate(groups):
         row = frame[frame["group"] == group].iloc[0]
         text = f"{row['value']:.2f}"
         if np.isfinite(row["ci_low"] + row["ci_high"]):
-            text += f"\u2002[{row['ci_low']:.2f},\u2009{row['ci_high']:.2f}]"
+            text += f" [{row['ci_low']:.2f},\u2009{row['ci_high']:.2f}]"
             panel.hlines(y, row["ci_low"], row["ci_high"], color=COLOURS[group], linewidth=1.0, zorder=3)
         panel.plot([row["value"]], [y], color=COLOURS[group], marker=MARKERS[group], zorder=4)
-        panel.annotate(
-            text.replace("-", "−"), (row["value"], y), (0, 5), textcoords="offset points", ha="center", fontsize="small"
-        )
-    panel.set_yticks(range(len(groups)), [GROUP_NAMES[group] for group in groups])
-    panel.set_ylim(len(groups) - 0.5, -0.7)
+        labels.append(f"{GROUP_NAMES[group]}\n{text}".replace("-", "−"))
+    panel.set_yticks(range(len(groups)), labels)
+    panel.set_ylim(len(groups) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     low = float(np.nanmin(frame[["value", "ci_low"]].to_numpy(dtype=float)))
     panel.set_xlim(min(0.0, low - 0.05), 1.0)

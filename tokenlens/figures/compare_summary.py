@@ -27,9 +27,9 @@ KIND = "comparison"
 TITLE = "Summary of the comparison"
 ORDER = 200
 CAPTION = (
-    "(a) Cosines over depth around the norm before attention; (b) contributions of the norm's stages to the fall of the "
-    "CLS–patch cosine, and (c) the fall of the cosine across each norm, both averaged over blocks (filled markers: the "
-    "difference from the baseline is significant, Benjamini–Hochberg q < 0.05); (d) CKA between the models' final "
+    "(a) Cosines over depth around the norm before attention; (b) contributions of the norm's stages to the fall of "
+    "the CLS–patch cosine, and (c) the fall of the cosine across each norm, both averaged over blocks (filled markers: "
+    "the difference from the baseline is significant, Benjamini–Hochberg q < 0.05); (d) CKA between the models' final "
     "features."
 )
 METRICS = ("norm_differentiation", "cka")
@@ -147,7 +147,7 @@ def _page(profiles: int, *, stages: bool, last: list[str]) -> tuple[Canvas, dict
     if paper().narrow:
         half = [*top, *(["stages"] if stages else [])]
         rows = [half[i : i + 2] for i in range(0, len(half), 2)] + [["means"]] + ([last] if last else [])
-        heights = [30.0] * (len(rows) - 1) + [40.0 if len(last) > 1 else 18.0 if last else 26.0]
+        heights = [30.0] * (len(rows) - 1) + [40.0 if len(last) > 1 else 24.0 if last else 26.0]
     else:
         rows = [top, [*(["stages"] if stages else []), "means", *last]]
         heights = [40.0, 46.0]
