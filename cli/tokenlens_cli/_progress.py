@@ -35,6 +35,7 @@ def show_progress() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Text
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
     class Numbers(ProgressColumn):
         """What ``describe`` says."""
@@ -44,8 +45,8 @@ def show_progress() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     bar = Bar(
-        BarColumn(bar_width=20),
-        Numbers(),
+        BarColumn(bar_width=10),
+        Numbers(Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=True,
         refresh_per_second=4,
@@ -83,17 +84,17 @@ def show_progress() -> Iterator[Progress]:
 
 
 def describe(task: Task) -> str:
-    """Return how much of a task is done, the total, the note, the speed and the time left."""
+    """Return how much of a task is done, the total, the speed, the time left and the note."""
     unit, total = task.fields["unit"], task.total
     if total is None and not task.completed:
         return f"preparing, {format_duration(task.elapsed or 0)}"
     count = f"{task.completed:,.0f} {unit}" if total is None else f"{task.completed:,.0f} of {total:,.0f} {unit}"
-    parts = [count, task.fields["note"]]
+    parts = [count]
     if task.speed:
         parts.append(f"{task.speed:.3g} {unit}/s")
         if total is not None and total > task.completed:
-            parts.append(f"about {format_duration((total - task.completed) / task.speed)} left")
-    return ", ".join(filter(None, parts))
+            parts.append(f"{format_duration((total - task.completed) / task.speed)} left")
+    return ", ".join(filter(None, [*parts, task.fields["note"]]))
 
 
 def _begin(bar: Any, done: int, total: int | None, unit: str, note: str) -> None:
@@ -109,10 +110,11 @@ def _end(bar: Any) -> None:
     bar.stop()
     for task in list(bar.tasks):
         bar.remove_task(task.id)
-        done, seconds, fields = task.completed - task.fields["first"], task.elapsed, task.fields
+        done, fields = task.completed - task.fields["first"], task.fields
+        seconds = task.finished_time or task.elapsed
         if done and seconds:
             count = f"{task.completed:,.0f} {fields['unit']}"
             if not fields["first"]:  # a resumed task began earlier
                 count += f" in {format_duration(seconds) if seconds >= 10 else f'{seconds:.1f} s'}"
             speed = f"{done / seconds:.3g} {fields['unit']}/s"
-            say("  " + ", ".join(filter(None, (count, fields["note"], speed))))
+            say("  " + ", ".join(filter(None, (count, speed, fields["note"]))))

@@ -35,7 +35,7 @@ def command(
     if json:
         print_json(result.to_dict())
     else:
-        print_text(str(result))
+        print_text(str(result), indent=14)
     if not result.readable:
         say(f"error: {result.problem}")
         raise typer.Exit(1)

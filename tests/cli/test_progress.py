@@ -25,8 +25,8 @@ def test_a_file_gets_a_line_now_and_then(clock, capsys):
             progress("analyzing x", done, 100, "images")
     assert capsys.readouterr().err.splitlines() == [
         "analyzing x",
-        "  20 of 100 images, 1 images/s, about 1 min 20 s left",
-        "  80 of 100 images, 2 images/s, about 10 s left",
+        "  20 of 100 images, 1 images/s, 1 min 20 s left",
+        "  80 of 100 images, 2 images/s, 10 s left",
         "  100 images in 50 s, 2 images/s",
     ]
 
@@ -47,8 +47,8 @@ def test_preparation_and_steps_of_an_earlier_session_do_not_count(clock, capsys)
     assert capsys.readouterr().err.splitlines() == [
         "training x",
         "  50 of 100 steps were done before",
-        "  61 of 100 steps, loss 61, 1 steps/s, about 39 s left",
-        "  71 steps, loss 71, 1 steps/s",
+        "  61 of 100 steps, 1 steps/s, 39 s left, loss 61",
+        "  71 steps, 1 steps/s, loss 71",
     ]
 
 
@@ -78,5 +78,5 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch, clock, capsys):
     assert out == ""
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[━╸╺]", "", err).replace("\r", "\n").splitlines()
     assert lines[0] == "analyzing [x]"
-    assert " 50 of 100 images, 1.25 images/s, about 40 s left" in lines  # what a file is told
+    assert " 50 of 100 images, 1.25 images/s, 40 s left" in lines  # what a file is told
     assert lines[-1] == "  50 images in 40 s, 1.25 images/s"

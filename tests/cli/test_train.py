@@ -63,7 +63,7 @@ def test_it_prints_the_result_and_the_folder_and_progress_on_stderr(trained):
     for name in ("run.json", "metrics.csv", "diagnostics.csv", "config.json", "model.safetensors", "MANIFEST.json"):
         assert (out / name).is_file(), name
     assert "training tiny_supervised\n" in result.stderr
-    assert re.search(r"  4 steps, loss [\d.]+, [\d.]+ images/s", result.stderr)
+    assert re.search(r"  4 steps, [\d.e+]+ steps/s, loss [\d.]+, [\d.e+]+ images/s", result.stderr)
 
 
 def test_report_and_figure_are_in_the_folder_and_the_manifest(trained, tmp_path, monkeypatch):
