@@ -1,26 +1,65 @@
-"""Print results to stdout, and progress and messages to stderr."""
+"""Print results to stdout and messages to stderr, word-wrapped on a terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import typer
 
-SECONDS_BETWEEN_LINES = 15.0
-"""Interval between progress lines where stderr is no terminal."""
 
-Progress = Callable[[int, int | None], None]
+def say(message: str, indent: int = 0) -> None:
+    """Print a message to stderr, as ``print_text`` does."""
+    print_text(message, indent=indent, err=True)
 
 
-def say(message: str) -> None:
-    """Print a message to stderr."""
-    typer.echo(message, err=True)
+def print_text(text: str, *, bold: str = "", indent: int | None = None, err: bool = False) -> None:
+    """Print text, which a terminal shows word-wrapped and with one part in bold.
+
+    Paths and names longer than a line stay whole, so that they can be copied. Where the output is not a terminal, the
+    text is printed as it is.
+
+    Args:
+        text: one or several lines.
+        bold: the part of the text to show in bold.
+        indent: columns by which wrapped lines are indented; by default as many as the line itself.
+        err: whether to print to stderr.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=err, highlight=False)
+    if not console.is_terminal:
+        typer.echo(text, err=err)
+        return
+    for line in text.split("\n"):
+        hang = " " * (len(line) - len(line.lstrip()) if indent is None else indent)
+        # rich breaks words that are longer than a line
+        wrapped = textwrap.fill(
+            line, console.width, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
+        )
+        styled = Text(wrapped)
+        if bold:
+            styled.highlight_regex(r"\s+".join(map(re.escape, bold.split())), "bold")
+        console.print(styled, soft_wrap=True)
+
+
+def say_next(*steps: str) -> None:
+    """Print what can be done with a result to stderr, one step a line."""
+    say("next:")
+    for step in steps:
+        typer.echo(f"  {step}", err=True)  # not wrapped, so that a command can be copied
+
+
+def report_step(folder: Path, page: Path | None) -> str:
+    """Return the step that shows the report of a run: open it, or draw it first."""
+    return f"tokenlens report {quote(str(folder))}" if page is None else f"open {page} in a browser"
 
 
 def say_skipped(images: Sequence[Mapping[str, str]]) -> None:
@@ -72,59 +111,3 @@ def format_duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {large} {whole % size // part} {small}"
     return f"{whole} s"
-
-
-@contextmanager
-def show_progress(title: str) -> Iterator[Progress]:
-    """Yield a function to call with the numbers of images done and in total (None if unknown).
-
-    It draws a progress bar on a terminal, and prints a line now and then elsewhere; nothing before its first call.
-    """
-    if not sys.stderr.isatty():
-        yield _print_lines(title)
-        return
-    with ExitStack() as stack:
-        bar: Any = None
-
-        def update(done: int, total: int | None) -> None:
-            nonlocal bar
-            if bar is None:
-                from rich.progress import TimeElapsedColumn, TimeRemainingColumn
-
-                bar = make_bar(title, "images", TimeElapsedColumn(), "left", TimeRemainingColumn())
-                stack.enter_context(bar).add_task("", total=None)
-            bar.update(bar.task_ids[0], completed=done, total=total)
-
-        yield update
-
-
-def make_bar(title: str, *columns: Any) -> Any:
-    """Return rich's progress bar on stderr: the title, the bar, how much of how much is done, and more columns."""
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.markup import escape
-
-    first = (rich.TextColumn(escape(title)), rich.BarColumn(), rich.MofNCompleteColumn())
-    more = [rich.TextColumn(column) if isinstance(column, str) else column for column in columns]
-    return rich.Progress(*first, *more, console=Console(stderr=True), transient=True, refresh_per_second=4)
-
-
-def _print_lines(title: str) -> Progress:
-    started: float | None = None
-    last_line = 0.0
-
-    def update(done: int, total: int | None) -> None:
-        nonlocal started, last_line
-        now = time.monotonic()
-        if started is None:
-            started = last_line = now
-            say(title)
-        if now - last_line < SECONDS_BETWEEN_LINES:
-            return
-        last_line = now
-        speed = done / (now - started)
-        of = "" if total is None else f" of {total}"
-        left = "" if total is None else f", about {max(total - done, 0) / speed:.0f} s left"
-        say(f"{done}{of} images, {speed:.3g} images/s{left}")
-
-    return update

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_about_images, say_weights, show_progress
+from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_images, say_next, say_weights
 from tokenlens_cli._processes import joined
+from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
@@ -73,12 +75,17 @@ def command(
         check_writable(folder, overwrite)
         choose_metrics(chosen)  # an unknown one is reported before anything is loaded
         say(f"loading {model}")
-        with show_progress(f"analyzing {model}") as progress, warnings.catch_warnings():
+        with show_progress() as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", ImageWarning)  # printed with the result
-            analysis = analyze(model, images, **settings, progress=progress)
+            analysis = analyze(
+                model,
+                images,
+                **settings,
+                progress=lambda done, total: progress(f"analyzing {model}", done, total, "images"),
+            )
         _say_what_is_missing(analysis)
         save_result(analysis, folder, overwrite=overwrite, report=not no_report)
-        _print_result(analysis, folder, report=not no_report, json=json)
+        _print_result(analysis, model, folder, report=not no_report, json=json)
 
 
 def _say_what_is_missing(analysis: Analysis) -> None:
@@ -93,7 +100,7 @@ def _say_what_is_missing(analysis: Analysis) -> None:
         say(f"not applicable, {reason}: {', '.join(names)}")
 
 
-def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool) -> None:
+def _print_result(analysis: Analysis, model: str, folder: Path, *, report: bool, json: bool) -> None:
     from tokenlens.analysis import judge
     from tokenlens.storage.wording import counted
 
@@ -120,11 +127,19 @@ def _print_result(analysis: Analysis, folder: Path, *, report: bool, json: bool)
         )
         return
     untrained = ", untrained (random weights)" if analysis.untrained else ""
-    typer.echo(
+    print_text(
         f"{analysis.model}{untrained}: {counted(len(analysis.table), 'number')} from "
         f"{counted(len(analysis.metrics), 'metric')}, {counted(analysis.blocks, 'block')}, "
-        f"{counted(analysis.images, 'image')}, {analysis.provenance['seconds']:.1f} s"
+        f"{counted(analysis.images, 'image')}, {analysis.provenance['seconds']:.1f} s",
+        bold=analysis.model,
     )
     for finding in findings:
-        typer.echo(f"{finding.name} {finding.verdict}: {finding.sentence}")
-    typer.echo(f"run: {folder}" if page is None else f"report: {page}")
+        verdict = f"{finding.name} {finding.verdict}"
+        print_text(f"{verdict}: {finding.sentence}", bold=verdict, indent=2)
+    print_text(f"run: {folder}" if page is None else f"report: {page}")
+    say_next(
+        report_step(folder, page),
+        f"tokenlens compare {quote(str(folder))} RUN|MODEL",
+        f"tokenlens figure {quote(str(folder))} depth_profile --out depth_profile.pdf",
+        f"tokenlens show {quote(model)} --images FILE",
+    )

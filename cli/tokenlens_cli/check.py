@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say
+from tokenlens_cli._output import print_json, print_text, say
 
 
 def command(
@@ -36,7 +36,7 @@ def command(
     if json:
         print_json(result.to_dict())
     else:
-        typer.echo(str(result))
+        print_text(str(result), indent=14)
     if not result.readable:
         say(f"error: {result.problem}")
         raise typer.Exit(1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say_about_images, say_weights, show_progress
+from tokenlens_cli._output import print_json, print_text, report_step, say_about_images, say_next, say_weights
 from tokenlens_cli._processes import joined
+from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
@@ -110,9 +112,16 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
         return compare(*subjects, **settings)
     from tokenlens.images import ImageWarning
 
-    with show_progress(f"analyzing {', '.join(models)}") as progress, warnings.catch_warnings():
+    begun: list[str] = []
+
+    def show(done: int, total: int | None) -> None:
+        if done == 0:
+            begun.append(f"analyzing {models[len(begun)]} ({len(begun) + 1} of {len(models)})")
+        progress(begun[-1], done, total, "images")
+
+    with show_progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # printed below
-        comparison = compare(*subjects, **settings, progress=progress)
+        comparison = compare(*subjects, **settings, progress=show)
     remarks = [
         analysis.provenance["images"]
         for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True)
@@ -121,9 +130,12 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
     for number, images in enumerate(remarks):
         if images not in remarks[:number]:  # usually all models see the same images
             say_about_images(images)
-    for analysis in comparison.analyses.values():
-        if analysis.model in models:
-            say_weights(analysis.model, analysis.provenance["weights"])
+    for model, weights in {
+        analysis.model: analysis.provenance["weights"]
+        for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True)
+        if subject in models
+    }.items():
+        say_weights(model, weights)
     return comparison
 
 
@@ -151,24 +163,31 @@ def _print_result(comparison: Comparison, folder: Path, *, report: bool, json: b
             }
         )
         return
-    for label, found in differences.items():
-        many = f"{found['significant']} of {found['tested']} numbers differ"
-        count = many if found["significant"] else f"none of {found['tested']} numbers differs"
-        typer.echo(
-            f"{label} against {comparison.baseline}: {found['pairing']['reason']}; {count} significantly (false "
-            "discovery rate 5 %)"
+    for number, (label, found) in enumerate(differences.items()):
+        many = f"{found['significant']} of {found['tested']} numbers differ significantly"
+        count = many if found["significant"] else f"none of {found['tested']} numbers differs significantly"
+        print_text(
+            f"{label} against {comparison.baseline}: {found['pairing']['reason']}; {count}"
+            + ("" if number else " (false discovery rate 5 %)"),
+            bold=count,
+            indent=2,
         )
         for row in found["most"]:
-            typer.echo(f"  {_describe_difference(row)}")
+            print_text(f"  {_describe_difference(row)}", indent=4)
     similar = comparison.similarity[comparison.similarity["label_1"] == comparison.baseline]
     for row in similar[similar["label_2"] != comparison.baseline].to_dict("records"):
-        typer.echo(
+        print_text(
             f"{row['group']} features of {row['label_2']} and {row['label_1']}: CKA {_number(row['value'])} "
-            f"({_number(row['ci_low'])} to {_number(row['ci_high'])}), {row['n']} images"
+            f"({_number(row['ci_low'])} to {_number(row['ci_high'])}), {row['n']} images",
+            indent=2,
         )
     if comparison.similarity_note:
-        typer.echo(f"similarity of features: {comparison.similarity_note}")
-    typer.echo(f"run: {folder}" if page is None else f"report: {page}")
+        print_text(f"similarity of features: {comparison.similarity_note}", indent=2)
+    print_text(f"run: {folder}" if page is None else f"report: {page}")
+    say_next(
+        report_step(folder, page),
+        f"tokenlens figure {quote(str(folder))} compare_depth_profile --out compare_depth_profile.pdf",
+    )
 
 
 def _differences(comparison: Comparison, label: str) -> dict[str, Any]:

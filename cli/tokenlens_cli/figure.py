@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say
+from tokenlens_cli._output import print_json, print_text, say
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -123,7 +123,7 @@ def command(
         )
     else:
         for path in paths:
-            typer.echo(f"figure: {path}")
+            print_text(f"figure: {path}")
 
 
 def parse_width(text: str) -> str | float:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say
+from tokenlens_cli._output import print_json, print_text, say
 
 
 class Kind(StrEnum):
@@ -67,7 +67,7 @@ def command(
         return
     width = max((len(entry["name"]) for entry in shown), default=0)
     for entry in shown:
-        typer.echo(f"{entry['name']:<{width}}  {_describe(entry)}".rstrip())
+        print_text(f"{entry['name']:<{width}}  {_describe(entry)}".rstrip(), indent=min(width + 2, 40))
     if not found:
         from tokenlens.catalog import did_you_mean
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_skipped, show_progress
+from tokenlens_cli._output import print_json, print_text, report_step, say, say_next, say_skipped
+from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
@@ -98,7 +100,8 @@ def command(
     from tokenlens.storage.run_folder import check_writable
 
     check_writable(folder, overwrite)
-    with show_progress(f"{task} on features of {model}") as progress:
+    say(f"{task} on features of {model}")
+    with show_progress() as progress:
         result = probe(
             model,
             task,
@@ -126,7 +129,11 @@ def command(
         print_json(as_json(result, folder))
         return
     for line in text(result, folder):
-        typer.echo(line)
+        print_text(line, bold=result.headline, indent=4 if line.startswith(" ") else 2)
+    say_next(
+        report_step(folder, None if no_report else folder / "report.html"),
+        f"tokenlens probe raw_pixels --task {task} --data {quote(data)}  (the baseline)",
+    )
 
 
 def parse_blocks(text: str | None) -> list[int] | None:
@@ -150,11 +157,11 @@ def text(result: ProbeResult, folder: Path) -> list[str]:
     rows = result.table.to_dict("records")
     lines = [result.headline, "protocol:", *(f"  {line}" for line in result.protocol_lines()), "more numbers:"]
     names = [f"{row['quantity']}{', ' if row['of'] else ''}{row['of']}" for row in rows]
-    width = max(map(len, names), default=0)
+    width = max((len(str(row["n"])) for row in rows), default=0)
     for name, row in zip(names, rows, strict=True):
         known = row["ci_low"] == row["ci_low"]
-        between = f"  [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]" if known else ""
-        lines.append(f"  {name:<{width}}  {result.in_percent(row['value']):>7}  n = {row['n']}{between}")
+        between = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]" if known else ""
+        lines.append(f"  {result.in_percent(row['value']):>7} {between:>14}  n = {row['n']:<{width}}  {name}")
     seconds = result.provenance["seconds"]
     time = f"{seconds['features']:.1f} s for features, {seconds['probe']:.1f} s for the probe"
     return [*lines, time, f"run: {folder}"]

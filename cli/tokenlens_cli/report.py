@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say
+from tokenlens_cli._output import print_json, print_text, say
 
 
 def command(
@@ -33,4 +33,4 @@ def command(
     if json:
         print_json({"kind": result.kind, "run": str(run), "report": str(page)})
     else:
-        typer.echo(f"report: {page}")
+        print_text(f"report: {page}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_weights
+from tokenlens_cli._output import print_json, print_text, say_next, say_weights
 
 if TYPE_CHECKING:
     from tokenlens.specialization import SpecializationCost, SpecializationPlan
@@ -90,7 +91,6 @@ def command(
     plan, found = compute_costs(module, wanted)
     if target is not None:
         save(specialize(module, wanted), *target)
-        say(f"load it as local-dir:{target[0]}")
     if json:
         print_json(
             {
@@ -109,9 +109,11 @@ def command(
     for line in format_table(plan, found):
         typer.echo(line)
     for note in plan.notes:
-        typer.echo(note)
+        print_text(note)
     if target is not None:
-        typer.echo(f"model: {target[0] / target[1]}")
+        print_text(f"model: {target[0] / target[1]}")
+        name = quote(f"local-dir:{target[0]}")
+        say_next(f"tokenlens compare {quote(model)} {name}", f"tokenlens analyze {name}")
 
 
 def find_target(out: Path, overwrite: bool) -> tuple[Path, str]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tokenlens_cli import _options as options
 from tokenlens_cli._errors import INTERRUPTED
-from tokenlens_cli._output import SECONDS_BETWEEN_LINES, format_duration, make_bar, print_json, say, say_weights
+from tokenlens_cli._output import format_duration, print_json, print_text, report_step, say, say_next, say_weights
 from tokenlens_cli._processes import is_first_process, join_error_store
+from tokenlens_cli._progress import show_progress
 
 if TYPE_CHECKING:
     from tokenlens.training.trained_run import TrainedRun
-
-ProgressCallback = Callable[[int, int, Mapping[str, float]], None]
-"""Called after each step with steps done, steps in total, and ``loss``, ``images_per_second`` and ``eta_seconds``."""
 
 
 def command(
@@ -110,8 +105,16 @@ def command(
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tokenlens.training.train import train
 
-    with show_progress(recipe) as progress, warnings.catch_warnings():
+    title = f"training {recipe}"
+    with show_progress() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the report could not be drawn")  # printed with the result
+
+        def show(done: int, steps: int, numbers: Mapping[str, float]) -> None:
+            note = f"loss {numbers['loss']:.4g}, {numbers['images_per_second']:.3g} images/s"
+            progress(title, done, steps, "steps", note)
+
+        if is_first_process():
+            progress(title, 0, None, "steps")
         try:
             run = train(
                 recipe,
@@ -126,7 +129,7 @@ def command(
                 resume=resume,
                 overwrite=overwrite,
                 max_minutes=max_minutes,
-                progress=progress,
+                progress=show,
                 checkpoint=checkpoint,
                 report=not no_report,
             )
@@ -136,55 +139,6 @@ def command(
             raise typer.Exit(INTERRUPTED) from None
     if is_first_process():
         print_result(run, json=json)
-
-
-@contextmanager
-def show_progress(title: str) -> Iterator[ProgressCallback]:
-    """Yield a function to call after each step: it draws a bar on a terminal, and prints occasional lines elsewhere."""
-    if not sys.stderr.isatty() or not is_first_process():
-        yield _print_lines(title)
-        return
-    from rich.progress import TimeElapsedColumn
-
-    speed = "loss {task.fields[loss]:.4g}, {task.fields[speed]:.3g} images/s,"
-    with make_bar(title, "steps", speed, TimeElapsedColumn(), "elapsed, about {task.fields[left]} left") as bar:
-        task: Any = None
-
-        def update(done: int, steps: int, numbers: Mapping[str, float]) -> None:
-            nonlocal task
-            fields = {"loss": numbers["loss"], "speed": numbers["images_per_second"], "left": _time_left(numbers)}
-            if task is None:
-                task = bar.add_task("", total=steps, completed=done, **fields)
-            bar.update(task, completed=done, **fields)
-
-        yield update
-
-
-def _print_lines(title: str) -> ProgressCallback:
-    last_line = 0.0
-
-    def update(done: int, steps: int, numbers: Mapping[str, float]) -> None:
-        nonlocal last_line
-        now = time.monotonic()
-        if not last_line:
-            say(
-                f"training {title}: {steps} step{'s' if steps != 1 else ''}"
-                + (f", {done - 1} of them done already" if done > 1 else "")
-            )
-        elif now - last_line < SECONDS_BETWEEN_LINES:
-            return
-        last_line = now
-        say(
-            f"step {done} of {steps}, loss {numbers['loss']:.4g}, {numbers['images_per_second']:.3g} images/s, about "
-            f"{_time_left(numbers)} left"
-        )
-
-    return update
-
-
-def _time_left(numbers: Mapping[str, float]) -> str:
-    seconds = numbers["eta_seconds"]
-    return format_duration(seconds) if math.isfinite(seconds) else "?"
 
 
 def print_result(run: TrainedRun, *, json: bool) -> None:
@@ -227,8 +181,18 @@ def print_result(run: TrainedRun, *, json: bool) -> None:
     preset = run.recipe.specialization
     specialized = "" if preset is None else f", specialized ({preset if isinstance(preset, str) else 'custom'})"
     last = "" if loss is None else f"; loss {loss:.4g}"
-    typer.echo(
+    print_text(
         f"{settings['name']}{specialized}, seed {run.recipe.seed}: {run.step} of {settings['steps']} steps in "
-        f"{format_duration(settings['seconds'])}, {settings['images_per_second']:.3g} images/s{last}"
+        f"{format_duration(settings['seconds'])}, {settings['images_per_second']:.3g} images/s{last}",
+        bold=f"loss {loss:.4g}" if loss is not None else "",
+        indent=2,
     )
-    typer.echo(f"run: {run.path}")
+    print_text(f"run: {run.path}")
+    page = run.path / "report.html"
+    folder = quote(str(run.path))
+    if run.finished:
+        say_next(
+            report_step(run.path, page if page.exists() else None),
+            f"tokenlens analyze {folder}",
+            f"tokenlens probe {folder} --task knn --data DATA",
+        )

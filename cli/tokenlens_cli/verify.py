@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
 from tokenlens_cli._errors import INTERRUPTED
-from tokenlens_cli._output import SECONDS_BETWEEN_LINES, format_duration, print_json, say
+from tokenlens_cli._output import format_duration, print_json, print_text, report_step, say, say_next
+from tokenlens_cli._progress import show_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +105,7 @@ def command(
     """
     from tokenlens.verification import plan as make_plan
     from tokenlens.verification import scale_of
-    from tokenlens.verification.data import find_data
+    from tokenlens.verification.data import LAYOUT, find_data
     from tokenlens.verification.verify import verify
 
     if runs:
@@ -112,74 +114,58 @@ def command(
         _print_result(verify(runs=[*runs], out=out, report=not no_report), json=json)
         return
     chosen_scale = scale_of(scale)
-    sources = find_data(
-        data,
-        labelled=labelled,
-        masks=masks,
-        images=images,
-        teacher=teacher,
-        teacher_file=chosen_scale.teacher_file,
-    )
+    parts = {"labelled": labelled, "masks": masks, "images": images, "teacher": teacher}
+    without_data = plan and data is None and not any(parts.values())
+    sources = None if without_data else find_data(data, **parts, teacher_file=chosen_scale.teacher_file)
     chosen: dict[str, Any] = {
         "seeds": seeds,
         "variants": None if variants is None else [name.strip() for name in variants.split(",")],
         "out": out,
         "start": start,
     }
+    if without_data:
+        say(f"no --data: DATA stands for {LAYOUT}")
     if plan:
         _print_plan(make_plan(scale, sources, **chosen), start or chosen_scale.start, json=json)
         return
     try:
-        verification = verify(
-            scale,
-            sources,
-            **chosen,
-            max_minutes=max_minutes,
-            task=task,
-            device=device,
-            report=not no_report,
-            progress=_progress_lines(),
-        )
+        with show_progress() as progress:
+            verification = verify(
+                scale,
+                sources,
+                **chosen,
+                max_minutes=max_minutes,
+                task=task,
+                device=device,
+                report=not no_report,
+                progress=progress,
+            )
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted; run the same command again to resume")
         raise typer.Exit(INTERRUPTED) from None
     _print_result(verification, json=json)
 
 
-def _progress_lines() -> Callable[[str, int, int | None], None]:
-    current, started, printed = "", 0.0, 0.0
-
-    def update(task: str, done: int, total: int | None) -> None:
-        nonlocal current, started, printed
-        now = time.monotonic()
-        if task != current:
-            current, started, printed = task, now, now
-            say(task)
-        elif now - printed >= SECONDS_BETWEEN_LINES:
-            printed = now
-            of = "" if total is None else f" of {total}"
-            say(f"  {done}{of}, {now - started:.0f} s")
-
-    return update
-
-
 def _print_plan(plan: pd.DataFrame, start: str | None, *, json: bool) -> None:
-    minutes_left = float(plan["minutes"].sum())
+    minutes_left = float(plan["minutes"].sum(skipna=False))
     if json:
         print_json({"tasks": plan.to_dict("records"), "minutes": minutes_left, "start": start})
         return
     if start is not None:
-        typer.echo(f"every training starts from {start}, which is also probed and analyzed")
+        print_text(f"every training starts from {start}, which is also probed and analyzed")
     seed = " seed " + plan["seed"].astype(str)
     names = plan["what"] + " " + plan["variant"] + seed.where(plan["variant"] != "start", "")
     width = int(names.str.len().max())
     for row, name in zip(plan.to_dict("records"), names, strict=True):
-        minutes = "" if row["state"] == "done" else f"{row['minutes']:6.1f} min  ({row['basis']})"
-        typer.echo(f"{row['number']:3d}  {name:<{width}}  {row['state']:<8}  {minutes}".rstrip())
+        known = row["minutes"] == row["minutes"]
+        time = f"{row['minutes']:6.1f} min  ({row['basis']})" if known else "     ? min  (it depends on the data)"
+        minutes = "" if row["state"] == "done" else time
+        print_text(f"{row['number']:3d}  {name:<{width}}  {row['state']:<8}  {minutes}".rstrip(), indent=5)
         if row["what"] == "train" and row["command"] and row["state"] != "done":
-            typer.echo(f"     {row['command']}")
+            print_text(f"     {row['command']}", indent=7)
     open_tasks = int((plan["state"] != "done").sum())
-    typer.echo(f"tasks left: {open_tasks} of {len(plan)}, about {format_duration(60 * minutes_left)}")
+    left = f"about {format_duration(60 * minutes_left)}" if minutes_left == minutes_left else "time unknown"
+    print_text(f"tasks left: {open_tasks} of {len(plan)}, {left}", bold=left)
 
 
 def _print_result(verification: Verification, *, json: bool) -> None:
@@ -204,15 +190,29 @@ def _print_result(verification: Verification, *, json: bool) -> None:
             }
         )
         return
-    for finding in verification.findings:
-        typer.echo(_format_finding(finding))
+    _print_findings(verification.findings)
     for sentence in verification.stage_sentences:
-        typer.echo(f"Which stage of the norm separates: {sentence}")
-    typer.echo(f"report: {page}" if page.exists() else f"run: {verification.path}")
+        print_text(f"Which stage of the norm separates: {sentence}", indent=4)
+    print_text(f"report: {page}" if page.exists() else f"run: {verification.path}")
+    say_next(
+        report_step(verification.path, page if page.exists() else None),
+        f"tokenlens figure {quote(str(verification.path))} verify_scores --out verify_scores.pdf",
+    )
 
 
-def _format_finding(finding: Finding) -> str:
-    """Return a finding as its verdict, title, sentence and scale."""
-    subject = f" ({finding.subject})" if finding.subject else ""
-    scale = f"\n    Scale: {finding.scale}" if finding.scale else ""
-    return f"{finding.name}{subject}: {finding.verdict.upper()}. {finding.title}.\n    {finding.sentence}{scale}"
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Print each finding's verdict, title, sentence and scale; a title or scale that is shared is printed once."""
+    scales = Counter(finding.scale for finding in findings if finding.scale)
+    usual, count = scales.most_common(1)[0] if scales else ("", 0)
+    if count > 1:
+        print_text(f"Scale, unless another is given: {usual}", indent=4)
+    titles = set()
+    for finding in findings:
+        subject = f" ({finding.subject})" if finding.subject else ""
+        verdict = f"{finding.name}{subject}: {finding.verdict.upper()}."
+        title = "" if (finding.name, finding.title) in titles else f" {finding.title}."
+        titles.add((finding.name, finding.title))
+        print_text(verdict + title, bold=verdict, indent=4)
+        print_text(f"    {finding.sentence}")
+        if finding.scale and (count == 1 or finding.scale != usual):
+            print_text(f"    Scale: {finding.scale}")

@@ -37,7 +37,7 @@ def test_the_number_its_protocol_and_where_it_is(colours, tmp_path):
     assert "  source: CLS token" in lines
     assert [line for line in lines if line.startswith("  learning rate: ")]
     assert [line for line in lines if line.startswith("  interval: 95 %, percentiles of 2000 draws")]
-    assert [line for line in lines if re.fullmatch(r"  top-1 accuracy +[\d.]+ %  n = 12  \[[\d.]+, [\d.]+\]", line)]
+    assert [line for line in lines if re.fullmatch(r" +[\d.]+ % +\[[\d.]+, [\d.]+\]  n = 12  top-1 accuracy", line)]
     assert lines[-1] == f"run: {tmp_path / 'run'}"
     assert f"linear on features of {MODEL}" in result.stderr
     assert ProbeResult.load(tmp_path / "run").headline == lines[0]

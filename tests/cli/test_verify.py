@@ -55,6 +55,19 @@ def test_the_plan_says_what_is_left_and_writes_nothing(tiny, data, tmp_path):
     assert plan["minutes"] > 0
 
 
+def test_a_plan_needs_no_data(tmp_path):
+    result = tokenlens("verify", "--plan", "--seeds", 2, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("tasks left: 24 of 24, about ")
+    assert "DATA stands for a folder with classification/" in result.stderr
+    assert not (tmp_path / "run").exists()
+    paper = tokenlens("verify", "--plan", "--scale", "paper", "--seeds", 1)
+    assert "tokenlens train dinov2_base_imagenet22k --data DATA/classification --specialize paper" in paper.stdout
+    assert paper.stdout.splitlines()[-1].endswith("time unknown")  # nobody said how many images there are
+    found = json.loads(tokenlens("verify", "--plan", "--scale", "paper", "--json").stdout)
+    assert (found["minutes"], found["tasks"][0]["minutes"]) == (None, None)
+
+
 def test_the_paper_plan_has_commands_for_a_cluster(data, tmp_path):
     result = tokenlens("verify", "--scale", "paper", "--data", data, "--plan", "--out", tmp_path / "toy")
     assert "tokenlens train dinov2_base_imagenet22k --data" in result.stdout
@@ -70,7 +83,7 @@ def test_from_nothing_to_verdicts(finished):
     assert "1 of 8: train: standard, seed 0" in result.stderr
     assert "F3 (paper against standard): NOT APPLICABLE." in result.stdout
     assert "F4 (paper against standard): SUPPORTED." in result.stdout
-    assert "Scale: supervised, vit_tiny_patch16_224" in result.stdout
+    assert result.stdout.startswith("Scale, unless another is given: supervised, vit_tiny_patch16_224")
     assert result.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
     assert (out / "report.html").exists()
     assert (out / "runs" / "paper_seed0" / "figures" / "emergence.svg").exists()

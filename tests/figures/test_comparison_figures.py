@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from tests.support.figure_subjects import figure_of, subject, texts
 from tests.support.synthetic_comparison import synthetic_comparison
 from tokenlens.figures import NothingToDraw, draw, figures
+from tokenlens.figures.compare_differences import effect_ticks
 from tokenlens.figures.style import COLOURS, MODEL_COLOURS, STAGE_COLOURS
 
 
@@ -129,12 +130,30 @@ def test_the_largest_differences_come_first_and_few_enough_to_read():
     assert set(few["metric"]) == {"token_norm"}
 
 
-def test_heads_share_one_scale_for_each_quantity():
-    figure = draw(subject("two"), "compare_heads", width="single", quantities=["cls-patch", "entropy"])
-    limits = [panel.get_images()[0].get_clim() for panel in figure.axes if panel.get_images()]
-    assert len(limits) == 4
-    assert limits[0] == limits[1]
-    assert limits[2] == limits[3]
+@pytest.mark.parametrize("width", ["single", "double"])
+@pytest.mark.parametrize("kind", ["two", "unpaired"])
+def test_the_axis_of_differences_covers_its_bars(kind, width):
+    frame = figures.module("compare_differences").frame(subject(kind))
+    panel = draw(subject(kind), "compare_differences", width=width).axes[0]
+    values = frame[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
+    ticks = panel.get_xticks()
+    assert ticks[0] <= np.nanmin(values)
+    assert np.nanmax(values) <= ticks[-1]
+    assert 0 in ticks
+    assert "−0" not in [label.get_text() for label in panel.get_xticklabels()]
+    assert effect_ticks(0.0, 0.0) == [0.0]
+
+
+def test_heads_share_one_scale_for_each_kind():
+    figure = draw(subject("two"), "compare_heads", width="single", quantities=["cls-patch", "cls-cls", "entropy"])
+    shown = [panel.get_images()[0].get_clim() for panel in figure.axes if panel.get_images()]
+    assert len(shown) == 6
+    assert len(set(shown[:4])) == 1
+    assert len(set(shown[4:])) == 1
+    assert [panel.get_xlabel() + panel.get_ylabel() for panel in figure.axes[6:]] == [
+        "entropy / log P",
+        "share of attention",
+    ]
     frame = figures.module("compare_heads").frame(subject("two"))
     for _, inside in frame.groupby(["label", "quantity", "block"], observed=True):
         assert inside.sort_values("rank")["value"].is_monotonic_increasing
@@ -160,6 +179,28 @@ def test_stages_are_those_of_each_model():
     means = summary[(summary["part_of_figure"] == "means") & (summary["group"] == "cls-patch")]
     wide = means.pivot(index=["label", "site"], columns="stage", values="value")
     np.testing.assert_allclose(wide[["centring", "gamma", "beta"]].sum(axis=1), wide["total"], atol=1e-9)
+
+
+def test_the_summary_has_the_same_letters_at_both_widths():
+    titles = []
+    for width in ("single", "double"):
+        figure = draw(subject("two"), "compare_summary", width=width)
+        lettered = [panel.get_title(loc="left") for panel in figure.axes if panel.get_title(loc="left")[1:3] == "  "]
+        titles.append(lettered)
+    assert (
+        titles[0]
+        == titles[1]
+        == ["a  before norm1", "b  stages of the norm", "c  differentiation", "d  final features"]
+    )
+
+
+@pytest.mark.parametrize("name", ["compare_summary", "compare_similarity"])
+def test_two_models_get_numbers_rather_than_a_map_of_one_square(name):
+    figure = draw(subject("two"), name)
+    rows = figures.module("compare_similarity").frame(subject("two"))
+    assert not [panel for panel in figure.axes if panel.get_images()]
+    for value in rows["value"]:
+        assert f"{value:.2f} [".replace("-", "−") in texts(figure)
 
 
 def test_the_summary_leaves_out_what_is_not_there():

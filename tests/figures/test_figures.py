@@ -338,6 +338,25 @@ def test_a_head_matrix_has_the_quantities_of_the_model():
         frame(subject("usual"), quantities=["cls-reg"])
 
 
+def test_all_shares_of_attention_have_one_scale_with_a_unit():
+    panels = draw(subject("usual"), "head_matrix").axes
+    limits = [panel.get_images()[0].get_clim() for panel in panels if panel.get_images()]
+    assert limits[0] == limits[1] == limits[2] == (0.0, limits[0][1])
+    assert limits[3][1] == 1.0
+    assert {panel.get_xlabel() for panel in panels[4:]} == {"share of attention", "entropy / log P"}
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+@pytest.mark.parametrize("name", ["cka", "head_matrix", "channel_selectivity", "norm_weights", "compare_heads"])
+def test_block_0_is_on_top_of_every_heat_map(name, width):
+    figure = draw(subject("two" if name.startswith("compare") else "usual"), name, width=width)
+    maps = [panel for panel in figure.axes if panel.get_images()]
+    assert maps
+    for panel in maps:
+        bottom, top = panel.get_ylim()
+        assert top < bottom, panel.get_title(loc="left")
+
+
 def test_channels_are_in_one_order_in_all_panels():
     figure = draw(subject("usual"), "channel_selectivity")
     images = [np.asarray(panel.get_images()[0].get_array()) for panel in figure.axes[:4]]

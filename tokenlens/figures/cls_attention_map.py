@@ -85,7 +85,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel.set_title(name, fontsize="small", fontweight="normal", pad=2)
     assert image is not None
     drawn = list(page.axes.flat[: len(names)])
-    colour_bar(page.figure, image, drawn, "× uniform", extend="max" if clipped else "neither")
+    colour_bar(page.figure, image, drawn, "attention (× uniform)", extend="max" if clipped else "neither")
     averaged = frame["head"].isna().all()
     over = f"of {int(frame['heads'].iloc[0])} heads and" if averaged else f"of block {frame['block'].iloc[0]},"
     what = f"mean {over} of images" if averaged else f"heads {over} mean of images"

@@ -26,8 +26,8 @@ CAPTION = (
     "Differences from the baseline in means over blocks, divided by the pooled standard deviation over images "
     "(Cohen's d; the axis is linear within ±1 and logarithmic beyond), with 95 % intervals, largest first. For each "
     "metric, part and group only the site with the largest difference is shown. Faint, hollow markers: not "
-    "significant (Benjamini–Hochberg q ≥ 0.05). On the right: the difference itself, for the model with the largest "
-    "d."
+    "significant (Benjamini–Hochberg q ≥ 0.05). On the right: the difference itself with its unit, for the model "
+    "with the largest d."
 )
 METRICS = ()
 """Any metric with a value per image."""
@@ -99,12 +99,14 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     panel.spines["left"].set_visible(False)
     _effect_axis(panel, frame)
     panel.set_xlabel("difference / SD over images (Cohen's d)")
+    beside, right = panel.get_yaxis_transform(), 1.04 if paper().narrow else 1.02
     for rank in ranks:
         inside = frame[frame["rank"] == rank]
         row = inside.loc[inside["effect"].abs().idxmax()]
         colour = INK if row["significant"] else FAINT
-        beside = panel.get_yaxis_transform()
-        panel.text(1.02, rank, _difference(row), transform=beside, va="center", fontsize="small", color=colour)
+        text = ("\n" if paper().narrow else " ").join((_difference(row), row["unit"]))
+        panel.text(right, rank, text, transform=beside, va="center", fontsize="small", color=colour, linespacing=1.1)
+    panel.text(right, min(ranks) - 0.6, "difference", transform=beside, va="bottom", fontsize="small")
     page.legend(model_labels(frame).handles(), columns=2)
     count = int(frame["significant"].sum())
     note = f"against {frame['baseline'].iloc[0]} · means over blocks; bars: 95 % interval · {count} of {len(frame)} "
@@ -128,17 +130,33 @@ def _effect_axis(panel: Axes, frame: pd.DataFrame) -> None:
     """Set up an axis that is linear within ±1 and logarithmic beyond, so that d = 0.3 and d = 30 are both legible."""
     values = frame[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
     low, high = min(float(np.nanmin(values)), 0.0), max(float(np.nanmax(values)), 0.0)
-    reach = max(-low, high, 1.0)
     panel.set_xscale("symlog", linthresh=1.0, linscale=0.6)
-    decades = [10.0**power for power in range(0, int(np.ceil(np.log10(reach))) + 1)]
-    steps = decades if len(decades) > 2 else [0.5, 1.0, 2.0, 5.0, 10.0]
-    if low < -0.5 and high > 0.5 and paper().narrow:
-        steps = decades
-    ticks = [sign * step for step in steps for sign in (-1, 1) if low * 1.3 - 0.1 <= sign * step <= high * 1.3 + 0.1]
-    panel.xaxis.set_major_locator(FixedLocator(sorted({0.0, *ticks})))
+    ticks = effect_ticks(low, high, few=paper().narrow)
+    panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(plain_number))
-    panel.set_xlim(low * 1.25 - 0.15, high * 1.25 + 0.15)
+    panel.set_xlim(ticks[0] * 1.1 - 0.1, ticks[-1] * 1.1 + 0.1)
+
+
+def effect_ticks(low: float, high: float, few: bool = False) -> list[float]:
+    """Return ticks on both sides of 0 that enclose the values from ``low`` to ``high``.
+
+    >>> effect_ticks(-3.2, 0.1), effect_ticks(-0.4, 40)
+    ([-5.0, -2.0, -1.0, -0.5, 0.0, 0.5], [-1.0, 0.0, 1.0, 10.0, 50.0])
+    """
+
+    def side(reach: float) -> list[float]:
+        """Return the ticks from 0 to the first that is not below ``reach``."""
+        if reach <= 0:
+            return [0.0]
+        steps = [0.5, *(digit * 10.0**power for power in range(16) for digit in (1, 2, 5))]
+        end = next((step for step in steps if step >= reach), steps[-1])
+        if few or max(-low, high) > 10:  # decades and the last one, unless that is close to a decade
+            end = max(end, 1.0)
+            steps = [step for step in steps if np.log10(step).is_integer() and step <= end / (2.5 if few else 1.9)]
+        return [0.0, *(step for step in steps if step < end), end]
+
+    return sorted({0.0 - tick for tick in side(-low)} | set(side(high)))
 
 
 def _difference(row: pd.Series) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -15,7 +14,7 @@ from tokenlens.figures import head_matrix
 from tokenlens.figures._comparison_panels import GridPanel, grid
 from tokenlens.figures._comparison_rows import comparison_note, numbers_of, shared_rows
 from tokenlens.figures._model_labels import model_labels
-from tokenlens.figures._panels import block_ticks, colour_bar, heat_map, write_inside
+from tokenlens.figures._panels import block_ticks, heat_map, write_inside
 from tokenlens.figures._rows import as_list
 from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import characters, paper, styled, wrapped
@@ -27,7 +26,7 @@ CAPTION = (
     "Each square is one head of one block. The heads of different models do not correspond to each other, so they "
     "are sorted by value within a block. Attention mass is the share of attention that tokens of the first group pay "
     "to all tokens of the second. Entropy is that of CLS's attention over the P patches, divided by log P: 1 is "
-    "uniform, 0 a single patch. Each quantity has one colour scale for all models."
+    "uniform, 0 a single patch. All shares have one colour scale, and all entropies another."
 )
 METRICS = ("attention_mass", "attention_entropy")
 
@@ -93,9 +92,10 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         if inside.empty:
             _mark_absent(panel)
             continue
-        everyone = frame.loc[frame["quantity"] == quantity, "value"]
         matrix = inside.pivot(index="block", columns="rank", values="value")
-        images[quantity] = heat_map(panel.axes, matrix.to_numpy(dtype=float), *_scale(quantity, everyone))
+        images[quantity] = heat_map(
+            panel.axes, matrix.to_numpy(dtype=float), *head_matrix.attention_limits(frame, quantity)
+        )
         block_ticks(panel.axes, matrix.index, 7)
         panel.axes.set_xticks([])
         panel.axes.tick_params(length=2)
@@ -109,21 +109,10 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         if panel.left:
             text = wrapped(title if beside else names.short(number), characters(height))
             panel.axes.set_ylabel(f"{text}\nblock")
-    for quantity, image in images.items():
-        where: dict[str, Any] = (
-            {"aspect": 18, "fraction": 0.04} if beside else {"location": "bottom", "aspect": 12, "fraction": 0.03}
-        )
-        colour_bar(page.figure, image, axes_of[quantity], "", **where)
+    head_matrix.attention_bars(page, images, axes_of, beside=beside, apart=len(columns) > most)
     page.legend(names.handles(lines=False), columns=2)
     comparison_note(page, frame, "mean over images; shares of attention, entropy divided by log P")
     return page.figure
-
-
-def _scale(quantity: str, values: pd.Series) -> tuple[float, float]:
-    """Return the limits of a quantity's colour scale over all models."""
-    if quantity == "entropy":
-        return min(float(values.min()), 1 - 1e-6), 1.0
-    return 0.0, max(float(np.nanmax(values)), 1e-6)
 
 
 def _mark_absent(panel: GridPanel) -> None:

@@ -18,15 +18,14 @@ from tokenlens.figures._model_labels import ModelLabels, letter_of, model_labels
 from tokenlens.figures._panels import colour_bar, heat_map
 from tokenlens.figures.base import NothingToDraw
 from tokenlens.figures.page import canvas, characters, paper, points, styled
-from tokenlens.figures.style import GRID, SEQUENTIAL
+from tokenlens.figures.style import COLOURS, GRID, INK, MARKERS, SEQUENTIAL
 
 KIND = "comparison"
 TITLE = "Similarity of final features between models"
 ORDER = 260
 CAPTION = (
     "Debiased linear CKA between the final features of two models on the same images: 1 if they arrange the images "
-    "in the same way, about 0 if they are unrelated. In brackets: 95 % interval (jackknife over images). Left: CLS; "
-    "right: the mean patch."
+    "in the same way, about 0 if they are unrelated. In brackets: 95 % interval (jackknife over images)."
 )
 METRICS = ("cka",)
 
@@ -54,7 +53,13 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw a matrix of the models per group."""
+    """Draw a matrix of the models per group; two models get an axis with a line per group instead."""
+    if is_pair(frame):
+        page = canvas(ax, 1, 1, 40)
+        draw_pair(page.axes[0, 0], frame)
+        models = " and ".join(str(frame[name].iloc[0]) for name in ("label_1", "label_2"))
+        comparison_note(page, frame, f"{models} · final features; bars and [ ]: 95 % interval")
+        return page.figure
     groups = [group for group in GROUP_NAMES if (frame["group"] == group).any()]
     names = similarity_names(frame)
     count, narrow = len(names.full), paper().narrow
@@ -71,6 +76,33 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     page.legend(names.handles(lines=False), columns=2)
     comparison_note(page, frame, "final features; [ ]: 95 % interval")
     return page.figure
+
+
+def is_pair(frame: pd.DataFrame) -> bool:
+    """Return whether only two models are compared, so that a matrix would have a single square."""
+    return len(frame[["number_1", "number_2"]].drop_duplicates()) == 1
+
+
+def draw_pair(panel: Axes, frame: pd.DataFrame) -> None:
+    """Draw the CKA of two models for each group, with its interval and as a number."""
+    groups = [group for group in GROUP_NAMES if (frame["group"] == group).any()]
+    labels = []
+    for y, group in enumerate(groups):
+        row = frame[frame["group"] == group].iloc[0]
+        text = f"{row['value']:.2f}"
+        if np.isfinite(row["ci_low"] + row["ci_high"]):
+            text += f" [{row['ci_low']:.2f},\u2009{row['ci_high']:.2f}]"
+            panel.hlines(y, row["ci_low"], row["ci_high"], color=COLOURS[group], linewidth=1.0, zorder=3)
+        panel.plot([row["value"]], [y], color=COLOURS[group], marker=MARKERS[group], zorder=4)
+        labels.append(f"{GROUP_NAMES[group]}\n{text}".replace("-", "−"))
+    panel.set_yticks(range(len(groups)), labels)
+    panel.set_ylim(len(groups) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    low = float(np.nanmin(frame[["value", "ci_low"]].to_numpy(dtype=float)))
+    panel.set_xlim(min(0.0, low - 0.05), 1.0)
+    panel.grid(axis="x")
+    panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
+    panel.set_xlabel("CKA")
 
 
 def similarity_names(frame: pd.DataFrame) -> ModelLabels:

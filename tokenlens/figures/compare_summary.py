@@ -27,9 +27,10 @@ KIND = "comparison"
 TITLE = "Summary of the comparison"
 ORDER = 200
 CAPTION = (
-    "Cosines over depth around the norm before attention; fall of the cosine across each norm, averaged over blocks "
-    "(filled markers: the difference from the baseline is significant, Benjamini–Hochberg q < 0.05); contributions "
-    "of the norm's stages to the fall of the CLS–patch cosine; CKA between the models' final features."
+    "(a) Cosines over depth around the norm before attention; (b) contributions of the norm's stages to the fall of "
+    "the CLS–patch cosine, and (c) the fall of the cosine across each norm, both averaged over blocks (filled markers: "
+    "the difference from the baseline is significant, Benjamini–Hochberg q < 0.05); (d) CKA between the models' final "
+    "features."
 )
 METRICS = ("norm_differentiation", "cka")
 
@@ -94,13 +95,15 @@ def _over_blocks(analysis: Analysis, stage: str, site: str, group: str) -> tuple
 
 @styled
 def plot(frame: pd.DataFrame) -> Figure:
-    """Draw a new figure: (a) profiles, (b) differentiation, (c) stages, (d) similarity of features."""
+    """Draw a new figure: (a) profiles, (b) stages, (c) differentiation, (d) similarity of features."""
     profile, means = (frame[frame["part_of_figure"] == part] for part in (PROFILE, MEANS))
     similarity = frame[frame["part_of_figure"] == SIMILARITY]
     profiles = [pair for pair in PROFILES if ((profile["panel"] == pair[0]) & (profile["group"] == pair[1])).any()]
     groups = [group for group in compare_similarity.GROUP_NAMES if (similarity["group"] == group).any()]
     split = means[means["group"] == "cls-patch"]
-    page, panels = _page(len(profiles), stages=len(split) > 0, groups=len(groups))
+    pair = len(similarity) > 0 and compare_similarity.is_pair(similarity)
+    last = ["pair"] if pair else [f"similarity{index}" for index in range(len(groups))]
+    page, panels = _page(len(profiles), stages=len(split) > 0, last=last)
     names = model_labels(frame, lettered=True)
     letters = iter("abcd")
 
@@ -115,15 +118,16 @@ def plot(frame: pd.DataFrame) -> Figure:
         panel.set_ylim(low, high)
         _title(panel, letter if index == 0 else "", title)
         panel.set_ylabel(f"{group_title(group)} cosine")
-    order = [name for name in panels if name in ("means", "stages")]
-    letter_at = {name: next(letters) for name in order}
-    _dumbbells(panels["means"], means[means["stage"] == "total"])
-    _title(panels["means"], letter_at["means"], "differentiation")
     if "stages" in panels:
         _stages(panels["stages"], split)
-        _title(panels["stages"], letter_at["stages"], "stages of the norm")
+        _title(panels["stages"], next(letters), "stages of the norm")
+    _dumbbells(panels["means"], means[means["stage"] == "total"])
+    _title(panels["means"], next(letters), "differentiation")
     letter = next(letters)
-    for index, group in enumerate(groups):
+    if "pair" in panels:
+        compare_similarity.draw_pair(panels["pair"], similarity)
+        _title(panels["pair"], letter, "final features")
+    for index, group in enumerate(groups if "pair" not in panels else []):
         panel = panels[f"similarity{index}"]
         side = 26.0 / max(similarity["number_1"].nunique(), 1)
         rows = similarity[similarity["group"] == group]
@@ -137,16 +141,15 @@ def plot(frame: pd.DataFrame) -> Figure:
     return page.figure
 
 
-def _page(profiles: int, *, stages: bool, groups: int) -> tuple[Canvas, dict[str, Axes]]:
+def _page(profiles: int, *, stages: bool, last: list[str]) -> tuple[Canvas, dict[str, Axes]]:
     """Create the panels that have something to show, by name: in two rows, or in pairs if the figure is narrow."""
     top = [f"profile{index}" for index in range(profiles)]
-    last = [f"similarity{index}" for index in range(groups)]
     if paper().narrow:
         half = [*top, *(["stages"] if stages else [])]
         rows = [half[i : i + 2] for i in range(0, len(half), 2)] + [["means"]] + ([last] if last else [])
-        heights = [30.0] * (len(rows) - 1) + [40.0 if last else 26.0]
+        heights = [30.0] * (len(rows) - 1) + [40.0 if len(last) > 1 else 24.0 if last else 26.0]
     else:
-        rows = [top, ["means", *(["stages"] if stages else []), *last]]
+        rows = [top, [*(["stages"] if stages else []), "means", *last]]
         heights = [40.0, 46.0]
     figure = new_figure(16 + sum(heights))
     lines = figure.add_gridspec(len(rows), 1, height_ratios=heights)

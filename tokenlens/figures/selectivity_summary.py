@@ -20,7 +20,8 @@ TITLE = "Channel selectivity over the blocks"
 ORDER = 50
 GROUP = "Norms"
 CAPTION = (
-    "Summaries over channels at each norm's input (dashed) and output (solid): mean |s|; share of channels with |s| > "
+    "A solid line above the dashed one: the norm makes channels more specific to CLS or to patches. Summaries over "
+    "channels at each norm's input (dashed) and output (solid): mean |s|; share of channels with |s| > "
     "0.5; overlap between the largest 5 % of channels of CLS and of patches; rank correlation of the norm's |γ| with "
     "|s|, which is above 0 if the norm amplifies selective channels. If CLS is the same for all images, chance alone "
     "makes about 23 % of the channels selective."

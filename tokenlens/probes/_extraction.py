@@ -101,6 +101,8 @@ def extract_features(
     else:
         readable, skipped, seconds = np.ones(len(indices), dtype=bool), index["skipped"], 0.0
         readable[index["unreadable"]] = False
+        if progress is not None:
+            progress(len(indices))
     return SplitFeatures(stored.arrays(), indices, readable, skipped, seconds, stored.folder)
 
 

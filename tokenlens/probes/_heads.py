@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenlens.storage.wording import counted
+
 SHARE_HELD_OUT = 0.2
 """Share of the training images on which k or the learning rate is chosen."""
 
@@ -86,6 +88,7 @@ def train_heads(
     seed: int,
     device: torch.device,
     learning_rates: tuple[float, ...] | None = None,
+    progress: Callable[[str, int, int, str], None] | None = None,
 ) -> Heads:
     """Train heads on some images.
 
@@ -98,6 +101,7 @@ def train_heads(
         seed: seed of the order of the images.
         device: where to train.
         learning_rates: replaces the schedule's.
+        progress: called after each step; see ``tokenlens.probes.base.Progress``.
 
     Returns:
         The heads in eval mode.
@@ -118,7 +122,10 @@ def train_heads(
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     random = np.random.RandomState(seed % 2**32)
     epoch, order, first = 0, random.permutation(indices), 0
-    for _ in range(steps):
+    what = f"training {counted(len(rates), 'head')}"
+    if progress is not None:
+        progress(what, 0, steps, "steps")
+    for step in range(steps):
         if first + size > len(order):
             epoch, order, first = epoch + 1, random.permutation(indices), 0
         optimizer.zero_grad()
@@ -126,6 +133,8 @@ def train_heads(
         loss_of(heads, order[first : first + size], epoch).sum().backward()
         optimizer.step()
         cosine.step()
+        if progress is not None:
+            progress(what, step + 1, steps, "steps")
         first += size
     return heads.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from tokenlens.models.loading import load_model
 from tokenlens.probes._extraction import SplitFeatures, extract_features
 from tokenlens.probes._features import RAW_PIXELS, Backbone, FeatureKind, FrozenModel, RawPixels
 from tokenlens.probes._result import ProbeResult
-from tokenlens.probes.base import ImageFeatures, PatchFeatures, Probe, probes
+from tokenlens.probes.base import ImageFeatures, PatchFeatures, Probe, Progress, probes
 from tokenlens.statistics.bootstrap import DRAWS
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.wording import counted
@@ -57,7 +57,7 @@ def probe(
     limit: int | None = None,
     family: Family | None = None,
     cache: bool = True,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProbeResult:
     """Train a small head on a frozen model's features and test it; docs/probes.md describes the protocols.
 
@@ -76,7 +76,7 @@ def probe(
         seed: seed of random weights, of the held-out images, and of the order of training.
         limit: use at most this many images of each split, always the same ones.
         cache: read features from the on-disk cache, and write new ones to it.
-        progress: called with the number of images that are done and in total, over both splits.
+        progress: called with the stage (features, training, testing), how much is done of how much, and the unit.
 
     Raises:
         LookupError: for an unknown model, probe or block, or a source that the model does not have.
@@ -84,7 +84,7 @@ def probe(
             not finite.
     """
     started = time.perf_counter()
-    head: Probe = probes.get(task)()
+    head: Probe = probes.get(task)(progress)
     kind = head.kind
     _check_options(kind, task, source, limit, batch_size, workers)
     check_seed(seed)
@@ -109,15 +109,15 @@ def probe(
         )
         backbone, head_device = FrozenModel(loaded, kind, blocks, amp), loaded.device
     sources = _choose_sources(backbone, kind, source)
-    chosen = [choose_images(len(images), limit) for images in splits]
-    total, done = sum(map(len, chosen)), 0
     features = []
-    for images, indices in zip(splits, chosen, strict=True):
+    for images, part in zip(splits, ("training", "test"), strict=True):
+        indices = choose_images(len(images), limit)
 
-        def show(count: int, before: int = done) -> None:
+        def show(done: int, total: int = len(indices), part: str = part) -> None:
             if progress is not None:
-                progress(before + count, total)
+                progress(f"features of the {part} images", done, total, "images")
 
+        show(0)
         found = extract_features(
             backbone,
             kind,
@@ -131,7 +131,6 @@ def probe(
             progress=show,
         )
         features.append(found)
-        done += len(indices)
     distinct, copies = drop_copies(*features)
     train, test = (
         join_labels(kind, images, found, backbone, sources, head_device)

@@ -23,6 +23,9 @@ from tokenlens.statistics.bootstrap import bootstrap_interval
 
 probes = Catalog("tokenlens.probes", "probe", base="Probe")
 
+Progress = Callable[[str, int, int, str], None]
+"""Called with the stage of a probe, how much is done of how much, and the unit."""
+
 RANKS = 5
 """Number of classes that a classifier ranks for each image."""
 
@@ -102,13 +105,20 @@ class ProbeScore:
 
 
 class Probe(ABC):
-    """A head on frozen features. Each file of this folder defines one subclass; the file name is its public name."""
+    """A head on frozen features. Each file of this folder defines one subclass; the file name is its public name.
+
+    Args:
+        progress: called while a head is trained or tested; see ``Progress``.
+    """
 
     kind: ClassVar[FeatureKind]
     """``"image"`` to receive ``ImageFeatures``, ``"patches"`` to receive ``PatchFeatures``."""
 
     unit: ClassVar[str]
     """Unit of the score: the quantity that it is a share of."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
 
     @abstractmethod
     def evaluate(self, train: Any, test: Any, names: Sequence[str], seed: int) -> ProbeScore:

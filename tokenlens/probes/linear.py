@@ -36,13 +36,30 @@ class Linear(ImageProbe):
         channels, classes = train.features_NF.shape[1], len(train.classes)
         held = hold_out(len(train), seed, train.labels_N)
         rates = SCHEDULE.learning_rates
-        heads = train_heads(loss_of, np.flatnonzero(~held), channels, classes, SCHEDULE, seed, train.device)
+        heads = train_heads(
+            loss_of,
+            np.flatnonzero(~held),
+            channels,
+            classes,
+            SCHEDULE,
+            seed,
+            train.device,
+            progress=self.progress,
+        )
         out = torch.from_numpy(np.flatnonzero(held)).to(train.device)
         ranked_KMR = rank_classes(heads, train.features_NF[out])
         accuracies = (ranked_KMR[:, :, 0] == labels_N[out].cpu()).double().mean(1).tolist()
         best = int(np.argmax(accuracies))
         head = train_heads(
-            loss_of, np.arange(len(train)), channels, classes, SCHEDULE, seed, train.device, (rates[best],)
+            loss_of,
+            np.arange(len(train)),
+            channels,
+            classes,
+            SCHEDULE,
+            seed,
+            train.device,
+            (rates[best],),
+            progress=self.progress,
         )
         return Predictions(
             ranked_MR=rank_classes(head, test.features_NF)[0].numpy(),

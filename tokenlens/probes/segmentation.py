@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_heads
 from tokenlens.probes._result import make_table
-from tokenlens.probes.base import PatchFeatures, Probe, ProbeScore, import_extra
+from tokenlens.probes.base import PatchFeatures, Probe, ProbeScore, Progress, import_extra
 from tokenlens.statistics.bootstrap import bootstrap_interval
+from tokenlens.storage.wording import counted
 
 SCHEDULE = Schedule(
     optimizer="AdamW",
@@ -49,7 +50,7 @@ class Segmentation(Probe):
 
     def evaluate(self, train: PatchFeatures, test: PatchFeatures, names: Sequence[str], seed: int) -> ProbeScore:
         """Choose the learning rate on held-out training images, train with it on all of them, and test."""
-        pixels = draw_pixels(train, seed)
+        pixels = draw_pixels(train, seed, self.progress)
         rates, classes, channels = SCHEDULE.learning_rates, len(train.classes), train.features_NPF.shape[2]
 
         def loss_of(heads: Heads, indices_B: np.ndarray, epoch: int) -> Tensor:
@@ -59,13 +60,30 @@ class Segmentation(Probe):
             return head_losses(patch_logits(heads, train, indices_B), points_BS2, labels_BS, heads.count)
 
         held = hold_out(len(train), seed)
-        tried = train_heads(loss_of, np.flatnonzero(~held), channels, classes, SCHEDULE, seed, train.device)
-        values = classify(tried, train, np.flatnonzero(held)).mean_iou()
+        tried = train_heads(
+            loss_of,
+            np.flatnonzero(~held),
+            channels,
+            classes,
+            SCHEDULE,
+            seed,
+            train.device,
+            progress=self.progress,
+        )
+        values = classify(tried, train, np.flatnonzero(held), self.progress).mean_iou()
         best = int(np.nanargmax(values))
         head = train_heads(
-            loss_of, np.arange(len(train)), channels, classes, SCHEDULE, seed, train.device, (rates[best],)
+            loss_of,
+            np.arange(len(train)),
+            channels,
+            classes,
+            SCHEDULE,
+            seed,
+            train.device,
+            (rates[best],),
+            progress=self.progress,
         )
-        counts = classify(head, test, np.arange(len(test)))
+        counts = classify(head, test, np.arange(len(test)), self.progress)
         quantity, n = "mean IoU on held-out training images", int(held.sum())
         choices = [
             {"quantity": quantity, "of": f"learning rate {rate:g}", "value": value, "n": n, "unit": "share"}
@@ -96,7 +114,7 @@ class SampledPixels:
     labels_NS: np.ndarray
 
 
-def draw_pixels(grids: PatchFeatures, seed: int) -> SampledPixels:
+def draw_pixels(grids: PatchFeatures, seed: int, progress: Progress | None = None) -> SampledPixels:
     """Draw pixels, because the whole masks of a large set do not fit into memory."""
     count = PIXEL_DRAWS * PIXELS
     points_NS2 = np.empty((len(grids), count, 2), dtype=np.float32)
@@ -107,6 +125,8 @@ def draw_pixels(grids: PatchFeatures, seed: int) -> SampledPixels:
         drawn = random.randint(0, mask_HW.size, count)
         labels_NS[i] = mask_HW.reshape(-1)[drawn]
         points_NS2[i] = pixel_centres(drawn, mask_HW.shape)
+        if progress is not None:
+            progress("drawing pixels of the training masks", i + 1, len(grids), "images")
     if (labels_NS == IGNORED).all():
         raise ValueError(f"the {len(grids)} training masks contain no class, only {IGNORED}")
     return SampledPixels(points_NS2, labels_NS)
@@ -163,7 +183,9 @@ class PixelCounts:
 
 
 @torch.no_grad()
-def classify(heads: Heads, grids: PatchFeatures, indices_N: np.ndarray) -> PixelCounts:
+def classify(
+    heads: Heads, grids: PatchFeatures, indices_N: np.ndarray, progress: Progress | None = None
+) -> PixelCounts:
     """Classify some images at the full size of their masks."""
     index = import_extra("torchmetrics.classification", "torchmetrics").MulticlassJaccardIndex
     classes = heads.classes
@@ -173,6 +195,7 @@ def classify(heads: Heads, grids: PatchFeatures, indices_N: np.ndarray) -> Pixel
     ]
     counts_KN3C = np.zeros((heads.count, len(indices_N), 3, classes), dtype=np.int64)
     ignored_N, sizes = np.zeros(len(indices_N), dtype=np.int64), Counter[tuple[int, int]]()
+    what = f"testing {counted(heads.count, 'head')}"
     for n, image in enumerate(indices_N):
         mask_HW = torch.from_numpy(grids.mask_of(int(image)).astype(np.int64)).to(grids.device)
         logits_1Lhw = patch_logits(heads, grids, np.array([image]))
@@ -185,6 +208,8 @@ def classify(heads: Heads, grids: PatchFeatures, indices_N: np.ndarray) -> Pixel
             counts_KN3C[k, n] = np.diagonal(counts_CC), counts_CC.sum(1), counts_CC.sum(0)
         ignored_N[n] = int((mask_HW == IGNORED).sum())
         sizes[mask_HW.shape[0], mask_HW.shape[1]] += 1
+        if progress is not None:
+            progress(what, n + 1, len(indices_N), "images")
     iou_KC = np.stack([metric.compute().double().cpu().numpy() for metric in metrics])
     return PixelCounts(counts_KN3C, iou_KC, ignored_N, sizes)
 

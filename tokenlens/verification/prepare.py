@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ class Preparation:
     Attributes:
         scale: the scale, with the given start and teacher.
         data: sources of images.
-        images: the training images.
+        images: the training images; None in a plan without data.
         tasks: all tasks, in order.
         out: folder of the verification.
         settings: content of its ``verify.json``.
@@ -46,7 +47,7 @@ class Preparation:
 
     scale: Scale
     data: VerificationData
-    images: LabelledImages
+    images: LabelledImages | None
     tasks: list[Task]
     out: Path
     settings: dict[str, Any]
@@ -55,6 +56,7 @@ class Preparation:
     def create_folder(self) -> None:
         """Write the settings and the start; a start that does not fit is an error before there is a folder."""
         model = None
+        assert self.images is not None, "a plan without data cannot be run"
         if self.start is not None and not (self.out / START / MANIFEST).is_file():
             model = make_start_model(self.scale.recipe, self.images.classes, self.start, str(self.scale.start))
         self.out.mkdir(parents=True, exist_ok=True)
@@ -186,13 +188,25 @@ def plan(
 ) -> pd.DataFrame:
     """Return the tasks that ``verify`` would do with the same arguments, without writing anything.
 
+    Without data, the commands name the parts of a folder DATA, and the times of trainings are missing (NaN) where the
+    scale does not fix the number of images.
+
     Returns:
         A row per task, with the columns of ``PLAN``.
 
     Raises:
         LookupError, ValueError, FileExistsError: see ``verify``.
     """
-    return make_plan(prepare(scale, data, seeds, variants, out, start))
+    if data is not None:
+        return make_plan(prepare(scale, data, seeds, variants, out, start))
+    name = scale if isinstance(scale, str) else scale.recipe_name
+    chosen = scale_of(scale) if isinstance(scale, str) else scale
+    if start is not None:
+        chosen = replace(chosen, start=os.fspath(start))
+    parts = VerificationData("DATA/classification", "DATA/segmentation", "DATA/photos")
+    folder = Path(out or f"reports/verify_{name}")
+    wanted = (chosen.variants if variants is None else variants, check_seeds(chosen.seeds if seeds is None else seeds))
+    return make_plan(Preparation(chosen, parts, None, tasks_of(chosen, folder, *wanted, True), folder, {}, None))
 
 
 def make_plan(preparation: Preparation) -> pd.DataFrame:
@@ -227,5 +241,6 @@ def make_plan(preparation: Preparation) -> pd.DataFrame:
 def _guess(task: Task, preparation: Preparation) -> float:
     pace, recipe = preparation.scale.pace, preparation.scale.recipe
     if task.what == "train":
-        return recipe.count_steps(len(preparation.images)) * recipe.batch_size / pace.train / 60
+        count = preparation.scale.train_images if preparation.images is None else len(preparation.images)
+        return math.nan if count is None else recipe.count_steps(count) * recipe.batch_size / pace.train / 60
     return pace.analyze if task.probe is None else pace.probes.get(task.probe.task, 1.0)

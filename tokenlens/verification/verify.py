@@ -42,8 +42,8 @@ from tokenlens.verification.variants import PAPER, STANDARD, START
 
 COSTED_MODEL = "vit_base_patch16_224"
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with the current task, and the number of its steps or images that are done and in total."""
+Progress = Callable[[str, int, int | None, str], None]
+"""Called with the current task and stage, how much of it is done, the total (None if unknown), and the unit."""
 
 
 def verify(
@@ -131,23 +131,23 @@ def _run_tasks(
         if task.done or (task.what != "train" and not (task.run / MANIFEST).is_file()):
             continue  # another process has done it meanwhile, or its training is missing
         title = f"{number + 1} of {len(open_tasks)}: {task}"
-        if progress is not None:
-            progress(title, 0, None)
 
-        def show(done: int, total: int | None, *_: object, title: str = title) -> None:
+        def show(stage: str, done: int, total: int | None, unit: str, title: str = title) -> None:
             if progress is not None:
-                progress(title, done, total)
+                progress(f"{title}: {stage}" if stage else title, done, total, unit)
 
+        show("", 0, None, "steps" if task.what == "train" else "images")
         if not _run_task(preparation, task, remaining, device, report, show):
             return
 
 
 def _run_task(
-    preparation: Preparation, task: Task, minutes: float, device: str, report: bool, progress: Callable[..., None]
+    preparation: Preparation, task: Task, minutes: float, device: str, report: bool, progress: Progress
 ) -> bool:
     """Do one task; return False for a training that was stopped by the deadline."""
     scale, data = preparation.scale, preparation.data
     if task.what == "train":
+        assert preparation.images is not None
         return train(
             recipe_of_task(scale.recipe, task),
             preparation.images,
@@ -157,11 +157,18 @@ def _run_task(
             checkpoint=preparation.read_start(),
             max_minutes=None if math.isinf(minutes) else minutes,
             report=report,
-            progress=progress,
+            progress=lambda done, steps, _: progress("", done, steps, "steps"),
         ).finished
     if task.probe is None:
         limit = scale.analyzed_images
-        analysis = analyze(task.model, data.images, limit=limit, batch_size=32, device=device, progress=progress)
+        analysis = analyze(
+            task.model,
+            data.images,
+            limit=limit,
+            batch_size=32,
+            device=device,
+            progress=lambda done, total: progress("", done, total, "images"),
+        )
         analysis.save(task.folder, overwrite=True, report=False)
         return True
     segments = task.probe.task == "segmentation"
