@@ -1,7 +1,7 @@
 """Load models by name or file, with published weights or a checkpoint."""
 
 from tokenlens.models.architectures import list_architectures
-from tokenlens.models.check import ModelCheck, check
+from tokenlens.models.check import ModelCheck, ModelDescription, check, describe_model
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
 from tokenlens.models.creation import create_meta_model
 from tokenlens.models.fitting import FittedWeights, fit_weights
@@ -13,9 +13,11 @@ __all__ = [
     "FittedWeights",
     "LoadedModel",
     "ModelCheck",
+    "ModelDescription",
     "ModelSource",
     "check",
     "create_meta_model",
+    "describe_model",
     "find_model_source",
     "find_weights_file",
     "fit_weights",
