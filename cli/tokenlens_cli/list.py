@@ -52,16 +52,23 @@ def command(
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Show at most N names, or all with 0. The total is always printed.")
     ] = 60,
+    brief: Annotated[
+        bool,
+        typer.Option("--brief", help="Models: only names and whether weights are published, without 0.05 s for each."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the available models, metrics, figures or other parts.
 
-    Models are those that come with tokenlens and those of timm that tokenlens supports, with their weights tags.
-    Models on the Hugging Face Hub (hf-hub:owner/name) and in folders (local-dir:PATH) are not listed.
+    Models are those that come with tokenlens and those of timm that tokenlens supports, with their weights tags, the
+    size of their images and patches, registers, parameters (with the classifier), and whether the weights must be
+    downloaded. Models on the Hugging Face Hub (hf-hub:owner/name) and in folders (local-dir:PATH) are not listed.
     """
     entries = _models() if kind is Kind.models else _catalog_entries(kind)
     found = [entry for entry in entries if pattern is None or matches(entry["name"], pattern)]
     shown = found[:limit] if limit else found
+    if kind is Kind.models and not brief:
+        shown = [entry | _model_details(entry["name"]) for entry in shown]
     if json:
         print_json({"kind": kind.value, "pattern": pattern, "count": len(found), "shown": len(shown), "items": shown})
         return
@@ -87,6 +94,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _describe(entry: dict[str, Any]) -> str:
+    if "weights" in entry:
+        return describe_in_columns(entry)
     cost = f" ({'opt-in: ' if entry.get('opt_in') else ''}{entry['cost']})" if entry.get("cost") else ""
     of = f"of {'an' if entry['of'] == 'analysis' else 'a'} {entry['of']}: " if entry.get("of") else ""
     return f"{of}{entry['description']}{cost}"
@@ -112,6 +121,39 @@ def _models() -> list[dict[str, Any]]:
         for architecture in list_architectures()
         for name in tags.get(architecture, [architecture])
     ]
+
+
+def _model_details(name: str) -> dict[str, Any]:
+    from tokenlens.models import describe_model
+
+    model, weights = describe_model(name)
+    if model is None:
+        return {"weights": weights}
+    (height, width), (rows, columns) = model.image_size, model.grid
+    return {
+        "image_size": [height, width],
+        "patch": [height // rows, width // columns],
+        "tokens": model.tokens,
+        "blocks": model.blocks,
+        "parameters": model.parameters,
+        "weights": weights,
+    }
+
+
+def describe_in_columns(entry: dict[str, Any]) -> str:
+    """Return size, patch, registers, parameters and weights of a model in columns of one width.
+
+    >>> describe_in_columns({"image_size": [224, 224], "patch": [14, 14], "tokens": {"cls": 1, "reg": 4, "patch": 256},
+    ...     "parameters": 22_100_000, "weights": "download", "description": ""})
+    '224 px  patch 14  4 registers    22.1 M  download'
+    """
+    if "parameters" not in entry:
+        return f"tokenlens cannot read it  {entry['weights']}"
+    registers = entry["tokens"].get("reg", 0)
+    sides = ["×".join(str(side) for side in dict.fromkeys(entry[name])) for name in ("image_size", "patch")]
+    plural = "s" if registers != 1 else ""
+    text = f"{sides[0]:>3} px  patch {sides[1]:<2}  " + (f"{registers} register{plural}" if registers else "")
+    return f"{text:<30}{entry['parameters'] / 1e6:>7.1f} M  {entry['weights']}"
 
 
 def _sort_figures() -> list[str]:

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import timm
 
 from tests.support.command_line import tokenlens
 from tokenlens.models import shipped
@@ -35,10 +36,10 @@ def test_list_describes_everything(kind):
 
 
 def test_list_models_is_never_cut_silently():
-    few = tokenlens("list", "models", "--limit", 3)
+    few = tokenlens("list", "models", "--limit", 3, "--brief")
     assert len(few.stdout.splitlines()) == 3
     count = int(re.match(r"3 of (\d+) models; ", few.stderr)[1])
-    told = json.loads(tokenlens("list", "models", "--limit", 0, "--json").stdout)
+    told = json.loads(tokenlens("list", "models", "--limit", 0, "--brief", "--json").stdout)
     assert told["count"] == told["shown"] == len(told["items"]) == count
     names = [item["name"] for item in told["items"]]
     assert {
@@ -56,11 +57,31 @@ def test_list_models_is_never_cut_silently():
 
 
 def test_list_models_by_pattern():
-    found = tokenlens("list", "models", "dinov2").stdout.splitlines()
+    found = tokenlens("list", "models", "dinov2", "--brief").stdout.splitlines()
     assert len(found) > 6
     assert all("dinov2" in name for name in found)
-    one = tokenlens("list", "models", "vit_small_patch14_dinov2*").stdout
+    one = tokenlens("list", "models", "vit_small_patch14_dinov2*", "--brief").stdout
     assert one.split() == ["vit_small_patch14_dinov2.lvd142m"]
+
+
+def test_list_models_says_what_they_are():
+    shown = tokenlens("list", "models", "vit_small_patch14_*dinov2*").stdout.splitlines()
+    assert [line.split(maxsplit=1)[0] for line in shown] == [
+        "vit_small_patch14_dinov2.lvd142m",
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+    ]
+    assert re.search(r"518 px  patch 14 +22\.1 M  download(ed)?$", shown[0])
+    assert re.search(r"518 px  patch 14  4 registers +22\.1 M  download(ed)?$", shown[1])
+    assert "64 px  patch 8" in tokenlens("list", "models", "tokenlens_tiny").stdout
+    assert "no download" in tokenlens("list", "models", "tokenlens_tiny").stdout
+    (item,) = json.loads(tokenlens("list", "models", "deit_base_distilled_patch16_224*", "--json").stdout)["items"]
+    assert (item["image_size"], item["patch"]) == ([224, 224], [16, 16])
+    assert item["tokens"] == {"cls": 1, "dist": 1, "patch": 196}
+    assert item["parameters"] == sum(
+        p.numel() for p in timm.create_model("deit_base_distilled_patch16_224").parameters()
+    )
+    without = tokenlens("list", "models", "test_vit4", "--limit", 1).stdout
+    assert without.rstrip().endswith(("download", "downloaded", "no published weights"))
 
 
 def test_a_pattern_without_a_match_names_the_nearest():

@@ -1,7 +1,7 @@
 """Load models by name or file, with published weights or a checkpoint."""
 
 from tokenlens.models.architectures import list_architectures
-from tokenlens.models.check import ModelCheck, check
+from tokenlens.models.check import ModelCheck, ModelDescription, check, describe_model
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint, weights_sha256
 from tokenlens.models.fitting import FittedWeights, fit_weights
 from tokenlens.models.loading import LoadedModel, ModelWarning, create_meta_model, load_model
@@ -12,10 +12,12 @@ __all__ = [
     "FittedWeights",
     "LoadedModel",
     "ModelCheck",
+    "ModelDescription",
     "ModelSource",
     "ModelWarning",
     "check",
     "create_meta_model",
+    "describe_model",
     "find_model_source",
     "find_weights_file",
     "fit_weights",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.models.architectures import find_fitting_models
@@ -202,6 +203,36 @@ def check(
         found = _check_model(subject, module, family, size)
     problem = found.problem or (fitted.problem and f"the checkpoint does not fit: {fitted.problem}")
     return ModelCheck(subject, found.model, _describe(where or str(file), content, fitted, module), problem=problem)
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Skip what initializes weights in place: on the meta device it has no effect, and takes most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def describe_model(name: str) -> tuple[ModelDescription | None, str]:
+    """Return the architecture of a named model, None if tokenlens cannot read it, and where its weights are.
+
+    Nothing is read or downloaded; the model is created without memory for its weights, which takes about 0.05 s.
+
+    Raises:
+        LookupError, ValueError: if there is no such model.
+    """
+    source = find_model_source(name)
+    with _WithoutInitialization():
+        module = create_on_meta(source, None)
+    if source.folder is not None:
+        weights = "no download" if source.label else f"in {source.folder}"
+    elif source.repo is None and source.url is None:
+        weights = "no published weights"
+    else:
+        weights = "download" if find_cached_weights(source) is None else "downloaded"
+    return _check_model(name, module, None, None).model, weights
 
 
 def _check_model(subject: str, module: nn.Module, family: Family | None, size: Size) -> ModelCheck:
