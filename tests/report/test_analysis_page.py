@@ -64,7 +64,8 @@ def test_every_table_and_every_figure_has_its_data_in_the_page(run, page):
     expected = {name: figures.get(name).frame(analysis) for name in FIGURES}
     expected |= {"table": analysis.table, "overview": overview(analysis)}
     buttons = [button["data-saves"] for button in Page(page).all("button") if "data-saves" in button]
-    assert sorted(buttons) == sorted(f"data-{name}" for name in [*expected, "summary", "specialized-weights-table"])
+    more = ["summary", "specialized-weights-table", "cosine_maps"]
+    assert sorted(buttons) == sorted(f"data-{name}" for name in [*expected, *more])
     for name, frame in expected.items():
         data = data_of(page, name)
         assert list(data.columns) == list(frame.columns)
