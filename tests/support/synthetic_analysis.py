@@ -10,7 +10,7 @@ from tokenlens.metrics import NamedArray
 from tokenlens.tokens import TokenLayout
 
 NEED_CLS = {"cls_patch_cosine", "cls_cls_cosine", "centroid_separation", "dimension_selectivity", "cka"}
-NEED_CLS |= {"energy_profile", "cosine_channels"}
+NEED_CLS |= {"energy_profile", "cosine_channels", "cls_update"}
 NEED_CLS |= {"attention_entropy", "cls_attention_map", "attention_mass"}
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
@@ -155,7 +155,12 @@ def synthetic_analysis(
             for group in groups:
                 put("update_ratio", "ratio", block, site, group, 0.6 - 0.4 * d + 0.05 * len(group), "ratio")
                 put("update_ratio", "cosine", block, site, group, 0.2 * d - 0.1, "cosine")
+        for group in groups if cls else ():
+            put("cls_update", "share", block, "attn_out", f"cls-{group}", 0.9 / len(groups), "share of ‖u‖²")
+            put("cls_update", "norm", block, "attn_out", f"cls-{group}", 1 + d, "norm")
         if cls:
+            put("cls_update", "bias_share", block, "attn_out", "cls", 0.1, "share of ‖u‖²")
+            put("cls_update", "bias_norm", block, "attn_out", "cls", 0.3, "norm")
             put("cka", "", block, "resid_post", "cls-patch", 0.2 + 0.6 * d, "CKA", 0.1, jackknife=True)
         for head in range(heads):
             for prefix in (g for g in groups if g != "patch"):

@@ -77,6 +77,7 @@ class BlockGroup:
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
             whole_pattern=PATTERN_REDUCTIONS & needs,
             patch_sample="patch_sample" in needs,
+            cls_values="cls_values" in needs,
             kernels=kernels_for(self.subject.layout, device),
             pool=POOL_IMAGES if device.type == "cpu" else DEVICE_POOL_IMAGES,
         )
@@ -126,6 +127,7 @@ def group_blocks(
             keep_images,
             expensive,
             all_attend=all(tap.queries is None for tap in taps),
+            family=family,
         )
         groups.append(BlockGroup(numbers, own, subject, metrics))
     return groups

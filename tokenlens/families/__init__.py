@@ -1,5 +1,6 @@
 """Families of Vision Transformers: where the tokens are, and which module is behind each site. One file per family."""
 
+from tokenlens.families._attention_output import AttentionOutput, Gate, output_of
 from tokenlens.families._norms import NormParameters, SplitNorm, norm_parameters
 from tokenlens.families._search import FoundViT, find_vit
 from tokenlens.families.base import (
@@ -19,10 +20,12 @@ from tokenlens.families.base import (
 )
 
 __all__ = [
+    "AttentionOutput",
     "BlockComponents",
     "BlockTaps",
     "Family",
     "FoundViT",
+    "Gate",
     "NormParameters",
     "Pooling",
     "SplitNorm",
@@ -36,5 +39,6 @@ __all__ = [
     "is_a",
     "linear_paths",
     "norm_parameters",
+    "output_of",
     "residual_taps",
 ]

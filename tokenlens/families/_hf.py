@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tokenlens.families._attention_output import AttentionOutput, output_of
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
@@ -129,6 +130,12 @@ class HuggingFaceFamily(Family):
             mlp=tuple(path for half in halves for path in linear_paths(block, half)),
             refused={"proj": "it gets (tokens, images, channels)"} if transposed else {},
         )
+
+    def attention_output(self, block: Any) -> AttentionOutput:
+        """Return the output projection, then LayerScale; also where tokens come first, and it cannot be specialized."""
+        projections, qkv = linear_paths(block, self._parts(block)[2]), self.components(block).qkv
+        scales = (name for name in ("layer_scale1", "lambda_1") if _is_trained(getattr(block, name, None)))
+        return output_of(block, [path for path in projections if path not in qkv] + list(scales))
 
     def final_norm(self, model: Any) -> nn.Module | None:
         """Return the final norm: ``post_layernorm`` in SigLIP and GIT, none in CLIP, where it sees the pooled CLS only.

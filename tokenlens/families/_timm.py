@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenlens.families._attention_output import AttentionOutput, Gate, OutputStage
 from tokenlens.families.base import (
     BlockComponents,
     BlockTaps,
@@ -142,6 +143,23 @@ class TimmFamily(Family):
             mlp=linear_paths(block, "mlp"),
         )
 
+    def attention_output(self, block: Any) -> AttentionOutput:
+        """Return norm and gate of the attention, its projection, then LayerScale, or the norm of a post-norm block.
+
+        Raises:
+            LookupError: for a parallel block, which adds attention and MLP in one product, and for a gate in a
+                post-norm block.
+        """
+        if is_a(block, _PARALLEL):
+            raise LookupError("the block adds attention and MLP before its residual stream")
+        if is_a(block, _PARALLEL_THINGS):
+            return AttentionOutput(tuple((*_after_heads(branch.attn), *_scale(branch, "ls")) for branch in block.attns))
+        if not is_a(block, *_POST_NORM):
+            return AttentionOutput(((*_after_heads(block.attn), *_scale(block, "ls1", "gamma_1")),))
+        if getattr(block.attn, "gate", None) is not None:
+            raise LookupError("the gate of the attention reads the residual stream, not the output of norm1")
+        return AttentionOutput(((*_after_heads(block.attn), block.norm1),))
+
     def final_norm(self, model: Any) -> nn.Module | None:
         """Return ``model.norm``, or None if the model normalizes only after pooling (``fc_norm``)."""
         return None if isinstance(model.norm, nn.Identity) else model.norm
@@ -152,6 +170,18 @@ class TimmFamily(Family):
         if not is_a(pool, _LATENT):
             return None
         return Pooling(pool, pool.latent_len, patches_only=not getattr(model, "pool_include_prefix", True))
+
+
+def _after_heads(attention: Any) -> tuple[OutputStage, ...]:
+    """Return norm, gate and output projection of an attention."""
+    norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
+    found: tuple[OutputStage, ...] = () if isinstance(norm, nn.Identity | None) else (norm,)
+    return (*found, *(() if gate is None else (Gate(gate),)), attention.proj)
+
+
+def _scale(owner: nn.Module, *names: str) -> tuple[OutputStage, ...]:
+    """Return the LayerScale of a branch, a module or a bare parameter, if there is one."""
+    return tuple(getattr(owner, name) for name in _trained(owner, *names))
 
 
 def _trained(block: nn.Module, *names: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tokenlens.catalog import Catalog
+from tokenlens.families._attention_output import AttentionOutput, output_of
 from tokenlens.families._preprocessing import stored_preprocessing
 from tokenlens.families._unsupported import explain_unsupported, same_in_timm
 from tokenlens.tokens import Site, TokenLayout
@@ -146,6 +147,20 @@ class Family(ABC):
             f"the family {type(self).__qualname__} does not define which modules of a block can be specialized; add a "
             "method components() (docs/add-a-family.md)"
         )
+
+    def attention_output(self, block: nn.Module) -> AttentionOutput:
+        """Return the maps from the heads of a block's attention to its ``attn_out``.
+
+        By default the output projection and the first LayerScale of ``components``; a family with a norm or a gate
+        between them, or after, names all maps itself.
+
+        Raises:
+            LookupError: if they are not known, with the reason.
+        """
+        components = self.components(block)
+        if len(components.of("proj")) != 1:
+            raise LookupError(f"the output projection of the attention of a {type(block).__qualname__} is not known")
+        return output_of(block, components.proj + components.layer_scale[:1])
 
     def final_norm(self, model: nn.Module) -> nn.Module | None:
         """Return the norm over all tokens after the last block, or None if there is none."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokenlens.families._attention_output import AttentionOutput, output_of
 from tokenlens.families._preprocessing import stored_preprocessing
 from tokenlens.families.base import (
     BlockComponents,
@@ -81,16 +82,17 @@ class ClipVision(Family):
             )
             return BlockComponents(refused=dict.fromkeys(("norm", "layer_scale", "qkv", "proj", "mlp"), why))
         bare = "its projection to q, k and v is a bare parameter. Specialize the same model of timm"
-        scales = [
-            name for name in ("ls_1", "ls_2") if any(True for _ in getattr(block, name, nn.Identity()).parameters())
-        ]
         return BlockComponents(
             norm=("ln_1", "ln_2"),
-            layer_scale=tuple(scales),
+            layer_scale=_trained_scales(block),
             mlp=linear_paths(block, "mlp"),
             refused={"qkv": bare, "proj": bare} if isinstance(block.attn, nn.MultiheadAttention) else {"qkv": bare},
             proj=() if isinstance(block.attn, nn.MultiheadAttention) else ("attn.out_proj",),
         )
+
+    def attention_output(self, block: Any) -> AttentionOutput:
+        """Return the output projection, then LayerScale."""
+        return output_of(block, ["attn.out_proj", *_trained_scales(block)[:1]])
 
     def final_norm(self, model: Any) -> nn.Module | None:
         """Return ``ln_post`` of open_clip where it sees all tokens; in OpenAI's models it sees CLS only."""
@@ -104,6 +106,12 @@ class ClipVision(Family):
     def forward(self, model: Any, images: Tensor) -> Any:
         """Run the image tower on images in the precision of its first layer, as ``encode_image`` does."""
         return model(images.to(model.conv1.weight.dtype))
+
+
+def _trained_scales(block: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        name for name in ("ls_1", "ls_2") if any(True for _ in getattr(block, name, nn.Identity()).parameters())
+    )
 
 
 def _is_sequence_first(attention: nn.Module) -> bool:

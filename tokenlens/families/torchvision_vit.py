@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenlens.families._attention_output import AttentionOutput, output_of
 from tokenlens.families.base import BlockComponents, BlockTaps, Family, grid_of, is_a, linear_paths, residual_taps
 from tokenlens.tokens import TokenLayout
 
@@ -48,6 +49,10 @@ class TorchvisionViT(Family):
         return BlockComponents(
             norm=("ln_1", "ln_2"), mlp=linear_paths(block, "mlp"), refused={"qkv": fused, "proj": fused}
         )
+
+    def attention_output(self, block: Any) -> AttentionOutput:
+        """Return the output projection of ``nn.MultiheadAttention``."""
+        return output_of(block, ["self_attention.out_proj"])
 
     def final_norm(self, model: Any) -> nn.Module | None:
         """Return ``model.encoder.ln``."""

@@ -16,8 +16,8 @@ KIND = "analysis"
 TITLE = "Massive channels"
 ORDER = 98
 CAPTION = (
-    "Left: largest mean |x| of a channel over the median channel, per token group in the residual stream; up to about 3 "
-    "where none stands out. Right: share of the energy ‖x‖² in the three channels with the largest mean |x|. No "
+    "Left: largest mean |x| of a channel over the median channel, per token group in the residual stream; up to about "
+    "3 where none stands out. Right: share of the energy ‖x‖² in the three channels with the largest mean |x|. No "
     "intervals: the largest of many channels is biased upward with few images."
 )
 METRICS = ("massive_channels",)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tokenlens.catalog import Catalog
+from tokenlens.families import Family
 from tokenlens.reduction.summaries import BatchSummary, PatternReduction, Reduction
 from tokenlens.tokens import GROUP_TITLES, GROUPS, Key, Site, TokenLayout
 
@@ -29,13 +30,14 @@ RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
 TOKEN_REDUCTIONS = frozenset[Reduction](get_args(Reduction))
 PATTERN_REDUCTIONS = frozenset[PatternReduction](get_args(PatternReduction))
 NEEDS = frozenset(
-    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern"}
+    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern", "cls_values"}
     | TOKEN_REDUCTIONS
     | PATTERN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
 two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
-branches, the CLS row and special columns of the pattern, reductions of the whole pattern."""
+branches, the CLS row and special columns of the pattern, values weighted by the CLS row, reductions of the
+whole pattern."""
 
 RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
 """Width of the range of bounded numbers, by unit."""
@@ -66,6 +68,7 @@ class Subject:
         keep_images: number of images whose values are kept.
         expensive: whether the metrics were asked for by name or with ``"all"``.
         all_attend: whether all tokens attend to all, and not CLS alone.
+        family: knows the model's blocks; None where only tokens are constructed.
     """
 
     model: nn.Module
@@ -75,6 +78,7 @@ class Subject:
     keep_images: int = 4096
     expensive: bool = False
     all_attend: bool = True
+    family: Family | None = None
 
 
 class Metric(ABC):

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from tokenlens.recording.attention import AttentionCall, avoid_tf32
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.reduction.summaries import PatternReduction
 from tokenlens.tokens import TokenLayout
 
@@ -49,6 +49,17 @@ def attention_distances(pattern_BHRP: Tensor, distances_RP: Tensor) -> Tensor:
     The weights are normalized to sum to 1. NaN for a query without any attention to patches.
     """
     return (pattern_BHRP * distances_RP).sum(-1) / pattern_BHRP.sum(-1)
+
+
+def sum_values(layout: TokenLayout, row_BHT: Tensor, v_BHTd: Tensor) -> Tensor:
+    """Compute Σ_j a_j·v_j over the tokens of each group, in the order of the layout's groups, (B, H, groups, d)."""
+    weights_BHGT = row_BHT.unsqueeze(-2).repeat(1, 1, len(layout.groups), 1)
+    for index, group in enumerate(layout.groups):
+        others = torch.ones(layout.tokens, dtype=torch.bool, device=row_BHT.device)
+        others[list(layout.positions(group))] = False
+        weights_BHGT[..., index, :].masked_fill_(others, 0)
+    v_BHTd = as_float(v_BHTd)
+    return (avoid_tf32(weights_BHGT.to(v_BHTd.dtype)) @ avoid_tf32(v_BHTd)).to(v_BHTd.dtype)
 
 
 class WholePattern:

@@ -18,7 +18,7 @@ from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.buffers import Buffers, Slot
 from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
-from tokenlens.reduction.pattern import WholePattern
+from tokenlens.reduction.pattern import WholePattern, sum_values
 from tokenlens.reduction.summaries import (
     SAMPLED_PATCHES,
     AttentionSummary,
@@ -52,6 +52,7 @@ class Reducer:
         pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
         raw: name, sites and function of each metric that is computed from the tokens themselves.
         whole_pattern: reductions of every row of the attention pattern.
+        cls_values: whether to sum the values over each token group, weighted by the attention of CLS.
         patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
         pool: number of images, at least, between two calls of ``collect``.
@@ -67,6 +68,7 @@ class Reducer:
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         patch_sample: bool = False,
+        cls_values: bool = False,
         kernels: ReductionKernels | None = None,
         pool: int = 1,
     ) -> None:
@@ -76,6 +78,7 @@ class Reducer:
         self.updates = updates
         self.pattern = pattern
         self.raw = list(raw)
+        self.cls_values = cls_values
         self.pool = pool
         # The same positions in every image, in an order of which any beginning is spread over the grid.
         positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
@@ -212,6 +215,8 @@ class Reducer:
                 tail = (heads, len(self.layout.prefix))
                 fields["patch_to_prefix"], columns_BHR = self._buffers.next_slot("patch_to_prefix", tail, like)
             self._kernels.reduce_attention(call, row_BHT, columns_BHR)
+            if self.cls_values and row_BHT is not None:
+                fields["cls_values"] = self._copy("cls_values", sum_values(self.layout, row_BHT, call.v_BHTd))
             self._keep(AttentionSummary, (block, "pattern"), fields)
         if self._whole_pattern.wanted:
             reduced = self._whole_pattern.reduce(block, call)
