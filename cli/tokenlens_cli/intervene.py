@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, say, say_about_images, say_weights, show_progress
+from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_images, say_next, say_weights
 from tokenlens_cli._processes import joined
+from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
 
 if TYPE_CHECKING:
@@ -89,9 +91,15 @@ def command(
             intervene(model, images, **settings)
             return
         check_writable(folder, overwrite)
-        with show_progress(f"replacing tokens in {model}") as progress, warnings.catch_warnings():
+        say(f"loading {model}")
+        with show_progress() as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", ImageWarning)  # printed with the result
-            found = intervene(model, images, **settings, progress=progress)
+            found = intervene(
+                model,
+                images,
+                **settings,
+                progress=lambda done, total: progress(f"replacing tokens in {model}", done, total, "images"),
+            )
         _say_what_is_missing(found)
         save_result(found, folder, overwrite=overwrite, report=not no_report)
         _print_result(found, folder, report=not no_report, json=json)
@@ -148,5 +156,10 @@ def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool
         )
         return
     for sentence in found.sentences:
-        typer.echo(sentence)
-    typer.echo(f"run: {folder}" if page is None else f"report: {page}")
+        print_text(sentence, indent=2)
+    print_text(f"run: {folder}" if page is None else f"report: {page}")
+    say_next(
+        report_step(folder, page),
+        f"tokenlens compare {quote(str(folder))} RUN",
+        f"tokenlens figure {quote(str(folder))} intervention_effect --out intervention_effect.pdf",
+    )

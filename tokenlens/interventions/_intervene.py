@@ -130,6 +130,8 @@ def intervene(
             for batch in batches():
                 run.observe(batch)
             run.merge_statistics(world_size)
+        if progress is not None:
+            progress(0, source.total)
         for batch in batches():
             run.process(batch)
             if progress is not None:
