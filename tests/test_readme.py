@@ -72,7 +72,10 @@ def test_every_other_command_is_understood(monkeypatch):
         raise LookupError("reached")
 
     for module, name in (
-        ("tokenlens.analysis", "analyze"),
+        ("tokenlens.analysis.analyze", "analyze"),
+        ("tokenlens.analysis", "record"),
+        ("tokenlens.interventions", "intervene"),
+        ("tokenlens.models", "check"),
         ("tokenlens.comparison.compare", "compare"),
         ("tokenlens.storage.result", "check_manifest"),
         ("tokenlens.training.train", "train"),
