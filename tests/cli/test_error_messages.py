@@ -393,9 +393,11 @@ def test_models_without_patch_tokens(out):
 def test_one_model_inside():
     """a Vision Transformer inside another module"""
     wrapper = nn.Sequential(timm.create_model(MODEL, img_size=64))
-    with pytest.warns(ModelWarning, match=r"Analyzed is 0 \(VisionTransformer, timm_vit\).*Images go directly to it"):
+    with pytest.warns(
+        ModelWarning, match=r"The analyzed model is 0 \(VisionTransformer, timm_vit\).*Images go directly to it"
+    ):
         analysis = analyze(wrapper, torch.randn(2, 3, 64, 64), metrics=["token_norm"])
-    assert "Analyzed is 0" in dict(provenance_rows(analysis.provenance))["notes"]
+    assert "The analyzed model is 0" in dict(provenance_rows(analysis.provenance))["notes"]
 
 
 def test_several_models_inside():

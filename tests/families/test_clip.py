@@ -49,7 +49,7 @@ def test_the_image_tower_is_found_and_the_text_tower_is_not(kind):
     model = CLIP(kind).eval()
     found = find_vit(model)
     assert found.module is model.visual
-    assert "Analyzed is visual (VisionTransformer, clip)" in found.note
+    assert "The analyzed model is visual (VisionTransformer, clip)" in found.note
     assert torch.equal(found.family.forward(found.module, IMAGES), model.encode_image(IMAGES))
     with pytest.raises(LookupError, match=r"holds one Vision Transformer: visual .*get_submodule\('visual'\)"):
         find_family(model)

@@ -115,7 +115,7 @@ def test_an_encoder_inside_another_model_is_found_at_its_path():
     )
     found = find_vit(model)
     assert found.module is model.model.vision_tower
-    assert "Analyzed is model.vision_tower (CLIPVisionModel, hf_vit)" in found.note
+    assert "The analyzed model is model.vision_tower (CLIPVisionModel, hf_vit)" in found.note
 
 
 def test_a_backbone_that_normalizes_several_blocks_has_no_final_norm():

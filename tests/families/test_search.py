@@ -63,7 +63,7 @@ def test_the_one_inside_is_found(name):
     wrapper = make()
     found = find_vit(wrapper)
     assert found.module is wrapper.get_submodule(path)
-    assert found.note.startswith(f"Analyzed is {path} ({type(found.module).__name__}, {found.family.name})")
+    assert found.note.startswith(f"The analyzed model is {path} ({type(found.module).__name__}, {found.family.name})")
     assert ("Images go directly to it" in found.note) == (name not in TRANSPARENT)
 
 
@@ -77,7 +77,9 @@ def test_a_model_itself_has_no_note():
 def test_numbers_are_those_of_the_model_inside_and_the_place_is_recorded():
     vit = MODELS["timm_vit"]()
     plain = tokenlens.analyze(vit, IMAGES, metrics=["token_norm"])
-    with pytest.warns(UserWarning, match=r"Analyzed is 1 \(VisionTransformer, timm_vit\), the one .* this Sequential"):
+    with pytest.warns(
+        UserWarning, match=r"The analyzed model is 1 \(VisionTransformer, timm_vit\), the one .* this Sequential"
+    ):
         inside = tokenlens.analyze(nn.Sequential(nn.BatchNorm2d(3), vit), IMAGES, metrics=["token_norm"])
     assert inside.table.equals(plain.table)
     assert "does not happen" in inside.provenance["notes"][0]

@@ -351,6 +351,7 @@ def test_small_files_do_not_become_large(tmp_path):
         ("expanded", ENLARGED + b" " * 99, "a tensor of 1000000000 numbers in a storage of 4"),
         ("many", many + b"N.", "a storage of 200 numbers in a file of"),
         ("one", storage("0", 10**9) + b".", "a storage of 1000000000 numbers"),
+        ("memo", b"Nr" + struct.pack("<I", 2**31) + b"\x8e" + struct.pack("<Q", 2**62) + b".", "cannot be read"),
         ("negative", storage("0", -4) + b".", "a storage of -4 numbers"),
     ):
         (tmp_path / name).write_bytes(b"\x80\x02" + content)

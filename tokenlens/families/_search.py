@@ -66,7 +66,7 @@ def _describe_place(model: nn.Module, path: str, module: nn.Module, family: Fami
     if not path:
         return ""
     wrapper, inner = type(model).__qualname__, type(module).__qualname__
-    where = f"Analyzed is {path} ({inner}, {family.name}), the one Vision Transformer inside this {wrapper}."
+    where = f"The analyzed model is {path} ({inner}, {family.name}), the one Vision Transformer inside this {wrapper}."
     if all(is_a(model.get_submodule(owner), *TRANSPARENT) for owner in _owners(path)):
         return where
     return f"{where} Images go directly to it: any resizing or normalizing of the {wrapper} does not happen."

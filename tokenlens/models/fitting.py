@@ -1,7 +1,7 @@
 """Find the weights of a model inside a checkpoint, and adapt their names and sizes to it.
 
 Nothing is assumed about how a checkpoint wraps its weights: all tensors have full names ("teacher.backbone.norm.bias"),
-and what is looked for is the prefix under which all names of the model are.
+and the model is found by the prefix under which all its names are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokenlens.models.checkpoints import Checkpoint
 from tokenlens.specialization import expand_standard_weights
+from tokenlens.storage.wording import counted
 
 MAX_NAMES = 8
 """Number of keys of each kind that a message names."""
@@ -70,7 +71,7 @@ class FittedWeights:
     def problem(self) -> str | None:
         """Why the weights do not fit, with at most ``MAX_NAMES`` keys of each kind; None if they do."""
         parts = [
-            f"{counted(keys)} {kind}: {join_keys(keys)}"
+            f"{counted(len(keys), 'key')} {kind}: {join_keys(keys)}"
             for kind, keys in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
@@ -108,7 +109,7 @@ def fit_weights(checkpoint: Checkpoint, model: nn.Module, optional: tuple[str, .
     steps = (*_describe_prefix(checkpoint, best, others), *fitted.steps)
     outside = [name for name in checkpoint.tensors if best and not name.startswith(f"{best}.")]
     if outside:
-        steps += (f"{counted(outside)} elsewhere in the file not used",)
+        steps += (f"{counted(len(outside), 'key')} elsewhere in the file not used",)
     return FittedWeights(**{**vars(fitted), "steps": steps, "others": others})
 
 
@@ -156,7 +157,7 @@ def _fit(
     timm_names = adapt_to_timm(raw, model)
     renamed = [name for name in raw if name not in timm_names]
     if renamed:
-        steps.append(f"{counted(renamed)} renamed, merged or removed as timm does: {join_keys(renamed, 3)}")
+        steps.append(f"{counted(len(renamed), 'key')} renamed, merged or removed as timm does: {join_keys(renamed, 3)}")
     adapted = expand_standard_weights(timm_names, model)
     if len(adapted) > len(timm_names):
         steps.append(f"{len(adapted) - len(timm_names)} standard weights copied for both token groups")
@@ -166,7 +167,7 @@ def _fit(
     foreign = _find_foreign(adapted, wanted, model) - left_out.keys()
     if foreign:
         modules = sorted({name.split(".")[0] for name in foreign})
-        steps.append(f"{counted(foreign)} beside the model left out: {join_keys(modules, 4)}")
+        steps.append(f"{counted(len(foreign), 'key')} beside the model left out: {join_keys(modules, 4)}")
     adapted = {name: tensor for name, tensor in adapted.items() if name not in foreign | left_out.keys()}
     resized = describe_resizing(_match_renamed(raw, adapted), adapted)
     common = wanted.keys() & adapted.keys()
@@ -285,15 +286,6 @@ def describe_resizing(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
         for name, tensor in before.items()
         if name in after and after[name].shape != tensor.shape
     ]
-
-
-def counted(keys: Collection[object]) -> str:
-    """Return the number of keys with the noun.
-
-    >>> counted(["norm.bias"]), counted([])
-    ('1 key', '0 keys')
-    """
-    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}"
 
 
 def join_keys(keys: Iterable[str], most: int = MAX_NAMES) -> str:

@@ -125,8 +125,10 @@ class PlainDict(dict[Any, Any], metaclass=_Frozen):
         """Ignore attributes, such as the versions that a state dict carries."""
 
 
-class InertUnpickler(pickle.Unpickler):
+class InertUnpickler(pickle._Unpickler):
     """An unpickler that rebuilds plain tensors and containers, and imports nothing.
+
+    The base class is the one in Python, because the one in C allocates any amount of memory for a large memo index.
 
     Args:
         file: the pickle.

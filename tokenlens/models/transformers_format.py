@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tokenlens.models.checkpoints import Checkpoint
 from tokenlens.models.file_formats import read_json
-from tokenlens.models.fitting import HALF, FittedWeights, counted, fit_weights, join_keys
+from tokenlens.models.fitting import HALF, FittedWeights, fit_weights, join_keys
+from tokenlens.storage.wording import counted
 
 PREPROCESSING = "preprocessor_config.json"
 
@@ -80,7 +81,7 @@ def _describe_loading(tensors: dict[str, Tensor], module: nn.Module, loading: An
     renamed = [key for key in tensors if key not in wanted]
     half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.dtype in HALF})
     steps = [f"{' and '.join(half)} to float32"] * bool(half)
-    steps += [f"{counted(renamed)} renamed as transformers does: {join_keys(renamed, 3)}"] * bool(renamed)
+    steps += [f"{counted(len(renamed), 'key')} renamed as transformers does: {join_keys(renamed, 3)}"] * bool(renamed)
     missing, unexpected = (
         tuple(sorted(map(str, loading.get(f"{kind}_keys", ())))) for kind in ("missing", "unexpected")
     )
