@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = (("vit_small_patch16_224", {}), ("vit_base_patch16_224", {}), ("vit_small_patch14_dinov2", {"img_size": 518}))
-SITES = ["norm1", "q", "k", "resid_post"]
+SITES = ["resid_pre", "norm1", "q", "k", "resid_post"]
 
 
 def measure(name: str, options: dict[str, Any], rounds: int, browser: Any) -> list[dict[str, Any]]:

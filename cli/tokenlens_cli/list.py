@@ -144,7 +144,7 @@ def describe_in_columns(entry: dict[str, Any]) -> str:
     """Return size, patch, registers, parameters and weights of a model in columns of one width.
 
     >>> describe_in_columns({"image_size": [224, 224], "patch": [14, 14], "tokens": {"cls": 1, "reg": 4, "patch": 256},
-    ...     "parameters": 22_100_000, "weights": "download", "description": ""})
+    ...     "parameters": 22_100_000, "weights": "download"})
     '224 px  patch 14  4 registers    22.1 M  download'
     """
     if "parameters" not in entry:

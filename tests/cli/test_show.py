@@ -82,6 +82,13 @@ def test_a_correspondence_says_its_patches(here, photos):
     assert all((row["row"], row["column"]) == (2, 1) for row in told["numbers"])
 
 
+def test_a_norm_after_attention(here):
+    """`show --map before-after` at a norm whose input is not a site, as in post-norm models"""
+    result = tokenlens("show", "vit_relpos_small_patch16_rpn_224", "--no-pretrained", "--limit", 1)
+    refused(result, "norm1 of block 0 does not normalize resid_pre (as in post-norm models)")
+    assert not list(here.iterdir())
+
+
 def test_unreadable_images_are_named(here, photos):
     (here / "broken.jpg").write_bytes(b"no image")
     result = show(*photos[:1], "broken.jpg")
@@ -90,7 +97,6 @@ def test_unreadable_images_are_named(here, photos):
 
 
 def test_wrong_images(here, photos):
-    """images that are not there"""
     refused(show("--images", "nowhere.jpg"), "there is no nowhere.jpg")
     refused(show("--images", *photos, "nowhere.jpg"), "1 of 4 paths are no files: nowhere.jpg")
     refused(show("--images", photos[0], "--map", "correspondence", "--token", "0,0"), "needs another image")
@@ -116,6 +122,7 @@ def test_wrong_images(here, photos):
     ],
 )
 def test_what_is_not_there_gets_a_sentence(here, arguments, sentence):
+    """an image, token, patch, block, head or site that `show` is asked for and the model lacks"""
     refused(show("--limit", 1, *arguments), sentence)
     assert not list(here.iterdir())
 

@@ -142,6 +142,15 @@ def test_a_choice_changes_nothing_else():
     assert exploration.choose(start, block=-2, token=[1, 2]) == Selection(0, 0, "norm1", None, (1, 2), other=1)
 
 
+def test_a_patch_is_never_searched_in_its_own_image():
+    exploration = Exploration([recorded("timm_vit")])
+    assert exploration.choose(exploration.start(), image=1).other == 2
+    assert exploration.choose(exploration.start(), image=2, other=2).other == 0
+    single = Exploration([tokenlens.record(build("timm_vit"), images("timm_vit", 1))])
+    assert single.start().other is None
+    assert only(single, token=(0, 0)).match is None
+
+
 def test_before_and_after_a_norm():
     recording = recorded("timm_dinov2_registers")
     for site, before in (("norm1", (0, "resid_pre")), ("norm2", (0, "resid_mid")), ("final_norm", (1, "resid_post"))):
@@ -347,7 +356,7 @@ def test_the_page_draws_and_chooses(page):
     for label, value in (("image", "2"), ("site", "norm2"), ("head", "0")):
         page.get_by_label(label, exact=True).select_option(value)
     page.wait_for_function("document.querySelector('h4').textContent.includes('norm2')")
-    chosen = {"image": 2, "block": 0, "site": "norm2", "head": 0, "token": "reg1", "other": 2, "shared": True}
+    chosen = {"image": 2, "block": 0, "site": "norm2", "head": 0, "token": "reg1", "other": 0, "shared": True}
     assert widget.selection == chosen
     photograph = page.locator("[data-panel=photograph] canvas.map").nth(1)
     photograph.click(position={"x": 5, "y": 5})  # the other model's grid of 2 × 2

@@ -56,7 +56,7 @@ class Selection:
         site: the site.
         head: the head; None for the mean.
         token: a prefix token's name or (row, column).
-        other: index of the image in which the patch nearest to the token is searched; None with a single image.
+        other: index of another image in which the patch nearest to the token is searched; None with a single image.
         shared: whether maps of all models have one scale.
     """
 
@@ -162,7 +162,7 @@ class Exploration:
         return Selection(0, self.blocks[-1], str([*preferred, self.sites[-1]][0]), None, token, other)
 
     def choose(self, selection: Selection, **changes: Any) -> Selection:
-        """Return a selection with some fields changed.
+        """Return a selection with some fields changed; ``other`` becomes the next image if it is ``image``.
 
         Raises:
             LookupError: if no model has such an image, block, site, head or token.
@@ -176,6 +176,9 @@ class Exploration:
         check_image(self.recordings[0], chosen.image)
         if chosen.other is not None:
             check_image(self.recordings[0], chosen.other)
+            if chosen.other == chosen.image:  # there, a patch would be nearest to itself
+                others = len(self.images)
+                chosen = replace(chosen, other=None if others == 1 else (chosen.image + 1) % others)
         if chosen.site not in self.sites:
             raise LookupError(f"no site {chosen.site!r} was recorded; recorded sites: {', '.join(self.sites)}")
         if chosen.head is not None and not 0 <= chosen.head < self.heads:
