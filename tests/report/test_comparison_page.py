@@ -123,7 +123,7 @@ def test_every_model_is_described_and_judged(run, page):
     models = data_of(page, "models").set_index("label")
     for label, analysis in comparison.analyses.items():
         assert models.loc[label, "blocks"] == analysis.blocks
-        assert models.loc[label, "prefix"] == ", ".join(analysis.layout.prefix)
+        assert models.loc[label, "prefix"] == analysis.layout.prefix_text
         assert models.loc[label, "sha256"] == analysis.provenance["weights"]["sha256"]
     verdicts = page.split('class="verdicts"')[1].split("</table>")[0]
     assert verdicts.count('class="chip') == 5 * len(comparison.labels)
