@@ -15,6 +15,8 @@ from tokenlens.analysis.rules import RULES, TITLES
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.figures.base import quantity_title
 from tokenlens.figures.style import model_colour
+from tokenlens.report.comparison_headline import comparison_headline
+from tokenlens.report.cosine_strip import cosine_strip
 from tokenlens.report.downloads import download
 from tokenlens.report.main_differences import DIFFERENCE, difference_texts, main_differences
 from tokenlens.report.number_format import with_decimals
@@ -32,8 +34,12 @@ def content(comparison: Comparison) -> dict[str, Any]:
     title = f"{compared} against {comparison.baseline}"
     analyses = comparison.analyses
     sources = {label: analysis.provenance.get("images", {}) for label, analysis in analyses.items()}
+    strip = cosine_strip(analyses)
     return {
         "title": title,
+        "headline": comparison_headline(comparison),
+        "strip": strip,
+        "strip_numbers": None if strip is None else download(strip.numbers, "cosine_maps", title),
         "facts": _facts(comparison),
         "baseline": comparison.baseline,
         "untrained": [label for label, analysis in analyses.items() if analysis.untrained],

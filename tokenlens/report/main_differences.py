@@ -27,7 +27,8 @@ _TESTS = {
     "Welch": "Welch's t over images",
     "intervals": "jackknife intervals for numbers of the whole set",
 }
-_F1 = {"metric": "norm_differentiation", "part": "total", "site": "norm1", "group": "cls-patch"}
+F1 = {"metric": "norm_differentiation", "part": "total", "site": "norm1", "group": "cls-patch"}
+"""The row of the summary that tells how far norm1 lowers the CLS–patch cosine."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _main_difference(comparison: Comparison, label: str) -> MainDifference:
     if verdict == DIFFERS:
         first = next(largest.itertuples(index=False))
         sentences.append(f"Largest difference: {quantity_title(first)}, {_difference(first)}.")
-    for row in select_rows(means, **_F1).itertuples(index=False):
+    for row in select_rows(means, **F1).itertuples(index=False):
         sentences.append(f"Fall of the CLS–patch cosine across norm1 (F1): {_difference(row)}.")
     sentences += _similarity(comparison, label)
     sentences += counterparts(comparison, label)
