@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.metrics import PATTERN_REDUCTIONS, TOKEN_REDUCTIONS, Metric, RawTokenMetric, Subject
+from tokenlens.metrics import PATTERN_REDUCTIONS, TOKEN_REDUCTIONS, AccumulatingMetric, Metric, RawTokenMetric, Subject
 from tokenlens.metrics import metrics as catalog
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.reduction.reducer import Reducer
@@ -34,7 +34,8 @@ def feed(name: str, layout: TokenLayout, images: int, show: Callable[[Reducer], 
     assert reason is None, reason
     raw = [(name, metric.chosen_sites, metric.look)] if isinstance(metric, RawTokenMetric) else []
     wanted = {site: set(TOKEN_REDUCTIONS & metric.needs) for site in metric.observes}
-    reducer = Reducer(layout, wanted, raw=raw, whole_pattern=PATTERN_REDUCTIONS & metric.needs)
+    accumulate = [(metric.chosen_sites, metric.add_tokens)] if isinstance(metric, AccumulatingMetric) else []
+    reducer = Reducer(layout, wanted, raw=raw, accumulate=accumulate, whole_pattern=PATTERN_REDUCTIONS & metric.needs)
     reducer.start(list(range(images)))
     with torch.no_grad():
         show(reducer)

@@ -155,6 +155,7 @@ def synthetic_analysis(
             for group in groups:
                 put("update_ratio", "ratio", block, site, group, 0.6 - 0.4 * d + 0.05 * len(group), "ratio")
                 put("update_ratio", "cosine", block, site, group, 0.2 * d - 0.1, "cosine")
+        put("position_leak", "", block, "resid_post", "patch", 0.9 - 0.6 * d, "R²", np.nan, jackknife=True)
         for group in groups if cls else ():
             put("cls_update", "share", block, "attn_out", f"cls-{group}", 0.9 / len(groups), "share of ‖u‖²")
             put("cls_update", "norm", block, "attn_out", f"cls-{group}", 1 + d, "norm")

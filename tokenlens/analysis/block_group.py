@@ -12,6 +12,7 @@ from tokenlens.families.base import Family
 from tokenlens.metrics import (
     PATTERN_REDUCTIONS,
     TOKEN_REDUCTIONS,
+    AccumulatingMetric,
     LatentMetric,
     Metric,
     RawTokenMetric,
@@ -75,6 +76,7 @@ class BlockGroup:
             updates="updates" in needs,
             pattern="pattern" in needs,
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
+            accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
             whole_pattern=PATTERN_REDUCTIONS & needs,
             patch_sample="patch_sample" in needs,
             cls_values="cls_values" in needs,

@@ -79,8 +79,8 @@ def _map(heads_BSC: Tensor, stages: Sequence[OutputStage], input_BD: Tensor | No
     for stage in stages:
         if isinstance(stage, Gate):
             assert input_BD is not None
-            module = _for_cls(stage.module)
-            parts = parts * linear(input_BD.to(parts), *_weights(module, parts)).sigmoid().unsqueeze(1)
+            weights = _weights(_for_cls(stage.module), parts)
+            parts = parts * linear(input_BD.to(parts), *weights).sigmoid().unsqueeze(1)
             continue
         module = _for_cls(stage) if isinstance(stage, nn.Module) else stage
         if isinstance(module, nn.Linear):

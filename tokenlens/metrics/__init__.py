@@ -1,6 +1,6 @@
 """Metrics, one file each, and the contract that they share."""
 
-from tokenlens.metrics._jackknife import JackknifeMetric
+from tokenlens.metrics._jackknife import AccumulatingMetric, JackknifeMetric
 from tokenlens.metrics._per_image import (
     AttentionMetric,
     LatentMetric,
@@ -34,6 +34,7 @@ __all__ = [
     "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
+    "AccumulatingMetric",
     "AttentionMetric",
     "JackknifeMetric",
     "LatentMetric",

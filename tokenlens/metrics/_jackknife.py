@@ -21,6 +21,17 @@ from tokenlens.tokens import TOKEN_SITES, Key
 Array = NDArray[np.float64]
 
 
+class AccumulatingMetric(Metric):
+    """A metric that sums the tokens of several images in the hook, where one number per image would be too large."""
+
+    @abstractmethod
+    def add_tokens(self, key: Key, indices: list[int], x_BTD: Tensor) -> None:
+        """Add the tokens of the images with these indices, at one block and site."""
+
+    def update(self, batch: BatchSummary) -> None:
+        """Do nothing: the hooks have added the tokens."""
+
+
 class JackknifeMetric(Metric):
     """A metric of the whole set of images, computed from sums over images.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics._jackknife import Array, JackknifeMetric
@@ -24,7 +25,7 @@ def max_over_median(magnitude_D: Array) -> Array:
         return magnitude_D.max(-1) / np.median(magnitude_D, axis=-1)
 
 
-def top_channels(magnitude_D: Array, count: int = TOP) -> Array:
+def top_channels(magnitude_D: Array, count: int = TOP) -> NDArray[np.intp]:
     """Return the channels with the largest magnitudes, largest first, over the last axis."""
     return np.argsort(-magnitude_D, axis=-1, kind="stable")[..., :count]
 

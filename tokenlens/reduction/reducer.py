@@ -51,6 +51,8 @@ class Reducer:
         updates: whether to compute inner products of updates and residuals.
         pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
         raw: name, sites and function of each metric that is computed from the tokens themselves.
+        accumulate: sites and function of each metric that sums tokens of several images itself, given block and site,
+            the indices of the images and the tokens.
         whole_pattern: reductions of every row of the attention pattern.
         cls_values: whether to sum the values over each token group, weighted by the attention of CLS.
         patch_sample: whether to copy some patches of norm1's input.
@@ -66,6 +68,7 @@ class Reducer:
         updates: bool = True,
         pattern: bool = True,
         raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
+        accumulate: Iterable[tuple[tuple[str, ...], Callable[[Key, list[int], Tensor], None]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         patch_sample: bool = False,
         cls_values: bool = False,
@@ -79,6 +82,7 @@ class Reducer:
         self.pattern = pattern
         self.raw = list(raw)
         self.cls_values = cls_values
+        self.accumulate = list(accumulate)
         self.pool = pool
         # The same positions in every image, in an order of which any beginning is spread over the grid.
         positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
@@ -243,6 +247,9 @@ class Reducer:
         return slot
 
     def _compute_raw(self, key: Key, x: Tensor) -> None:
+        for sites, add in self.accumulate:
+            if key[1] in sites:
+                add(key, self._indices[-len(x) :], x)
         for name, sites, function in self.raw:
             if key[1] in sites:
                 self._raw.setdefault(name, {}).setdefault(key, []).append(function(self.layout, to_float64(x)))
