@@ -74,7 +74,7 @@ class PositionLeak(AccumulatingMetric):
 
     def __init__(self) -> None:
         self._sums: dict[tuple[Key, int], tuple[Tensor, Tensor]] = {}
-        self._images: set[int] = set()
+        self._seen = np.zeros(MOST_IMAGES, dtype=bool)
         self._layout: TokenLayout | None = None
 
     def prepare(self, subject: Subject) -> str | None:
@@ -90,7 +90,7 @@ class PositionLeak(AccumulatingMetric):
             chosen = [i for i, index in enumerate(indices) if index < MOST_IMAGES and index % 2 == half]
             if not chosen:
                 continue
-            self._images.update(indices[i] for i in chosen)
+            self._seen[[indices[i] for i in chosen]] = True
             patches = to_float64(self._layout.patches_of(x_BTD)[chosen]).flatten(0, 1)
             features = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
             xx, xy = features.mT @ features, features.mT @ places_PC.repeat(len(chosen), 1)
@@ -99,7 +99,7 @@ class PositionLeak(AccumulatingMetric):
 
     def merge(self, other: PositionLeak) -> None:
         """Add the images of another instance."""
-        self._images |= other._images
+        self._seen = self._seen | other._seen
         for name, (xx, xy) in other._sums.items():
             known = self._sums.get(name)
             self._sums[name] = (xx, xy) if known is None else (known[0] + xx.to(known[0]), known[1] + xy.to(known[1]))
@@ -110,7 +110,7 @@ class PositionLeak(AccumulatingMetric):
         for key in dict.fromkeys(key for key, _ in self._sums):
             halves = [self._sums.get((key, half)) for half in (0, 1)]
             value = np.nan if None in halves else self._value([pair for pair in halves if pair is not None])
-            rows.append(make_row(("", key[0], str(key[1]), "patch", None), value, len(self._images), "R²"))
+            rows.append(make_row(("", key[0], str(key[1]), "patch", None), value, int(self._seen.sum()), "R²"))
         return rows
 
     def _value(self, halves: list[tuple[Tensor, Tensor]]) -> float:
