@@ -22,12 +22,6 @@ def avoid_tf32(x: Tensor) -> Tensor:
     return x if torch.get_float32_matmul_precision() == "highest" else x.double()
 
 
-def dots(x_BHTd: Tensor, y_BH1d: Tensor) -> Tensor:
-    """Compute the inner product of one vector per head with every token, (B, H, T)."""
-    # Multiply and sum: three times faster on CPU than a matmul with a transposed, strided operand.
-    return (x_BHTd * y_BH1d).sum(-1)
-
-
 def attention_rows(
     q_BHTd: Tensor,
     k_BHTd: Tensor,
@@ -43,7 +37,7 @@ def attention_rows(
     rows = []
     for position in positions:
         query_BH1d = as_float(q_BHTd[..., position : position + 1, :]) * scale
-        scores_BHT = dots(k_BHTd, query_BH1d)
+        scores_BHT = torch.linalg.vecdot(k_BHTd, query_BH1d)
         if bias is not None:
             scores_BHT = scores_BHT + bias[..., position, :]
         rows.append(scores_BHT.softmax(-1))
@@ -86,7 +80,7 @@ def attention_columns(
     columns = []
     for position in positions:
         key_BH1d = as_float(k_BHTd[..., position : position + 1, :]) * scale
-        scores_BHT = dots(q_BHTd, key_BH1d)
+        scores_BHT = torch.linalg.vecdot(q_BHTd, key_BH1d)
         if bias is not None:
             scores_BHT = scores_BHT + bias[..., :, position]
         columns.append((scores_BHT - lse_BHT).exp())
@@ -146,10 +140,7 @@ class AttentionCall:
         """Return the whole pattern, (B, H, T, T), for few images: its size is quadratic in the number of tokens."""
         if self.pattern_BHTT is not None:
             return self.pattern_BHTT
-        scores = (as_float(self.q_BHTd) * self.scale) @ as_float(self.k_BHTd).transpose(-1, -2)
-        if self.bias is not None:
-            scores = scores + self.bias
-        return scores.softmax(-1)
+        return next(self.row_blocks(self.q_BHTd.shape[-2]))[1]
 
 
 def join_heads(calls: Sequence[AttentionCall]) -> AttentionCall:

@@ -70,7 +70,9 @@ class Buffers:
             )
         if not self._buffers:
             self._rows[name, tail] += 1
-            self._slots.append((Slot(name, tail, self._rows[name, tail] - 1), self._take(like, (self._images, *tail), dtype)))
+            self._slots.append(
+                (Slot(name, tail, self._rows[name, tail] - 1), self._take(like, (self._images, *tail), dtype))
+            )
         slot, memory = self._slots[self._next] if self._next < len(self._slots) else (None, like)
         if slot is None or slot[:2] != (name, tail):
             raise ValueError(

@@ -189,11 +189,12 @@ class ReductionKernels:
             return True
         lengths_BP, norms_BP = lengths_BSP.select(-2, 1), patches_of(after_BT, -1)
         if parameters.bias_patch is not None:
-            torch.linalg.vector_norm(patches_of(y_BTD) - parameters.bias_patch, dim=-1, out=lengths_BP)
-            # y has lost the digits of γ⊙(x − μ)/σ where β is much larger.
-            if not bool((norms_BP / lengths_BP).amax() <= 100):
+            bias_D = parameters.bias_patch
+            squares_BP = norms_BP.square() - 2 * torch.linalg.vecdot(patches_of(y_BTD), bias_D) + bias_D.dot(bias_D)
+            # Digits cancel where y is much longer than y − β.
+            if not bool((norms_BP.square() / squares_BP).amax() <= 30):
                 return False
-            norms_BP = lengths_BP
+            norms_BP = squares_BP.sqrt_()
         torch.div(norms_BP, patches_of(rstd_BT, -1), out=lengths_BP)
         return True
 

@@ -35,6 +35,7 @@ from tokenlens.reduction.summaries import (
 )
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
 
+_RESIDUALS = {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
 _LINEAR: tuple[Reduction, ...] = ("unit_patch_sum", "patch_sum")
 
 
@@ -96,10 +97,12 @@ class Reducer:
         self._squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
         if norm_stages and self._magnitudes & set(NORM_SITES):
             # A residual site is usually the input of a norm; asking there too lets one pass serve both.
-            self._magnitudes |= {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
+            self._magnitudes |= _RESIDUALS
         self._buffers = Buffers()
         self._parameters: dict[int, NormParameters] = {}
         self._residual: Tensor | None = None
+        # A residual is reduced together with the stages of the norm that reads it next.
+        self._waiting: tuple[Tensor, int, TokenOutputs] | None = None
         self._recent: dict[int, tuple[weakref.ref[Tensor], int, Fields]] = {}
         self._forget()
 
@@ -115,7 +118,7 @@ class Reducer:
     def start(self, indices: list[int]) -> None:
         """Begin a forward pass of the images with these indices."""
         self._fields = {}
-        self._residual = None
+        self._residual = self._waiting = None
         self._recent.clear()
         self._whole_pattern.start()
         self._buffers.start(len(self._indices), len(indices), -(-self.pool // len(indices)) * len(indices))
@@ -123,6 +126,7 @@ class Reducer:
 
     def end(self) -> None:
         """End a forward pass; nothing of the size of the tokens is held afterwards."""
+        self._reduce_waiting()
         self._residual = None
         self._recent.clear()
         self._whole_pattern.end()
@@ -150,13 +154,20 @@ class Reducer:
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Reduce the tokens of a site; those of an update together with its residual."""
+        if self._waiting is not None and self._waiting[0] is not x_BTD:
+            self._reduce_waiting()
         residual: Tensor | None = None
         if self.updates and site in (Site.RESID_PRE, Site.RESID_MID):
             # Held until the branch's update arrives; the block itself holds it as long.
             self._residual = x_BTD
         elif self.updates and site in (Site.ATTN_OUT, Site.MLP_OUT):
             residual, self._residual = self._residual, None
-        if residual is None:
+        if residual is None and self.norm_stages and site in _RESIDUALS:
+            fields, outputs = self._outputs(x_BTD, site)
+            if any(output is not None for output in outputs):
+                self._reduce_waiting()
+                self._waiting = x_BTD, x_BTD._version, outputs
+        elif residual is None:
             fields = self._reduce(x_BTD, site)
         else:
             before = self._reduce(residual, site)
@@ -187,6 +198,12 @@ class Reducer:
             self._parameters[id(module)] = norm_parameters(module)
         parameters = self._parameters[id(module)]
         before, before_outputs = self._outputs(x_BTD, site)
+        if self._waiting is not None and self._waiting[0] is x_BTD and self._waiting[1] == x_BTD._version:
+            waiting, self._waiting = self._waiting[2], None
+            before_outputs = TokenOutputs(
+                *(a if b is None else b for a, b in zip(waiting, before_outputs, strict=True))
+            )
+        self._reduce_waiting()
         stages, (mean_BT, rstd_BT, lengths_BSP, sums_BSD) = self._stage_slots(x_BTD, parameters)
         known = call is not None and (mean_BT is None) == (call.mean_BT is None)
         if call is None or not known:
@@ -262,6 +279,15 @@ class Reducer:
         if products_BT is not None or any(output is not None for output in outputs):
             self._kernels.reduce_tokens(x, self._linear, *outputs, residual, products_BT)
         return fields
+
+    def _reduce_waiting(self) -> None:
+        """Reduce the residual that waits for its norm, if there is one: no norm has read it."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            x, version, outputs = waiting
+            if x._version != version:
+                raise ValueError("the model changed the residual stream in place where no norm had read it yet")
+            self._kernels.reduce_tokens(x, self._linear, *outputs)
 
     def _outputs(self, x: Tensor, site: Site) -> tuple[Fields, TokenOutputs]:
         """Return the slots of a site's tokens, and where to write what is not there yet.

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
@@ -15,17 +17,17 @@ RANDOM_SETS = 1000
 ROWS_AT_ONCE = 32
 
 
-def profile_differences(energy_22D: Array) -> Array:
+def profile_differences(energy_22D: NDArray[Any]) -> NDArray[Any]:
     """Compute p_cls − p_patch in each half, (..., 2, D), from energies per channel (..., 2, 2, D).
 
     p is the share of a group's energy in each channel.
     """
     profiles = energy_22D / energy_22D.sum(-1, keepdims=True)
-    difference: Array = profiles[..., 0, :, :] - profiles[..., 1, :, :]
+    difference: NDArray[Any] = profiles[..., 0, :, :] - profiles[..., 1, :, :]
     return difference
 
 
-def profile_distance(energy_22D: Array) -> Array:
+def profile_distance(energy_22D: NDArray[Any]) -> NDArray[Any]:
     """Compute the cross-fitted total variation of two energy profiles, (...), from energies (..., 2, 2, D).
 
     The channels in which CLS has the larger share are chosen on one half of the images, and the difference of the two
@@ -39,7 +41,7 @@ def profile_distance(energy_22D: Array) -> Array:
     """
     differences_2D = profile_differences(energy_22D)
     chosen_2D = differences_2D[..., ::-1, :] > 0
-    distance: Array = (differences_2D * chosen_2D).sum(-1).mean(-1)
+    distance: NDArray[Any] = (differences_2D * chosen_2D).sum(-1).mean(-1)
     return distance
 
 
@@ -87,7 +89,7 @@ def rotated_distances(
             rows = part.reshape(-1, part.shape[-1]) @ basis[: part.shape[-1]]
             np.square(rows.reshape(blocks, -1, channels), out=rotated[:, end - part.shape[1] : end])
         energy = weights @ rotated
-        distances[index] = profile_distance(energy.reshape(blocks, -1, 2, 2, channels).astype(np.float64))
+        distances[index] = profile_distance(energy.reshape(blocks, -1, 2, 2, channels))
     return distances
 
 
