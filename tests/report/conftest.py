@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from tests.support.synthetic_analysis import synthetic_analysis
-from tests.support.synthetic_photographs import with_photographs
 from tests.support.synthetic_comparison import synthetic_comparison, with_values
+from tests.support.synthetic_photographs import with_photographs
 from tests.support.synthetic_training import trained
 from tokenlens.analysis.findings import Finding
 from tokenlens.comparison.compare import compare

@@ -16,8 +16,8 @@ from tokenlens.report.cosine_strip import cosine_strip
 from tokenlens.report.downloads import download
 from tokenlens.report.headline import headline
 from tokenlens.report.number_format import with_decimals
-from tokenlens.report.stage_shares import stage_shares
 from tokenlens.report.specialized_weights import specialized_sentences, specialized_table
+from tokenlens.report.stage_shares import stage_shares
 from tokenlens.report.tables import Table, TableEntry, table_of, text_column
 from tokenlens.storage.wording import counted
 

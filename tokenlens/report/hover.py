@@ -36,8 +36,9 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
         if panel.get_label() == "<colorbar>" or not panel.get_visible():
             continue
         box = panel.get_position()
+        sides = (box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height)
         found: dict[str, Any] = {
-            "box": [round(x, 1) for x in (box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height)],
+            "box": [round(side, 1) for side in sides],
             "title": " ".join(panel.get_title(loc="left").split()),
             "points": [*_points(panel, names, figure.dpi, height)],
         }
@@ -75,9 +76,11 @@ def _points(panel: Axes, names: dict[Any, str], dpi: float, height: float) -> It
             continue
         left, up = panel.transData.transform((x, y)) * 72 / dpi
         name = names.get(_look(artist), "")
-        where = f"{label} {with_digits(float(at), 6)}" if label and (label != "block" or float(at).is_integer()) else ""
+        whole = label != "block" or float(at).is_integer()
+        where = f"{label} {with_digits(float(at), 6)}" if label and whole else ""
         text = ", ".join(part for part in (name, where) if part)
-        yield [round(float(left), 1), round(float(height - up), 1), f"{text}: {with_digits(float(value), 3)}" if text else with_digits(float(value), 3)]
+        number = with_digits(float(value), 3)
+        yield [round(float(left), 1), round(float(height - up), 1), f"{text}: {number}" if text else number]
 
 
 def _label(panel: Axes, axis: str) -> str:
