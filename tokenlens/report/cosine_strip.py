@@ -135,8 +135,8 @@ def _palette() -> NDArray[np.uint8]:
 def _picture(map_hw: NDArray[np.float32], limit: float) -> str:
     """Return a map as a PNG with one pixel per patch."""
     index = ((np.nan_to_num(map_hw) / limit + 1) / 2 * (LEVELS - 1)).round().clip(0, LEVELS - 1).astype(np.uint8)
-    used, index = np.unique(index, return_inverse=True)
-    image = Image.fromarray(index.reshape(map_hw.shape).astype(np.uint8), mode="P")
+    used, places = np.unique(index, return_inverse=True)
+    image = Image.fromarray(places.reshape(map_hw.shape).astype(np.uint8), mode="P")
     image.putpalette(_palette()[used].tobytes(), "RGB")
     written = io.BytesIO()
     image.save(written, format="png", optimize=True)

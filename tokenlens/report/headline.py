@@ -43,8 +43,8 @@ def headline(analysis: Analysis, finding: Finding) -> Headline:
     if "cls" not in analysis.layout.prefix:
         return Headline("", analysis.model, " has no [CLS] token; this page describes its other tokens.", facts)
     if not norms_come_first(analysis):
-        after = ", a norm follows attention instead of preceding it: the paper's first finding does not apply."
-        return Headline("In ", analysis.model, after, facts)
+        follows = ", a norm follows attention instead of preceding it: the paper's first finding does not apply."
+        return Headline("In ", analysis.model, follows, facts)
     try:
         before, after, total = (
             read_blocks(analysis, METRIC, part, "cls-patch") for part in ("before", "after", "total")

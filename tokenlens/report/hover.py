@@ -30,7 +30,7 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
     """
     width, height = (72 * side for side in figure.get_size_inches())
     names = dict(_legend_names(figure))
-    cells = sum(image.get_array().size for panel in figure.axes for image in panel.images)
+    cells = sum(np.asarray(image.get_array()).size for panel in figure.axes for image in panel.images)
     panels = []
     for panel in figure.axes:
         if panel.get_label() == "<colorbar>" or not panel.get_visible():
@@ -43,7 +43,7 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
             "points": [*_points(panel, names, figure.dpi, height)],
         }
         if cells <= MOST_CELLS and len(panel.images) == 1:
-            values = np.ma.filled(np.ma.asarray(panel.images[0].get_array(), dtype=float), np.nan)
+            values: Any = np.ma.filled(np.ma.asarray(panel.images[0].get_array(), dtype=float), np.nan)
             found["cells"] = [[with_digits(float(x), 3) for x in row] for row in np.atleast_2d(values)]
             found["row"] = _label(panel, "y")
         if found["points"] or "cells" in found:
@@ -102,7 +102,7 @@ def _legend_names(figure: Figure) -> Iterator[tuple[Any, str]]:
 def _look(artist: Artist) -> Any:
     """Return what an artist and its entry in the legend have in common."""
     if isinstance(artist, Line2D):
-        return "line", to_hex(artist.get_color()), artist.get_marker(), to_hex(artist.get_markerfacecolor())  # type: ignore[arg-type]
+        return "line", to_hex(artist.get_color()), artist.get_marker(), to_hex(artist.get_markerfacecolor())
     if isinstance(artist, Patch):
         return "patch", to_hex(artist.get_facecolor()), artist.get_hatch()
     return None
