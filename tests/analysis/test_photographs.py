@@ -90,5 +90,7 @@ def test_without_photographs_no_pixel_is_kept_and_both_come_back(tmp_path):
 
 
 def test_where_no_norm_is_observed_nothing_is_kept():
-    analysis = tokenlens.analyze(build("timm_dinov2_registers"), images("timm_dinov2_registers", 2), metrics=["cka"], device="cpu")
+    analysis = tokenlens.analyze(
+        build("timm_dinov2_registers"), images("timm_dinov2_registers", 2), metrics=["cka"], device="cpu"
+    )
     assert analysis.photographs is None

@@ -31,7 +31,9 @@ def test_a_norm_that_differentiates():
     assert found.sentence.startswith("In vit_small_patch14_dinov2, the norm before attention pulls [CLS] away")
     assert "in all 6 blocks: cosine 0." in found.sentence
     assert " → −0." in found.sentence
-    assert found.facts.startswith("n = 64 images of 224 × 224 pixels · weights: dinov2.safetensors · mean over 6 blocks")
+    assert found.facts.startswith(
+        "n = 64 images of 224 × 224 pixels · weights: dinov2.safetensors · mean over 6 blocks"
+    )
     assert "95 % interval 0." in found.facts
 
 

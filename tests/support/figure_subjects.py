@@ -9,6 +9,7 @@ from matplotlib.text import Text
 
 from tests.support.synthetic_analysis import synthetic_analysis
 from tests.support.synthetic_comparison import synthetic_comparison, with_values
+from tests.support.synthetic_photographs import with_photographs
 from tokenlens.comparison.compare import compare
 from tokenlens.figures import NothingToDraw, draw
 
@@ -57,7 +58,10 @@ COMPARISONS = {
 
 @cache
 def subject(kind):
-    return COMPARISONS[kind]() if kind in COMPARISONS else synthetic_analysis(**ANALYSES[kind])
+    if kind in COMPARISONS:
+        return COMPARISONS[kind]()
+    analysis = synthetic_analysis(**ANALYSES[kind])
+    return with_photographs(analysis, analysis.images) if analysis.layout.has("cls") else analysis
 
 
 @cache

@@ -16,7 +16,7 @@ from tokenlens.interventions import CONTROL, Intervention
 
 KIND = "intervention"
 TITLE = "What a replacement changes at the end of the model"
-ORDER = 12
+ORDER = 500
 CAPTION = (
     "Left to right: cosine of the final tokens to themselves in the untouched model, for each group, and the change of "
     "the class output where the model has one. A line per replacement; the horizontal axis is the block after which "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -54,7 +54,7 @@ class Photograph(NamedTuple):
 
 
 class CosineStrip(NamedTuple):
-    """Photographs with maps on one scale from −``limit`` to ``limit``, its colours as a CSS gradient, and the numbers."""
+    """Photographs with maps on one scale from −``limit`` to ``limit``, its colours in CSS, and the numbers."""
 
     photographs: list[Photograph]
     limit: str
@@ -77,7 +77,8 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
     }
     if not shared:
         return None
-    limit = round_up(max(float(np.nanmax(np.abs(cosines[:, :, _places(blocks, every)]))) for blocks, cosines, every in maps.values()))
+    drawn = [cosines[:, :, _places(blocks, every)] for blocks, cosines, every in maps.values()]
+    limit = round_up(max(float(np.nanmax(np.abs(cosines))) for cosines in drawn))
     photographs, frames, count = [], [], 0
     for index, image in enumerate(shared):
         position = first.hashes.index(image)
@@ -89,9 +90,7 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
                 line = []
                 for block, place in zip(blocks, _places(blocks, every), strict=True):
                     map_hw = cosines[index, side, place]
-                    mean = float(map_hw.mean())
-                    title = f"block {block}, {when} norm1: mean {signed_text(mean)}, {signed_text(float(map_hw.min()))} to {signed_text(float(map_hw.max()))}"
-                    line.append(Map(_picture(map_hw, limit), signed_text(mean), title, count, map_hw.shape[1], map_hw.shape[0]))
+                    line.append(_map(map_hw, limit, f"block {block}, {when} norm1", count))
                     frames.append(_frame(label, name, block, when, map_hw))
                     count += map_hw.size
                 sides.append(line)
@@ -109,6 +108,12 @@ def choose_blocks(blocks: tuple[int, ...], most: int = MOST_BLOCKS) -> list[int]
     """
     places = np.linspace(0, len(blocks) - 1, min(most, len(blocks))).round().astype(int)
     return [blocks[place] for place in places]
+
+
+def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> Map:
+    """Return a map, whose numbers begin at row ``first`` of the strip's frame."""
+    mean, low, high = (signed_text(float(value)) for value in (map_hw.mean(), map_hw.min(), map_hw.max()))
+    return Map(_picture(map_hw, limit), mean, f"{where}: mean {mean}, {low} to {high}", first, *map_hw.shape[::-1])
 
 
 def _places(blocks: list[int], every: tuple[int, ...]) -> list[int]:
@@ -130,8 +135,8 @@ def _palette() -> NDArray[np.uint8]:
 def _picture(map_hw: NDArray[np.float32], limit: float) -> str:
     """Return a map as a PNG with one pixel per patch."""
     index = ((np.nan_to_num(map_hw) / limit + 1) / 2 * (LEVELS - 1)).round().clip(0, LEVELS - 1).astype(np.uint8)
-    used, index = np.unique(index, return_inverse=True)
-    image = Image.fromarray(index.reshape(map_hw.shape).astype(np.uint8), mode="P")
+    used, places = np.unique(index, return_inverse=True)
+    image = Image.fromarray(places.reshape(map_hw.shape).astype(np.uint8), mode="P")
     image.putpalette(_palette()[used].tobytes(), "RGB")
     written = io.BytesIO()
     image.save(written, format="png", optimize=True)
@@ -145,8 +150,3 @@ def _uri(kind: str, content: bytes) -> str:
 def _gradient() -> str:
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in _palette()[:: (LEVELS - 1) // 10]]
     return f"linear-gradient(to right, {', '.join(colours)})"
-
-
-def strip_columns(strip: CosineStrip) -> Any:
-    """Return the largest number of maps in a row."""
-    return max(len(row.blocks) for photograph in strip.photographs for row in photograph.models)

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.block_numbers import NumbersMissing, above, format_number, read_blocks
@@ -42,10 +43,12 @@ def headline(analysis: Analysis, finding: Finding) -> Headline:
     if "cls" not in analysis.layout.prefix:
         return Headline("", analysis.model, " has no [CLS] token; this page describes its other tokens.", facts)
     if not norms_come_first(analysis):
-        after = ", a norm follows attention instead of preceding it: the paper's first finding does not apply."
-        return Headline("In ", analysis.model, after, facts)
+        follows = ", a norm follows attention instead of preceding it: the paper's first finding does not apply."
+        return Headline("In ", analysis.model, follows, facts)
     try:
-        before, after, total = (read_blocks(analysis, METRIC, part, "cls-patch") for part in ("before", "after", "total"))
+        before, after, total = (
+            read_blocks(analysis, METRIC, part, "cls-patch") for part in ("before", "after", "total")
+        )
     except NumbersMissing:
         reason = analysis.not_applicable.get(METRIC, f"{METRIC} was not computed")
         return Headline("Not measured: what the norms of ", analysis.model, f" do to [CLS] ({reason}).", facts)
@@ -60,7 +63,9 @@ def headline(analysis: Analysis, finding: Finding) -> Headline:
     return Headline(sentence[0], analysis.model, f"{sentence[1]}.", f"{facts} · {change}")
 
 
-def _sentence(analysis: Analysis, finding: Finding, before: np.ndarray, falls: int, cosines: str) -> tuple[str, str]:
+def _sentence(
+    analysis: Analysis, finding: Finding, before: NDArray[np.float64], falls: int, cosines: str
+) -> tuple[str, str]:
     """Return the text before and after the model's name."""
     blocks = before.shape[1]
     where = f"all {blocks} blocks" if falls == blocks > 1 else f"{falls} of {counted(blocks, 'block')}"

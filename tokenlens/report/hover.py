@@ -30,19 +30,20 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
     """
     width, height = (72 * side for side in figure.get_size_inches())
     names = dict(_legend_names(figure))
-    cells = sum(image.get_array().size for panel in figure.axes for image in panel.images)
+    cells = sum(np.asarray(image.get_array()).size for panel in figure.axes for image in panel.images)
     panels = []
     for panel in figure.axes:
         if panel.get_label() == "<colorbar>" or not panel.get_visible():
             continue
         box = panel.get_position()
+        sides = (box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height)
         found: dict[str, Any] = {
-            "box": [round(x, 1) for x in (box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height)],
+            "box": [round(side, 1) for side in sides],
             "title": " ".join(panel.get_title(loc="left").split()),
             "points": [*_points(panel, names, figure.dpi, height)],
         }
         if cells <= MOST_CELLS and len(panel.images) == 1:
-            values = np.ma.filled(np.ma.asarray(panel.images[0].get_array(), dtype=float), np.nan)
+            values: Any = np.ma.filled(np.ma.asarray(panel.images[0].get_array(), dtype=float), np.nan)
             found["cells"] = [[with_digits(float(x), 3) for x in row] for row in np.atleast_2d(values)]
             found["row"] = _label(panel, "y")
         if found["points"] or "cells" in found:
@@ -75,9 +76,11 @@ def _points(panel: Axes, names: dict[Any, str], dpi: float, height: float) -> It
             continue
         left, up = panel.transData.transform((x, y)) * 72 / dpi
         name = names.get(_look(artist), "")
-        where = f"{label} {with_digits(float(at), 6)}" if label and (label != "block" or float(at).is_integer()) else ""
+        whole = label != "block" or float(at).is_integer()
+        where = f"{label} {with_digits(float(at), 6)}" if label and whole else ""
         text = ", ".join(part for part in (name, where) if part)
-        yield [round(float(left), 1), round(float(height - up), 1), f"{text}: {with_digits(float(value), 3)}" if text else with_digits(float(value), 3)]
+        number = with_digits(float(value), 3)
+        yield [round(float(left), 1), round(float(height - up), 1), f"{text}: {number}" if text else number]
 
 
 def _label(panel: Axes, axis: str) -> str:
@@ -99,7 +102,7 @@ def _legend_names(figure: Figure) -> Iterator[tuple[Any, str]]:
 def _look(artist: Artist) -> Any:
     """Return what an artist and its entry in the legend have in common."""
     if isinstance(artist, Line2D):
-        return "line", to_hex(artist.get_color()), artist.get_marker(), to_hex(artist.get_markerfacecolor())  # type: ignore[arg-type]
+        return "line", to_hex(artist.get_color()), artist.get_marker(), to_hex(artist.get_markerfacecolor())
     if isinstance(artist, Patch):
         return "patch", to_hex(artist.get_facecolor()), artist.get_hatch()
     return None
