@@ -139,7 +139,7 @@ def test_one_image_has_values_but_no_spread_and_two_have_one():
     table = analyzed(images("registers")[:1]).table
     assert table[["sd", "ci_low", "ci_high"]].isna().all(axis=None)
     between = table["metric"].isin(
-        ["cls_cls_cosine", "patch_mean_cosine", "cka", "centroid_separation", "energy_profile"]
+        ["cls_cls_cosine", "patch_mean_cosine", "cka", "centroid_separation", "energy_profile", "position_leak"]
     )
     assert table[~between]["value"].notna().all()
     assert (table[~between]["n"] == 1).all()
@@ -278,7 +278,7 @@ def test_a_cosine_with_nothing_is_undefined_and_not_counted():
         nn.init.zeros_(block.ls1.gamma)
     table = tokenlens.analyze(model, images("registers"), metrics="all").table
     per_image = table[~table["metric"].isin(SET_LEVEL)]
-    nothing = (per_image["site"] == "attn_out") & (per_image["part"] != "ratio")
+    nothing = (per_image["site"] == "attn_out") & ~per_image["part"].isin(["ratio", "norm", "bias_norm"])
     assert nothing.sum() > 8
     assert per_image.loc[nothing, ["value", "sd", "ci_low", "ci_high"]].isna().all(axis=None)
     assert (per_image.loc[nothing, "n"] == 0).all()

@@ -98,7 +98,7 @@ def test_unreadable_images_are_named(here, photos):
 
 def test_wrong_images(here, photos):
     refused(show("--images", "nowhere.jpg"), "there is no nowhere.jpg")
-    refused(show("--images", *photos, "nowhere.jpg"), "1 of 4 paths are no files: nowhere.jpg")
+    refused(show("--images", *photos, "nowhere.jpg"), "there is no file nowhere.jpg")
     refused(show("--images", photos[0], "--map", "correspondence", "--token", "0,0"), "needs another image")
 
 

@@ -94,7 +94,7 @@ def test_maps_know_which_tokens_a_block_has(watched):
     with pytest.raises(LookupError, match="only the first 1 of the tokens attend in block 2"):
         plot.attention_overlay(recording, block=2, query=(1, 1))
     for view in tokenlens.explore(recording).exploration.views(tokenlens.explore(recording).exploration.start()):
-        assert view.notes
+        assert view.cosine_hw is not None
 
 
 def test_it_is_not_specialized(watched):

@@ -142,6 +142,7 @@ def skewed_interval(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, 
         safe = np.where(np.abs(skew) < 1e-4, 1, skew)
         hall = 3 / safe * (np.cbrt(1 + safe * (sign * quantile - safe / 6 / n)) - 1)
         reach[sign] = np.maximum(quantile, np.where(np.abs(skew) < 1e-4, quantile, sign * hall))
+    skew = np.where(sd > 1e-6 * unseen * n / 0.08, skew, 0)  # the skewness of rounding says nothing
     down, up = (np.maximum(sd * reach[sign], unseen) + unseen * np.minimum(np.abs(skew), 3) / 2 for sign in (1, -1))
     return mean - down, mean + up
 

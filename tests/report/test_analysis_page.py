@@ -18,7 +18,8 @@ from tokenlens.report.build import summary_html, write_report
 from tokenlens.report.downloads import download
 from tokenlens.report.number_format import aligned_numbers, unbroken
 
-FIGURES = figures_of("analysis")
+OPT_IN = ("cls_update", "massive_channels", "position_leak")
+FIGURES = [name for name in figures_of("analysis") if name not in OPT_IN]
 
 
 @pytest.fixture(scope="module")

@@ -66,4 +66,5 @@ def saved(tab, name, folder):
 def wait_for_rows(tab, table, count):
     """Wait until a table reports that it shows ``count`` rows."""
     told = f"{count} row" if count == 1 else f"{count} rows"
-    tab.locator(f'[role=status][data-table="{table}"]', has_text=re.compile(f"^{told}$")).wait_for()
+    pattern = re.compile(f"^(the first 1000 of )?{told}$")
+    tab.locator(f'[role=status][data-table="{table}"]', has_text=pattern).wait_for()

@@ -96,9 +96,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(data, tmp_path, limit_file_
     [good] = list_checkpoints(tmp_path / "run" / "checkpoints")
     before = good.read_bytes()
     limit_file_size(len(before) // 2)
-    full = (
-        r"step_00000002\.ckpt could not be written; is the disk full\?; the last good checkpoint is .*, after 1 steps"
-    )
+    full = r"step_00000002\.ckpt could not be written; is the disk full\?; the last good checkpoint is .*, after 1 step"
     with pytest.raises(OSError, match=full):
         train(recipe, data, tmp_path / "run")
     limit_file_size(resource.RLIM_INFINITY)

@@ -60,7 +60,9 @@ def depth_axis(
 
 
 def log_axis(ax: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers and at least two labels."""
+    """Make the y axis logarithmic, with plain numbers and at least two labels, unless nothing is above 0."""
+    if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in ax.get_lines()):
+        return
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     decades = np.log10(high) - np.log10(low)

@@ -215,7 +215,6 @@ class EnergyProfile(Metric):
         squares = tokens_LnTD.astype(np.float64) ** 2
         dims = ("block", "channel")
         groups = {"cls": squares[:, :, 0].mean(1), "patch": squares[:, :, 1:].mean((1, 2))}
-        return {
-            f"{group}_norm1": NamedArray(energy / energy.sum(-1, keepdims=True), dims, "share of energy")
-            for group, energy in groups.items()
-        }
+        with np.errstate(invalid="ignore"):  # tokens that are zero have no profile
+            shares = {group: energy / energy.sum(-1, keepdims=True) for group, energy in groups.items()}
+        return {f"{group}_norm1": NamedArray(share, dims, "share of energy") for group, share in shares.items()}

@@ -34,6 +34,8 @@ def fit_ridge(equations: NormalEquations, ridge: float = RIDGE) -> tuple[Array, 
     covariance_DD = xx_FF[:-1, :-1] / n - np.outer(mean_D, mean_D)
     product_DC = xy_FC[:-1] / n - np.outer(mean_D, mean_C)
     penalty = ridge * np.trace(covariance_DD) / len(covariance_DD)
+    if not penalty > 0:  # patches that are all alike have no direction to read from
+        return np.zeros_like(product_DC), mean_C
     weight_DC = np.linalg.solve(covariance_DD + penalty * np.eye(len(covariance_DD)), product_DC)
     return weight_DC, mean_C - mean_D @ weight_DC
 
