@@ -152,7 +152,8 @@ def measure_time(name: str, batch: int, rounds: int, device: str, amp: bool, pee
         state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
 
     state["begun"], state["cpu"] = time.perf_counter(), time.process_time()
-    images = [(image, 0) for _ in range(rounds + 2) for image in pixels]
+    # Shifted a little from round to round: of copies only one would be analyzed.
+    images = [(image + 1e-4 * number, 0) for number in range(rounds + 2) for image in pixels]
     tokenlens.analyze(model, images, batch_size=batch, device=device, amp=amp, progress=run_others)
     frame = pd.DataFrame(rows)
     frame["model"] = name
@@ -243,7 +244,8 @@ def memory_of(name: str, tool: str, images: int, batch: int, img_size: int, dept
     before = peak_mib()
     begun = time.perf_counter()
     if tool == "tokenlens analyze":
-        analyze(model, [(one[i % batch], 0) for i in range(images)], batch_size=batch, device="cpu")
+        # Shifted a little: of copies only one would be analyzed.
+        analyze(model, [(one[i % batch] + 1e-4 * i, 0) for i in range(images)], batch_size=batch, device="cpu")
     elif tool == "plain forward":
         with torch.no_grad():
             for _ in range(images // batch):
