@@ -38,7 +38,7 @@ def show_progress() -> Iterator[Progress]:
     from rich.table import Column
 
     class Numbers(ProgressColumn):
-        """What ``describe`` says."""
+        """Column with the text of ``describe``."""
 
         def render(self, task: Task) -> Text:
             return Text(describe(task))

@@ -57,7 +57,7 @@ def test_random_weights_of_any_family_show_nothing(name):
 
 
 def test_one_image_gives_no_verdict():
-    """Of copies of one image one counts, so there is one."""
+    """Copies of an image count once, so there is one image."""
     _, found = judge_model(planted_channels(), photographs(1, 48, 48))
     assert {finding.verdict for finding in found.values()} == {"inconclusive"}
     assert "1 distinct image only" in found["F1(a)"].sentence

@@ -1,4 +1,4 @@
-"""What ``check`` says about models, checkpoints and files that are neither."""
+"""``check`` on models, checkpoints, and files that are neither."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Finding a model inside a checkpoint: prefixes, wrappers, several candidates, and what stands beside the model."""
+"""A model is found inside a checkpoint: under prefixes, in wrappers, among candidates, and beside other modules."""
 
 import re
 

@@ -14,7 +14,7 @@ from tokenlens.verification.runs import read_runs
 
 
 def test_the_variance_of_accuracy_over_images_is_that_of_the_mean(found):
-    """Of an accuracy it is known: the variance of the differences per image over their number."""
+    """For an accuracy it is the variance of the differences per image, divided by their number."""
     runs = read_runs([found.path])
     hits = {
         variant: np.mean(

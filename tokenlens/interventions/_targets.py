@@ -18,7 +18,7 @@ CONTROL = "high_norm_control"
 """As many random patches as there are high-norm ones, none of them among these."""
 
 TARGETS = ("cls", "dist", "reg", "patch", "high_norm", CONTROL)
-"""What ``intervene`` can replace, besides further groups of special tokens that a family has."""
+"""Names of the tokens that ``intervene`` can replace, besides further groups of special tokens that a family has."""
 
 
 def generator(seed: int, image: int, use: int) -> torch.Generator:

@@ -124,7 +124,7 @@ class PerImageMetric(Metric):
             self.receive()
 
     def receive(self) -> None:
-        """Add the numbers of the last batch, which cross to the host while a GPU goes on."""
+        """Add the numbers of the last batch, which are copied to the host while a GPU computes the next one."""
         if self._arriving is None:
             return
         indices, values_BS = self._arriving[0], self._arriving[1].read().numpy()

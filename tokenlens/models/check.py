@@ -89,7 +89,7 @@ class CheckpointDescription:
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What a model or checkpoint is, and whether tokenlens can read it.
+    """Description of a model or checkpoint, and whether tokenlens can read it.
 
     Args:
         subject: the name or path that was checked.

@@ -114,7 +114,7 @@ def check_complete(folder: Path, shards: Sequence[Path]) -> None:
 
 
 def read_file(path: Path) -> FileContent:
-    """Read all tensors of one file by what it is, not by its name.
+    """Read all tensors of one file, whose format is found from its content and not from its name.
 
     Raises:
         ValueError: if the file is no file of weights, is damaged, or asks for functions that run commands.

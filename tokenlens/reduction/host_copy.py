@@ -1,4 +1,4 @@
-"""Copies of device tensors that arrive on the host while the device goes on computing."""
+"""Copies of device tensors to the host that do not make the device wait."""
 
 from __future__ import annotations
 
