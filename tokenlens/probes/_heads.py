@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -137,6 +138,36 @@ def train_heads(
             progress(what, step + 1, steps, "steps")
         first += size
     return heads.eval()
+
+
+def train_with_best_rate(
+    loss_of: Callable[[Heads, np.ndarray, int], Tensor],
+    held: np.ndarray,
+    score: Callable[[Heads, np.ndarray], Sequence[float]],
+    channels: int,
+    classes: int,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> tuple[Heads, int, Sequence[float]]:
+    """Train a head for each learning rate without the held-out images, then one on all images with the best rate.
+
+    Args:
+        loss_of, channels, classes, schedule, seed, device, progress: as in ``train_heads``.
+        held: (N,) bool, which images are held out.
+        score: returns the score of each head on the images with these numbers.
+
+    Returns:
+        The head, the index of its learning rate, and the score of each rate.
+    """
+    train = partial(train_heads, loss_of, channels=channels, classes=classes, schedule=schedule, seed=seed)
+    tried = train(indices=np.flatnonzero(~held), device=device, progress=progress)
+    scores = score(tried, np.flatnonzero(held))
+    best = int(np.nanargmax(scores))
+    rate = (schedule.learning_rates[best],)
+    head = train(indices=np.arange(len(held)), device=device, learning_rates=rate, progress=progress)
+    return head, best, scores
 
 
 def hold_out(count: int, seed: int, labels_N: np.ndarray | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_heads
+from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_with_best_rate
 from tokenlens.probes.base import RANKS, ImageFeatures, ImageProbe, Predictions
 
 SCHEDULE = Schedule(
@@ -36,30 +36,14 @@ class Linear(ImageProbe):
         channels, classes = train.features_NF.shape[1], len(train.classes)
         held = hold_out(len(train), seed, train.labels_N)
         rates = SCHEDULE.learning_rates
-        heads = train_heads(
-            loss_of,
-            np.flatnonzero(~held),
-            channels,
-            classes,
-            SCHEDULE,
-            seed,
-            train.device,
-            progress=self.progress,
-        )
-        out = torch.from_numpy(np.flatnonzero(held)).to(train.device)
-        ranked_KMR = rank_classes(heads, train.features_NF[out])
-        accuracies = (ranked_KMR[:, :, 0] == labels_N[out].cpu()).double().mean(1).tolist()
-        best = int(np.argmax(accuracies))
-        head = train_heads(
-            loss_of,
-            np.arange(len(train)),
-            channels,
-            classes,
-            SCHEDULE,
-            seed,
-            train.device,
-            (rates[best],),
-            progress=self.progress,
+
+        def accuracies_of(heads: Heads, images_N: np.ndarray) -> list[float]:
+            rows = torch.from_numpy(images_N).to(train.device)
+            hits_KM = rank_classes(heads, train.features_NF[rows])[:, :, 0] == labels_N[rows].cpu()
+            return list(hits_KM.double().mean(1).tolist())
+
+        head, best, accuracies = train_with_best_rate(
+            loss_of, held, accuracies_of, channels, classes, SCHEDULE, seed, train.device, self.progress
         )
         return Predictions(
             ranked_MR=rank_classes(head, test.features_NF)[0].numpy(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_heads
+from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_with_best_rate
 from tokenlens.probes._result import make_table
 from tokenlens.probes.base import PatchFeatures, Probe, ProbeScore, Progress, import_extra
 from tokenlens.statistics.bootstrap import bootstrap_interval
@@ -60,28 +60,12 @@ class Segmentation(Probe):
             return head_losses(patch_logits(heads, train, indices_B), points_BS2, labels_BS, heads.count)
 
         held = hold_out(len(train), seed)
-        tried = train_heads(
-            loss_of,
-            np.flatnonzero(~held),
-            channels,
-            classes,
-            SCHEDULE,
-            seed,
-            train.device,
-            progress=self.progress,
-        )
-        values = classify(tried, train, np.flatnonzero(held), self.progress).mean_iou()
-        best = int(np.nanargmax(values))
-        head = train_heads(
-            loss_of,
-            np.arange(len(train)),
-            channels,
-            classes,
-            SCHEDULE,
-            seed,
-            train.device,
-            (rates[best],),
-            progress=self.progress,
+
+        def scores_of(heads: Heads, images_N: np.ndarray) -> list[float]:
+            return classify(heads, train, images_N, self.progress).mean_iou()
+
+        head, best, values = train_with_best_rate(
+            loss_of, held, scores_of, channels, classes, SCHEDULE, seed, train.device, self.progress
         )
         counts = classify(head, test, np.arange(len(test)), self.progress)
         quantity, n = "mean IoU on held-out training images", int(held.sum())
