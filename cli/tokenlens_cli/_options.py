@@ -41,6 +41,18 @@ def complete_metrics(incomplete: str) -> list[str]:
     return [chosen + comma + name for name in names]
 
 
+def split_names(text: str, option: str, expected: str = "expected names separated by commas") -> list[str]:
+    """Return names that are separated by commas; wrong usage if there is none.
+
+    >>> split_names("zero, mean,", "--by")
+    ['zero', 'mean']
+    """
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise typer.BadParameter(expected, param_hint=option)
+    return names
+
+
 def parse_metrics(text: str | None) -> list[str] | str | None:
     """Return the metrics that ``--metrics`` names: None for the default ones, ``"all"``, or a list of names.
 
@@ -49,9 +61,7 @@ def parse_metrics(text: str | None) -> list[str] | str | None:
     """
     if text is None:
         return None
-    names = [name for part in text.split(",") if (name := part.strip())]
-    if not names:
-        raise typer.BadParameter("expected metric names separated by commas, or all", param_hint="--metrics")
+    names = split_names(text, "--metrics", "expected metric names separated by commas, or all")
     return "all" if names == ["all"] else names
 
 

@@ -9,9 +9,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tokenlens.analysis import Analysis
+    from tokenlens.interventions import Intervention
 
 
 def say(message: str, indent: int = 0) -> None:
@@ -81,6 +85,19 @@ def say_weights(model: str, weights: Mapping[str, Any]) -> None:
     """Print what was unwrapped, renamed, resized or left out when the weights of a model were loaded, to stderr."""
     if weights.get("steps"):
         say(f"weights of {model}: {'; '.join(weights['steps'])}")
+
+
+def say_about_result(result: Analysis | Intervention) -> None:
+    """Print what was noticed about model, weights and images, and what does not apply to the model, to stderr."""
+    say_weights(result.model, result.provenance["weights"])
+    for note in result.provenance.get("notes", ()):
+        say(note)
+    say_about_images(result.provenance["images"])
+    reasons: dict[str, list[str]] = {}
+    for name, reason in result.not_applicable.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        say(f"not applicable, {reason}: {', '.join(names)}")
 
 
 def print_json(result: Mapping[str, Any]) -> None:

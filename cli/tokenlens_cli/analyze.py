@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_images, say_next, say_weights
+from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_result, say_next
 from tokenlens_cli._processes import joined
 from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
@@ -83,21 +83,9 @@ def command(
                 **settings,
                 progress=lambda done, total: progress(f"analyzing {model}", done, total, "images"),
             )
-        _say_what_is_missing(analysis)
+        say_about_result(analysis)
         save_result(analysis, folder, overwrite=overwrite, report=not no_report)
         _print_result(analysis, model, folder, report=not no_report, json=json)
-
-
-def _say_what_is_missing(analysis: Analysis) -> None:
-    say_weights(analysis.model, analysis.provenance["weights"])
-    for note in analysis.provenance.get("notes", ()):
-        say(note)
-    say_about_images(analysis.provenance["images"])
-    reasons: dict[str, list[str]] = {}
-    for metric, reason in analysis.not_applicable.items():
-        reasons.setdefault(reason, []).append(metric)
-    for reason, names in reasons.items():
-        say(f"not applicable, {reason}: {', '.join(names)}")
 
 
 def _print_result(analysis: Analysis, model: str, folder: Path, *, report: bool, json: bool) -> None:

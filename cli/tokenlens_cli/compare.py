@@ -122,20 +122,17 @@ def _compare_with_progress(subjects: list[str], settings: dict[str, Any]) -> Com
     with show_progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # printed below
         comparison = compare(*subjects, **settings, progress=show)
-    remarks = [
-        analysis.provenance["images"]
-        for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True)
-        if subject in models
+    analyzed = [
+        analysis for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True) if subject in models
     ]
-    for number, images in enumerate(remarks):
-        if images not in remarks[:number]:  # usually all models see the same images
+    described: list[dict[str, Any]] = []
+    for analysis in analyzed:
+        images = analysis.provenance["images"]
+        if images not in described:  # usually all models see the same images
+            described.append(images)
             say_about_images(images)
-    for model, weights in {
-        analysis.model: analysis.provenance["weights"]
-        for subject, analysis in zip(subjects, comparison.analyses.values(), strict=True)
-        if subject in models
-    }.items():
-        say_weights(model, weights)
+    for analysis in {analysis.model: analysis for analysis in analyzed}.values():
+        say_weights(analysis.model, analysis.provenance["weights"])
     return comparison
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenlens_cli import _options as options
-from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_images, say_next, say_weights
+from tokenlens_cli._output import print_json, print_text, report_step, say, say_about_result, say_next
 from tokenlens_cli._processes import joined
 from tokenlens_cli._progress import show_progress
 from tokenlens_cli._run_folder import default_folder, save_result
@@ -71,9 +71,9 @@ def command(
         from tokenlens.storage.run_folder import check_writable
 
         settings: dict[str, Any] = {
-            "replace": _names(replace, "--replace"),
-            "by": _names(by, "--by"),
-            "site": _names(site, "--site"),
+            "replace": options.split_names(replace, "--replace"),
+            "by": options.split_names(by, "--by"),
+            "site": options.split_names(site, "--site"),
             "blocks": _blocks(blocks),
             "share": share,
             "limit": limit,
@@ -100,16 +100,11 @@ def command(
                 **settings,
                 progress=lambda done, total: progress(f"replacing tokens in {model}", done, total, "images"),
             )
-        _say_what_is_missing(found)
+        say_about_result(found)
+        for name, reason in found.provenance["unseen"].items():
+            say(f"read {name} with care: {reason}")
         save_result(found, folder, overwrite=overwrite, report=not no_report)
         _print_result(found, folder, report=not no_report, json=json)
-
-
-def _names(text: str, option: str) -> list[str]:
-    names = [name for part in text.split(",") if (name := part.strip())]
-    if not names:
-        raise typer.BadParameter("expected names separated by commas", param_hint=option)
-    return names
 
 
 def _blocks(text: str) -> str | list[int]:
@@ -121,20 +116,6 @@ def _blocks(text: str) -> str | list[int]:
         raise typer.BadParameter(
             f"expected each, or block numbers separated by commas, got {text!r}", param_hint="--blocks"
         ) from None
-
-
-def _say_what_is_missing(found: Intervention) -> None:
-    say_weights(found.model, found.provenance["weights"])
-    for note in found.provenance.get("notes", ()):
-        say(note)
-    say_about_images(found.provenance["images"])
-    reasons: dict[str, list[str]] = {}
-    for name, reason in found.not_applicable.items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        say(f"not applicable, {reason}: {', '.join(names)}")
-    for name, reason in found.provenance["unseen"].items():
-        say(f"read {name} with care: {reason}")
 
 
 def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool) -> None:

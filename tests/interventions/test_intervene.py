@@ -182,6 +182,8 @@ def test_a_random_network_shows_no_effect_of_high_norm_beyond_its_control():
         ({"blocks": [7]}, LookupError, "blocks 0 to 1"),
         ({"replace": "patch", "share": 0.0}, ValueError, "share"),
         ({"blocks": "all"}, ValueError, "each"),
+        ({"blocks": []}, LookupError, "at least one of the blocks"),
+        ({"seed": 2**40}, ValueError, "seed"),
         ({"replace": []}, ValueError, "at least one"),
     ],
 )
@@ -275,3 +277,4 @@ def test_specialized_models_can_be_replaced_in(tmp_path):
     found = run(specialized, pixels, by="zero", blocks=[0])
     assert np.allclose(found.table["value"], plain.table["value"], atol=1e-6)
     assert find_family(specialized).name == "timm_vit"
+    assert found.provenance["specialization"]["prefix"] == ["cls"]

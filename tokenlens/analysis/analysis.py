@@ -133,7 +133,7 @@ class Analysis(Result):
         """Return for each column of ``per_image`` the row of the table that is its mean."""
         if self.per_image.shape[1] == 0:
             return np.zeros(0, dtype=np.int64)
-        positions = pd.Series(np.arange(len(self.table)), index=pd.MultiIndex.from_frame(_keys(self.table)))
+        positions = pd.Series(np.arange(len(self.table)), index=pd.MultiIndex.from_frame(number_keys(self.table)))
         return positions.loc[self.per_image.columns].to_numpy(dtype=np.int64)
 
     @classmethod
@@ -162,7 +162,7 @@ def read_numbers(folder: Path) -> Analysis:
     except SafetensorError as error:
         raise ValueError(f"{folder / 'arrays.safetensors'} cannot be read: {error}") from error
     per_image, rows = stored.pop(_PER_IMAGE), stored.pop(_PER_IMAGE_ROWS)
-    keys = _keys(table.iloc[rows])
+    keys = number_keys(table.iloc[rows])
     kept = {name: stored.pop(name) for name in list(stored) if name.startswith(_PHOTOGRAPHS)}
     kept = {name.removeprefix(_PHOTOGRAPHS): array for name, array in kept.items()}
     labels = settings["arrays"]
@@ -190,6 +190,6 @@ def read_numbers(folder: Path) -> Analysis:
     )
 
 
-def _keys(table: pd.DataFrame) -> pd.DataFrame:
+def number_keys(table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that identify a row, with −1 for no block or head."""
     return table[list(KEY_COLUMNS)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from tokenlens.analysis.analysis import Analysis
-from tokenlens.analysis.described_images import Seen, describe_images, warn_about_images
 from tokenlens.analysis.processes import merge_ranks, rank_and_world_size
+from tokenlens.analysis.provenance import Seen, describe_images, describe_model, warn_about_images
 from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
 from tokenlens.images import iterate_distinct
@@ -24,7 +24,6 @@ from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
 from tokenlens.reduction.choice import describe_kernels
-from tokenlens.specialization import get_plan
 from tokenlens.storage.provenance import made_by
 
 Choice = str | type[Metric] | Metric
@@ -119,12 +118,7 @@ def analyze(
         warn_about_images(described)
     weights = next(loaded.module.parameters())
     provenance = {
-        "model": loaded.name,
-        "family": loaded.family.name or type(loaded.family).__name__,
-        "untrained": loaded.untrained,
-        "weights": loaded.weights,
-        **({"model_args": loaded.model_args} if loaded.model_args else {}),
-        **_specialized(loaded.module),
+        **describe_model(loaded),
         "images": described | {"kept_per_image": min(len(seen), keep_images)},
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items()},
         "image_size": list(run.image_size),
@@ -194,9 +188,3 @@ def _check_names(chosen: Sequence[Metric]) -> None:
         if metric.name in seen or (metric.name in known and type(metric) is not metric_catalog.get(metric.name)):
             raise ValueError(f"the name {metric.name!r} of the metric {kind} is taken; choose another")
         seen.add(metric.name)
-
-
-def _specialized(module: nn.Module) -> dict[str, Any]:
-    """Return the provenance of a specialized model: its specialization and the groups of the first set of weights."""
-    plan = get_plan(module)
-    return {} if plan is None else {"specialization": plan.specialization.to_dict() | {"prefix": list(plan.groups)}}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokenlens.analysis.described_images import Seen, Skipped
+from tokenlens.analysis.provenance import Seen, Skipped
 from tokenlens.analysis.run import AnalysisRun
 
 

@@ -1,4 +1,4 @@
-"""Describe the images of a result for its provenance."""
+"""Describe the model and the images of a result for its provenance."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from typing import Any
 from tokenlens.images import ImageSource, ImageWarning
 from tokenlens.images.sources import SAMPLE_NOTE
 from tokenlens.images.webdataset import is_break
+from tokenlens.models.loading import LoadedModel
+from tokenlens.specialization import get_plan
 
 Seen = list[tuple[int, str, str]]
 """Position in the source, name and SHA-256 of each image that the model saw."""
 
 Skipped = list[dict[str, str]]
 """``{"name", "reason"}`` of each unreadable image."""
+
+
+def describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    """Return name, family, weights and specialization; ``prefix`` are the groups of the first set of weights."""
+    plan = get_plan(loaded.module)
+    return {
+        "model": loaded.name,
+        "family": loaded.family.name or type(loaded.family).__name__,
+        "untrained": loaded.untrained,
+        "weights": loaded.weights,
+        **({"model_args": loaded.model_args} if loaded.model_args else {}),
+        **({} if plan is None else {"specialization": plan.specialization.to_dict() | {"prefix": list(plan.groups)}}),
+    }
 
 
 def describe_images(

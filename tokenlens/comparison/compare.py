@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from tokenlens.analysis.analysis import KEY_COLUMNS, Analysis
+from tokenlens.analysis.analysis import Analysis, number_keys
 from tokenlens.analysis.analyze import analyze
 from tokenlens.comparison.comparison import Comparison
 from tokenlens.models.names import find_model_source, read_training_settings
@@ -100,8 +100,7 @@ def effects_as_numbers(result: Any) -> Analysis:
     table = result.table
     parts = (table["replace"] + " by " + table["by"] + " " + table["part"]).str.strip()
     numbers = table.assign(part=parts)[list(COLUMNS)]
-    keys = numbers[list(KEY_COLUMNS)].fillna({"block": -1, "head": -1}).astype({"block": int, "head": int})
-    per_image = result.per_image.set_axis(pd.MultiIndex.from_frame(keys), axis=1)
+    per_image = result.per_image.set_axis(pd.MultiIndex.from_frame(number_keys(numbers)), axis=1)
     provenance, not_applicable = dict(result.provenance), dict(result.not_applicable)
     return Analysis(result.model, result.layout, result.blocks, numbers, {}, per_image, provenance, not_applicable)
 

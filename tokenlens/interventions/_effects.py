@@ -32,12 +32,9 @@ def class_logits(model: nn.Module, output: Any) -> Tensor | None:
     if not isinstance(output, Tensor) or output.dim() != 2:
         return None
     published = getattr(model, "pretrained_cfg", None) or {}
-    if published.get("first_conv") and "clip" in str(published.get("architecture", "")) and _is_embedding(published):
+    if "clip" in str(published.get("architecture", "")) and _is_embedding(published):
         return None
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    states = getattr(model, "num_classes", None) == output.shape[1]
-    last_is_head = bool(linear) and linear[-1].out_features == output.shape[1] and hasattr(model, "heads")
-    return output if output.shape[1] > 1 and (states or last_is_head) else None
+    return output if output.shape[1] > 1 and getattr(model, "num_classes", None) == output.shape[1] else None
 
 
 def _is_embedding(published: Mapping[str, Any]) -> bool:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import datetime as dt
 import os
@@ -20,12 +19,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tokenlens.analysis.described_images import describe_images, warn_about_images
 from tokenlens.analysis.finite import NonFiniteActivation
 from tokenlens.analysis.processes import rank_and_world_size
+from tokenlens.analysis.provenance import describe_images, describe_model, warn_about_images
 from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families import Family
 from tokenlens.images import Batch, ImageSource, iterate_distinct
+from tokenlens.images.sources import check_seed
 from tokenlens.interventions._effects import UNITS, EffectKey, class_logits, measure_effects
 from tokenlens.interventions._hooks import Sites
 from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
@@ -33,7 +33,7 @@ from tokenlens.interventions._statistics import TokenStatistics
 from tokenlens.interventions._targets import CONTROL, check_target, chosen_tokens, generator
 from tokenlens.interventions.base import Replaced, Replacement, replacements
 from tokenlens.models.loading import LoadedModel, load_model
-from tokenlens.recording import evaluating
+from tokenlens.recording import evaluating, resolve_blocks
 from tokenlens.statistics.moments import Moments
 from tokenlens.storage.provenance import made_by
 from tokenlens.tokens import Site, TokenLayout
@@ -108,6 +108,7 @@ def intervene(
             (0, 1], and activations that are not finite.
     """
     started, clock = dt.datetime.now(dt.UTC), time.perf_counter()
+    check_seed(seed)
     kinds = {name: replacements.get(name)() for name in _several(by)}
     sites = [Site(name) for name in _several(site)]
     loaded = load_model(
@@ -145,11 +146,7 @@ def intervene(
         warn_about_images(described)
     weights = next(loaded.module.parameters())
     provenance = {
-        "model": loaded.name,
-        "family": loaded.family.name or type(loaded.family).__name__,
-        "untrained": loaded.untrained,
-        "weights": loaded.weights,
-        **({"model_args": loaded.model_args} if loaded.model_args else {}),
+        **describe_model(loaded),
         "images": described,
         **({"notes": run.notes} if run.notes else {}),
         "replace": list(run.targets),
@@ -454,7 +451,7 @@ class _Run:
         )
         table = table.iloc[kept].reset_index(drop=True)
         return Intervention(
-            self.loaded.name, self.layout, self.depth, table, per_image, provenance, copy.copy(self.not_applicable)
+            self.loaded.name, self.layout, self.depth, table, per_image, provenance, dict(self.not_applicable)
         )
 
 
@@ -472,8 +469,6 @@ def _resolve_blocks(blocks: Literal["each"] | Sequence[int], depth: int) -> list
         if blocks != "each":
             raise ValueError(f"blocks must be 'each' or a list of block numbers, got {blocks!r}")
         return list(range(depth))
-    numbers = sorted({block + depth if block < 0 else block for block in blocks})
-    outside = [block for block in numbers if not 0 <= block < depth]
-    if outside or not numbers:
-        raise LookupError(f"the model has blocks 0 to {depth - 1}, got {list(blocks)}")
-    return numbers
+    if not blocks:
+        raise LookupError(f"expected at least one of the blocks 0 to {depth - 1}, got none")
+    return resolve_blocks(blocks, depth)

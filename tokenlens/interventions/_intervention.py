@@ -78,7 +78,7 @@ class Intervention(Result):
 
     @property
     def sentences(self) -> list[str]:
-        """For each replaced group one sentence: where and by what the tokens that were not replaced change most."""
+        """Sentences, one for each replaced group: where and by which replacement the other tokens change most."""
         found = []
         for replace in self.provenance["replace"]:
             rows = _of_others(self.table[self.table["replace"] == replace], replace)

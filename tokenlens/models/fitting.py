@@ -229,7 +229,7 @@ def _find_optional(adapted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
 
 
 def _find_foreign(adapted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: nn.Module) -> set[str]:
-    """Return the names of what stands beside the model: losses, projection heads, decoders, mask tokens.
+    """Return the names of modules beside the model: losses, projection heads, decoders, mask tokens.
 
     Not what a part of the model has in addition, nor what would change its computation (registers, a norm).
     """

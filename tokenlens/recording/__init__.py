@@ -2,7 +2,14 @@
 
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import NormCall
-from tokenlens.recording.recorder import IncompleteRecording, Observer, PooledTokens, Recorder, evaluating
+from tokenlens.recording.recorder import (
+    IncompleteRecording,
+    Observer,
+    PooledTokens,
+    Recorder,
+    evaluating,
+    resolve_blocks,
+)
 from tokenlens.recording.recording import Recording, RecordingObserver
 from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
 
@@ -18,4 +25,5 @@ __all__ = [
     "ReorderingObserver",
     "RoutingObserver",
     "evaluating",
+    "resolve_blocks",
 ]

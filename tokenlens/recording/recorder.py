@@ -70,6 +70,19 @@ def _first_tensor(value: Any) -> Tensor | None:
     return None
 
 
+def resolve_blocks(blocks: Iterable[int], count: int) -> list[int]:
+    """Return block numbers from 0, in order and without duplicates; negative ones count from the end.
+
+    Raises:
+        LookupError: for a block that a model of ``count`` blocks does not have.
+    """
+    numbers = sorted({block + count if block < 0 else block for block in blocks})
+    outside = [block for block in numbers if not 0 <= block < count]
+    if outside:
+        raise LookupError(f"the model has blocks 0 to {count - 1}, got {outside}")
+    return numbers
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode without gradients; restore the mode of every module afterwards, also after an error."""
@@ -123,10 +136,7 @@ class Recorder:
         if not self._modules:
             raise LookupError(f"the family found no transformer block in a {type(model).__qualname__}")
         count = len(self._modules)
-        self.blocks = sorted(set(range(count) if blocks is None else (b + count if b < 0 else b for b in blocks)))
-        outside = [block for block in self.blocks if not 0 <= block < count]
-        if outside:
-            raise LookupError(f"the model has blocks 0 to {count - 1}, got {outside}")
+        self.blocks = resolve_blocks(range(count) if blocks is None else blocks, count)
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
         self._handles: list[RemovableHandle] = []
