@@ -15,6 +15,7 @@ from tokenlens.families.base import (
     Family,
     Tap,
     as_height_width,
+    check_image_size,
     linear_paths,
     residual_taps,
 )
@@ -78,11 +79,7 @@ class HuggingFaceFamily(Family):
             expected = as_height_width(
                 embeddings.image_size if hasattr(embeddings, "image_size") else trunk.config.image_size
             )
-            if expected != tuple(image_size):
-                raise ValueError(
-                    f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
-                    f"{image_size[0]}×{image_size[1]}"
-                )
+            check_image_size(model, image_size, expected)
         classes = _count_tokens(embeddings, "cls_token") or hasattr(embeddings, "class_embedding")
         prefix = ("cls",) * classes + ("dist",) * hasattr(embeddings, "distillation_token")
         other = "summary" if type(embeddings).__name__.startswith("Tips") else "reg"

@@ -15,6 +15,7 @@ from tokenlens.families.base import (
     Pooling,
     Tap,
     as_height_width,
+    check_image_size,
     grid_of,
     is_a,
     linear_paths,
@@ -66,11 +67,7 @@ class TimmFamily(Family):
         patch_embed = model.patch_embed
         if patch_embed.strict_img_size:
             expected = as_height_width(patch_embed.img_size)
-            if expected != tuple(image_size):
-                raise ValueError(
-                    f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
-                    f"{image_size[0]}×{image_size[1]}; create it with img_size={image_size[0]}"
-                )
+            check_image_size(model, image_size, expected, f"; create it with img_size={image_size[0]}")
         elif not patch_embed.dynamic_img_pad:
             # Models that take any size require this; those of a fixed size drop the remainder.
             grid_of(image_size, self.patch_size(model))

@@ -352,6 +352,15 @@ def image_size_of(module: nn.Module) -> tuple[int, int] | None:
     return as_height_width(published["input_size"][-2:]) if "input_size" in published else None
 
 
+def check_image_size(model: nn.Module, image_size: tuple[int, int], expected: tuple[int, int], hint: str = "") -> None:
+    """Raise ValueError, with a hint, unless images have the (height, width) that a model takes."""
+    if tuple(image_size) != expected:
+        raise ValueError(
+            f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
+            f"{image_size[0]}×{image_size[1]}{hint}"
+        )
+
+
 def linear_paths(block: nn.Module, name: str) -> tuple[str, ...]:
     """Return the paths of all ``nn.Linear`` modules in the child ``name`` of a block, in order."""
     child = block.get_submodule(name)

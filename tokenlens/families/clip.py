@@ -14,6 +14,7 @@ from tokenlens.families.base import (
     BlockTaps,
     Family,
     as_height_width,
+    check_image_size,
     grid_of,
     linear_paths,
     residual_taps,
@@ -50,12 +51,7 @@ class ClipVision(Family):
     def layout(self, model: Any, image_size: tuple[int, int]) -> TokenLayout:
         """Return the layout: CLS, then the patches; the model takes one image size only."""
         size = model.image_size if hasattr(model, "image_size") else model.input_resolution
-        expected = as_height_width(size)
-        if tuple(image_size) != expected:
-            raise ValueError(
-                f"this {type(model).__qualname__} takes images of {expected[0]}×{expected[1]} pixels, got "
-                f"{image_size[0]}×{image_size[1]}"
-            )
+        check_image_size(model, image_size, as_height_width(size))
         patch_size = as_height_width(model.conv1.stride)
         return TokenLayout(grid_of(image_size, patch_size), patch_size=patch_size)
 

@@ -10,7 +10,7 @@ import torch
 
 from tokenlens.families import families
 from tokenlens.models.checkpoints import Checkpoint
-from tokenlens.models.creation import classifier_names
+from tokenlens.models.creation import WithoutInitialization, classifier_names
 from tokenlens.models.fitting import FittedWeights, fit_weights
 
 SIZES = {
@@ -50,7 +50,7 @@ def find_fitting_models(checkpoint: Checkpoint) -> dict[str, FittedWeights]:
     for name in list_architectures():
         if not any(width in name and patch in name for width, patch in wanted):
             continue
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutInitialization():
             model = timm.create_model(name, num_classes=0)
         fitted = fit_weights(checkpoint, model, tuple(f"{head}." for head in classifier_names(model)))
         if fitted.problem is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tokenlens.families.base import Family, find_family, image_size_of
 from tokenlens.models.architectures import find_fitting_models
@@ -17,6 +16,7 @@ from tokenlens.models.arguments import with_arguments
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
 from tokenlens.models.creation import (
     Size,
+    WithoutInitialization,
     check_size,
     create_on_meta,
     find_cached_weights,
@@ -205,16 +205,6 @@ def check(
     return ModelCheck(subject, found.model, _describe(where or str(file), content, fitted, module), problem=problem)
 
 
-class _WithoutInitialization(TorchFunctionMode):
-    """Skip what initializes weights in place: on the meta device it has no effect, and takes most of the time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def describe_model(name: str) -> tuple[ModelDescription | None, str]:
     """Return the architecture of a named model, None if tokenlens cannot read it, and where its weights are.
 
@@ -224,7 +214,7 @@ def describe_model(name: str) -> tuple[ModelDescription | None, str]:
         LookupError, ValueError: if there is no such model.
     """
     source = find_model_source(name)
-    with _WithoutInitialization():
+    with WithoutInitialization():
         module = create_on_meta(source, None)
     if source.folder is not None:
         weights = "no download" if source.label else f"in {source.folder}"

@@ -9,7 +9,8 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tokenlens.families.base import Family, as_height_width, find_family
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
@@ -93,13 +94,22 @@ def create_with_checkpoint(
     else:
         module = create_model(source, size, num_classes=classes)
         module.load_state_dict(fitted.tensors)
-    return module, describe_weights(checkpoint, fitted.steps, label)
+    return module, describe_weights(label or checkpoint.source, checkpoint.sha256, fitted.steps)
 
 
-def describe_weights(checkpoint: Checkpoint, steps: Sequence[str], label: str) -> dict[str, Any]:
-    """Return ``LoadedModel.weights`` of a checkpoint that was loaded."""
-    source = ", ".join([label or checkpoint.source, *steps])
-    return {"source": source, "sha256": checkpoint.sha256, "pretrained": True, "steps": list(steps)}
+class WithoutInitialization(TorchFunctionMode):
+    """Skip what initializes weights in place: on the meta device it has no effect, and takes most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def describe_weights(source: str, sha256: str, steps: Sequence[str]) -> dict[str, Any]:
+    """Return ``LoadedModel.weights`` of weights that were loaded."""
+    return {"source": ", ".join([source, *steps]), "sha256": sha256, "pretrained": True, "steps": list(steps)}
 
 
 def fit_checkpoint(source: ModelSource, checkpoint: Checkpoint, size: Size) -> tuple[int, FittedWeights]:
@@ -173,8 +183,7 @@ def create_with_published_weights(
     steps = []
     if size is not None:
         steps = describe_resizing(create_on_meta(source, None).state_dict(), module.state_dict())
-    source_and_steps = ", ".join([from_where, *steps])
-    return module, {"source": source_and_steps, "sha256": file_sha256(file), "pretrained": True, "steps": steps}
+    return module, describe_weights(from_where, file_sha256(file), steps)
 
 
 def find_cached_weights(source: ModelSource) -> Path | None:

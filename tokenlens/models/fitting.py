@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -110,7 +110,7 @@ def fit_weights(checkpoint: Checkpoint, model: nn.Module, optional: tuple[str, .
     outside = [name for name in checkpoint.tensors if best and not name.startswith(f"{best}.")]
     if outside:
         steps += (f"{counted(len(outside), 'key')} elsewhere in the file not used",)
-    return FittedWeights(**{**vars(fitted), "steps": steps, "others": others})
+    return replace(fitted, steps=steps, others=others)
 
 
 def _find_prefixes(tensors: Collection[str], wanted: Collection[str]) -> list[str]:

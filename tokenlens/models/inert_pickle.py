@@ -264,13 +264,15 @@ def read_pickle(path: Path) -> tuple[Any, set[str]]:
 
 def _read_pickle(file: BinaryIO, size: int) -> tuple[Any, set[str]]:
     storages: dict[str, Tensor] = {}
+    allocated = 0
 
     def allocate(key: str, dtype: torch.dtype, length: int) -> Tensor:
+        nonlocal allocated
         if key not in storages:
-            before = sum(storage.nbytes for storage in storages.values())
-            if length < 0 or before + length * dtype.itemsize > size:
+            if length < 0 or allocated + length * dtype.itemsize > size:
                 raise pickle.UnpicklingError(f"a storage of {length} numbers in a file of {size} bytes")
             storages[key] = torch.zeros(length, dtype=dtype)
+            allocated += storages[key].nbytes
         return storages[key]
 
     def load() -> tuple[Any, set[str]]:
