@@ -12,7 +12,7 @@ import typer
 T = TypeVar("T")
 
 LARGEST_SEED = 2**32 - 1
-"""As in ``tokenlens.images.sources``, which would take too long to import here."""
+"""As in ``tokenlens.storage.seeds``; commands import tokenlens only when they run."""
 
 
 def complete_entries(package: str) -> Callable[[str], list[str]]:

@@ -18,13 +18,13 @@ from tokenlens.analysis.run import AnalysisRun, no_usable_image, open_for_model
 from tokenlens.families.base import Family
 from tokenlens.images import iterate_distinct
 from tokenlens.images.preprocessing import Batch
-from tokenlens.images.sources import check_seed
 from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
 from tokenlens.reduction.choice import describe_kernels
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.seeds import check_seed
 
 Choice = str | type[Metric] | Metric
 """A metric by its name, its class or an instance."""

@@ -12,10 +12,10 @@ from torch import nn
 from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families.base import Family
 from tokenlens.images.batches import iterate_batches
-from tokenlens.images.sources import check_seed
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import Recorder, evaluating
 from tokenlens.recording.recording import Recording, RecordingObserver
+from tokenlens.storage.seeds import check_seed
 from tokenlens.tokens import Site
 
 

@@ -32,6 +32,7 @@ from tokenlens.images.preprocessing import Transform
 from tokenlens.images.pytorch import DatasetImages, IterableDatasetImages, TensorImages, check_tensor, describe_kind
 from tokenlens.images.sample import PHOTOGRAPHS, VIEWS, SampleViews
 from tokenlens.images.webdataset import WebDatasetImages
+from tokenlens.storage.seeds import check_seed
 from tokenlens.storage.wording import counted
 
 FORMS = "a folder of images, an image file, a pattern, a .txt list of paths, sample, hfds/NAME[:SPLIT] or wds/SHARDS"
@@ -44,9 +45,6 @@ HINTS = {
     ".npy .npz .pt .pth .h5": "an array; in Python give the preprocessed images as a tensor (N, 3, H, W)",
 }
 """What to do with a file that is no image, by its extensions."""
-
-LARGEST_SEED = 2**32 - 1
-"""Larger seeds would stand for the same random numbers as smaller ones."""
 
 SAMPLE_NOTE = (
     f"The images are crops of {len(PHOTOGRAPHS)} photographs. The intervals treat them as independent images, so they "
@@ -242,12 +240,6 @@ def check_image_file(path: Path) -> None:
     for extensions, hint in HINTS.items():
         if path.suffix.lower() in extensions.split():
             raise ValueError(f"{path} is {hint.format(path=path, folder=path.parent)}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless a seed is a whole number from 0 to 2³² − 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"a seed is a whole number from 0 to {LARGEST_SEED}, got {seed!r}")
 
 
 def _select(

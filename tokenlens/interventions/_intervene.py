@@ -25,7 +25,6 @@ from tokenlens.analysis.provenance import describe_images, describe_model, warn_
 from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families import Family
 from tokenlens.images import Batch, ImageSource, iterate_distinct
-from tokenlens.images.sources import check_seed
 from tokenlens.interventions._effects import UNITS, EffectKey, class_logits, measure_effects
 from tokenlens.interventions._hooks import Sites
 from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
@@ -36,6 +35,7 @@ from tokenlens.models.loading import LoadedModel, load_model
 from tokenlens.recording import evaluating, resolve_blocks
 from tokenlens.statistics.moments import Moments
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.seeds import check_seed
 from tokenlens.tokens import Site, TokenLayout
 
 Several = str | Sequence[str]

@@ -19,7 +19,6 @@ from tokenlens.families.base import Family
 from tokenlens.images.files import printable_name
 from tokenlens.images.labelled.classes import open_labelled
 from tokenlens.images.labelled.masks import MaskedImages, open_masks
-from tokenlens.images.sources import check_seed
 from tokenlens.models.loading import load_model
 from tokenlens.probes._extraction import SplitFeatures, extract_features
 from tokenlens.probes._features import RAW_PIXELS, Backbone, FeatureKind, FrozenModel, RawPixels
@@ -27,6 +26,7 @@ from tokenlens.probes._result import ProbeResult
 from tokenlens.probes.base import ImageFeatures, PatchFeatures, Probe, Progress, probes
 from tokenlens.statistics.bootstrap import DRAWS
 from tokenlens.storage.provenance import made_by
+from tokenlens.storage.seeds import check_seed
 from tokenlens.storage.wording import counted
 
 INTERVAL_TEXT = f"95 %, percentiles of {DRAWS} draws of the test images with replacement (seed 0)"
