@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -219,38 +218,38 @@ def draw(
         }
         frame = correspondence_frame(recording, find_correspondences(recording, tokens, **where))
         return {"correspondence": (plot.correspondence(recording, tokens, **where, **size), frame)}
-    grids = [_grid(recording, index, map, block, head, site, tokens, together) for index in range(len(recording.names))]
+    grids = _grids(recording, map, block, head, site, tokens, together)
     limits = None if grids[0].colours else shared_limits(grids)
     names = file_names([grid.image for grid in grids], map)
     return {name: (plot.draw_maps(grid, limits, **size), grid.frame()) for name, grid in zip(names, grids, strict=True)}
 
 
-def _grid(
+def _grids(
     recording: Recording,
-    image: int,
     map: Map,
     block: str | None,
     head: str | None,
     site: str | None,
     tokens: list[Any],
     together: bool,
-) -> MapGrid:
+) -> list[MapGrid]:
+    """Return the maps of every recorded image."""
     from tokenlens.overlays.before_after import before_after_maps
     from tokenlens.overlays.block_maps import attention_maps, cosine_maps, norm_maps
-    from tokenlens.overlays.components import component_maps
+    from tokenlens.overlays.components import component_grids
 
-    token, at = (tokens or ["cls"])[0], site or "resid_post"
+    token, at, images = (tokens or ["cls"])[0], site or "resid_post", range(len(recording.names))
     if map is Map.attention:
-        return attention_maps(recording, image, one_number(block, "--block", -1), token, head)
+        number = one_number(block, "--block", -1)
+        return [attention_maps(recording, image, number, token, head) for image in images]
     if map is Map.before_after:
-        return before_after_maps(recording, image, block, site or "norm1", token)
+        return [before_after_maps(recording, image, block, site or "norm1", token) for image in images]
     one = one_number(head, "--head")
-    makers: dict[Map, Callable[[], MapGrid]] = {
-        Map.cosine: lambda: cosine_maps(recording, image, block, at, token, one),
-        Map.norm: lambda: norm_maps(recording, image, block, at, one),
-        Map.pca: lambda: component_maps(recording, image, block, at, one, together),
-    }
-    return makers[map]()
+    if map is Map.cosine:
+        return [cosine_maps(recording, image, block, at, token, one) for image in images]
+    if map is Map.norm:
+        return [norm_maps(recording, image, block, at, one) for image in images]
+    return component_grids(recording, images, block, at, one, together)
 
 
 def sites_of(map: Map, site: str | None) -> list[str]:

@@ -16,11 +16,12 @@ from tokenlens.overlays.maps import cosine_map, photograph
 from tokenlens.overlays.selection import (
     Token,
     block_of,
+    block_titles,
+    blocks_at,
     covered_by,
     image_title,
     layout_at,
     model_title,
-    select_blocks,
     token_title,
     tokens_at,
 )
@@ -94,7 +95,7 @@ def before_after_maps(
     Raises:
         LookupError: if the recording lacks something, or the norm takes something else (in a post-norm block).
     """
-    chosen = [recording.blocks[-1]] if norm == Site.FINAL_NORM else select_blocks(recording, blocks)
+    chosen = blocks_at(recording, blocks, norm)
     pairs = [before_and_after(recording, image, block, norm) for block in chosen]
     maps_L2hw = np.stack(
         [
@@ -102,12 +103,11 @@ def before_after_maps(
             for block, pair in zip(chosen, pairs, strict=True)
         ]
     )
-    titles = ["the model"] if norm == Site.FINAL_NORM else [f"block {block}" for block in chosen]
     return before_after_grid(
         photograph(recording, image),
         maps_L2hw[:, 0],
         maps_L2hw[:, 1],
-        titles,
+        block_titles(chosen, norm),
         norm=norm,
         token=token,
         image=image_title(recording, image),

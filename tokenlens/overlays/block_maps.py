@@ -16,15 +16,16 @@ from tokenlens.overlays.map_grid import MapGrid
 from tokenlens.overlays.maps import attention_map, cosine_map, norm_map, photograph
 from tokenlens.overlays.selection import (
     Token,
-    attention_of,
+    attention_by_head,
     block_of,
+    block_titles,
+    blocks_at,
+    checked_head,
     covered_by,
-    head_count,
     image_title,
     layout_at,
     model_title,
     numbers_in,
-    select_blocks,
     token_title,
     tokens_at,
 )
@@ -53,7 +54,7 @@ def cosine_maps(
     Raises:
         LookupError: if the recording lacks something.
     """
-    chosen = _blocks(recording, blocks, site)
+    chosen = blocks_at(recording, blocks, site)
     maps = [
         cosine_map(tokens_at(recording, image, block, site, head), layout_at(recording, block, site), token)
         for block in chosen
@@ -62,7 +63,7 @@ def cosine_maps(
         recording,
         image,
         maps,
-        _block_titles(chosen, site),
+        block_titles(chosen, site),
         quantity=f"cosine to {token_title(token)}",
         signed=True,
         captions=tuple(signed_text(float(map_hw.mean())) for map_hw in maps),
@@ -85,7 +86,7 @@ def norm_maps(
     Raises:
         LookupError: if the recording lacks something.
     """
-    chosen = _blocks(recording, blocks, site)
+    chosen = blocks_at(recording, blocks, site)
     found = [
         norm_map(tokens_at(recording, image, block, site, head), layout_at(recording, block, site)) for block in chosen
     ]
@@ -97,7 +98,7 @@ def norm_maps(
         recording,
         image,
         [norms.norms_hw / max(middle, 1e-30) for norms, middle in zip(found, medians, strict=True)],
-        _block_titles(chosen, site),
+        block_titles(chosen, site),
         quantity="‖x‖ / median patch",
         captions=tuple(captions),
         outlined=np.stack([norms.high_hw for norms in found]),
@@ -122,12 +123,13 @@ def attention_maps(
     """
     number = block_of(recording, block)
     layout = layout_at(recording, number)
+    row_HT = attention_by_head(recording, image, number, token)
     if heads is None:
-        chosen: list[int | None] = [None, *range(head_count(recording, number))]
+        chosen: list[int | None] = [None, *range(len(row_HT))]
     else:
         given = numbers_in(heads) if isinstance(heads, str) else heads if isinstance(heads, Iterable) else [heads]
         chosen = [int(head) for head in given]
-    rows = [attention_of(recording, image, number, token, head) for head in chosen]
+    rows = [row_HT.mean(0) if head is None else row_HT[checked_head(head, len(row_HT))] for head in chosen]
     to_patches = [float(layout.patches_of(row_T, -1).sum()) for row_T in rows]
     return _grid(
         recording,
@@ -159,14 +161,6 @@ def _grid(
         covered=covered_by(recording),
         **{"columns": len(maps), **options},
     )
-
-
-def _blocks(recording: Recording, blocks: Any, site: str) -> list[int]:
-    return [recording.blocks[-1]] if site == Site.FINAL_NORM else select_blocks(recording, blocks)
-
-
-def _block_titles(blocks: list[int], site: str) -> list[str]:
-    return ["the model"] if site == Site.FINAL_NORM else [f"block {block}" for block in blocks]
 
 
 def _note(site: str, head: int | None) -> str:

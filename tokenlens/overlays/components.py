@@ -16,11 +16,13 @@ from torch import Tensor
 from tokenlens.overlays.map_grid import MapGrid
 from tokenlens.overlays.maps import photograph, principal_components
 from tokenlens.overlays.selection import (
+    block_titles,
+    blocks_at,
     covered_by,
+    image_count,
     image_title,
     layout_at,
     model_title,
-    select_blocks,
     tokens_at,
 )
 from tokenlens.recording.recording import Recording
@@ -95,33 +97,56 @@ def component_maps(
     Raises:
         LookupError: if the recording lacks something.
     """
-    count = 0 if recording.images is None else len(recording.images)
-    images = list(range(count)) if together else [image]
-    at = images.index(image)
-    chosen = [recording.blocks[-1]] if site == Site.FINAL_NORM else select_blocks(recording, blocks)
-    maps, captions = [], []
+    [grid] = component_grids(recording, [image], blocks, site, head, together)
+    return grid
+
+
+def component_grids(
+    recording: Recording,
+    images: Sequence[int],
+    blocks: Any = None,
+    site: str = Site.RESID_POST,
+    head: int | None = None,
+    together: bool = False,
+) -> list[MapGrid]:
+    """Return ``component_maps`` of several images; components over all images are computed once."""
+    if not together:
+        return [_grids_of(recording, [image], [image], blocks, site, head, "this image")[0] for image in images]
+    count = image_count(recording)
+    return _grids_of(recording, images, range(count), blocks, site, head, f"{count} images")
+
+
+def _grids_of(
+    recording: Recording, shown: Sequence[int], over: Sequence[int], blocks: Any, site: str, head: int | None, name: str
+) -> list[MapGrid]:
+    """Return the maps of some images, with components computed over others, which include them."""
+    chosen = blocks_at(recording, blocks, site)
+    colours: list[NDArray[np.float64]] = []
+    shares: list[NDArray[np.float64]] = []
     previous_PC: NDArray[np.float64] | None = None
     for block in chosen:
-        patch_NPD = stack_patches(recording, images, block, site, head)
+        patch_NPD = stack_patches(recording, over, block, site, head)
         grid = layout_at(recording, block, site).grid
         found = find_foreground(patch_NPD, grid)
         colours_NP4, previous_PC = _colours(patch_NPD, found.inside_NP, previous_PC)
-        maps.append(colours_NP4[at].reshape(*grid, 4))
-        captions.append(f"{100 * found.share_N[at]:.0f} %")
-    over = f"components over {count} images" if together else "components over this image"
+        colours.append(colours_NP4.reshape(len(over), *grid, 4))
+        shares.append(found.share_N)
     heads = f" · head {head}" if head is not None else ""
-    return MapGrid(
-        image=image_title(recording, image),
-        model=model_title(recording),
-        photograph=photograph(recording, image),
-        maps=np.stack(maps),
-        titles=tuple("the model" if site == Site.FINAL_NORM else f"block {block}" for block in chosen),
-        columns=len(chosen),
-        captions=tuple(captions),
-        covered=covered_by(recording),
-        note=f"{site}{heads} · {over}: the first separates the foreground (its share under each map), whose own "
-        "components are red, green and blue",
-    )
+    return [
+        MapGrid(
+            image=image_title(recording, image),
+            model=model_title(recording),
+            photograph=photograph(recording, image),
+            maps=np.stack([colours_Nhw4[row] for colours_Nhw4 in colours]),
+            titles=tuple(block_titles(chosen, site)),
+            columns=len(chosen),
+            captions=tuple(f"{100 * share_N[row]:.0f} %" for share_N in shares),
+            covered=covered_by(recording),
+            note=f"{site}{heads} · components over {name}: the first separates the foreground (its share under each "
+            "map), whose own components are red, green and blue",
+        )
+        for image, row in ((image, over.index(image)) for image in shown)
+    ]
 
 
 def _colours(

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from tokenlens.overlays.selection import block_of, image_title, layout_at, position_of, tokens_at
+from tokenlens.overlays.selection import block_of, image_count, image_title, layout_at, position_of, tokens_at
 from tokenlens.recording.recording import Recording
 from tokenlens.tokens import Site
 
@@ -102,7 +102,7 @@ def find_correspondences(
     Raises:
         LookupError: as ``find_correspondence``, and for a recording of a single image.
     """
-    count = 0 if recording.images is None else len(recording.images)
+    count = image_count(recording)
     others = [index for index in range(count) if index != source] if targets is None else list(targets)
     if not others:
         raise LookupError(f"a correspondence needs another image, but the recording has {count}")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -105,12 +105,36 @@ def select_blocks(recording: Recording, blocks: Any = None, most: int = 6) -> li
         ValueError: for a text that cannot be read.
     """
     if blocks is None:
-        last, count = len(recording.blocks) - 1, min(most, len(recording.blocks))
-        return [recording.blocks[round(index * last / max(count - 1, 1))] for index in range(count)]
+        return evenly_spaced(recording.blocks, most)
     if isinstance(blocks, str):
         blocks = numbers_in(blocks)
     chosen = blocks if isinstance(blocks, Iterable) else [blocks]
     return list(dict.fromkeys(block_of(recording, int(block)) for block in chosen))
+
+
+def evenly_spaced(blocks: Sequence[int], most: int = 6) -> list[int]:
+    """Return at most ``most`` blocks, evenly spaced from the first to the last.
+
+    >>> evenly_spaced(range(12))
+    [0, 2, 4, 7, 9, 11]
+    """
+    last, count = len(blocks) - 1, min(most, len(blocks))
+    return [blocks[round(index * last / max(count - 1, 1))] for index in range(count)]
+
+
+def blocks_at(recording: Recording, blocks: Any, site: str) -> list[int]:
+    """Return the blocks whose tokens at a site are drawn, as ``select_blocks`` does; one for the final norm."""
+    return [recording.blocks[-1]] if site == Site.FINAL_NORM else select_blocks(recording, blocks)
+
+
+def block_titles(blocks: Sequence[int], site: str) -> list[str]:
+    """Return the titles of maps at a site of these blocks."""
+    return ["the model"] if site == Site.FINAL_NORM else [f"block {block}" for block in blocks]
+
+
+def image_count(recording: Recording) -> int:
+    """Return the number of recorded images."""
+    return 0 if recording.images is None else len(recording.images)
 
 
 def numbers_in(text: str) -> list[int]:
@@ -144,7 +168,7 @@ def layout_at(recording: Recording, block: int, site: str | None = None) -> Toke
 
 def check_image(recording: Recording, image: int) -> None:
     """Raise LookupError unless the recording has the image."""
-    count = 0 if recording.images is None else len(recording.images)
+    count = image_count(recording)
     if not 0 <= image < count:
         raise LookupError(f"the recording has images 0 to {count - 1}, got {image}")
 
@@ -175,19 +199,14 @@ def tokens_at(recording: Recording, image: int, block: int, site: str, head: int
         if head is not None:
             raise LookupError(f"tokens have heads at q, k and v only; leave out head at {site} (got {head})")
         return x[None]
-    return x if head is None else x[_checked_head(head, len(x))][None]
+    return x if head is None else x[checked_head(head, len(x))][None]
 
 
-def _checked_head(head: int, heads: int) -> int:
+def checked_head(head: int, heads: int) -> int:
+    """Return the head; raise LookupError unless there is such a one among ``heads``."""
     if not 0 <= head < heads:
         raise LookupError(f"the block has heads 0 to {heads - 1}, got {head}")
     return head
-
-
-def head_count(recording: Recording, block: int) -> int:
-    """Return the number of heads of a recorded block; 0 if nothing with heads was recorded."""
-    tensors = [recording.patterns.get(block), *(recording.get((block, site)) for site in HEAD_SITES)]
-    return max((x.shape[1] for x in tensors if x is not None), default=0)
 
 
 def attention_by_head(recording: Recording, image: int, block: int, token: Token) -> Tensor:
@@ -208,7 +227,7 @@ def attention_of(recording: Recording, image: int, block: int, token: Token, hea
         LookupError: if the attention of the block was not recorded, or there is no such head or token.
     """
     row_HT = attention_by_head(recording, image, block, token)
-    return row_HT.mean(0) if head is None else row_HT[_checked_head(head, len(row_HT))]
+    return row_HT.mean(0) if head is None else row_HT[checked_head(head, len(row_HT))]
 
 
 def image_title(recording: Recording, image: int) -> str:

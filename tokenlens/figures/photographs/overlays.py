@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -26,6 +25,7 @@ from tokenlens.figures._panels import colour_bar
 from tokenlens.figures.page import Canvas, canvas, paper, styled
 from tokenlens.figures.style import DIVERGING, SEQUENTIAL, plain_number
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO
+from tokenlens.overlays.components import stack_patches
 from tokenlens.overlays.drawing import draw_overlay, draw_picture, outline_patch
 from tokenlens.overlays.maps import (
     as_rgb,
@@ -41,6 +41,7 @@ from tokenlens.overlays.selection import (
     attention_of,
     block_of,
     group_plural,
+    image_count,
     image_title,
     layout_at,
     model_title,
@@ -166,13 +167,9 @@ def pca_rgb(
         LookupError: if the recording lacks the image, block, site or head.
         ValueError: if the number of Axes is not the number of images.
     """
-    count = 0 if recording.images is None else len(recording.images)
+    count = image_count(recording)
     chosen = range(count) if image is None else [image]
-    features = [tokens_at(recording, index, block, site, head) for index in chosen]
-    patch_NPD = torch.stack(
-        [layout_at(recording, block, site).patches_of(x).transpose(0, 1).flatten(1) for x in features]
-    )
-    components = principal_components(patch_NPD)
+    components = principal_components(stack_patches(recording, chosen, block, site, head))
     rgb_Nhw3 = as_rgb(components.scores_NPC).reshape(len(chosen), *recording.layout.grid, 3)
     page, maps = _gallery(recording, list(chosen), ax)
     for panel, index, rgb_hw3 in zip(maps, chosen, rgb_Nhw3, strict=True):

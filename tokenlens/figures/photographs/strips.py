@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from tokenlens.figures.photographs.grids import draw_maps
 from tokenlens.overlays.before_after import before_after_maps
 from tokenlens.overlays.block_maps import attention_maps, cosine_maps, norm_maps
-from tokenlens.overlays.components import component_maps
-from tokenlens.overlays.selection import Token
+from tokenlens.overlays.components import component_grids
+from tokenlens.overlays.selection import Token, image_count
 from tokenlens.recording.recording import Recording
 from tokenlens.tokens import Site
 
@@ -98,9 +98,7 @@ def pca_strip(
     Raises:
         LookupError: if the recording lacks something.
     """
-    return draw_maps(
-        [component_maps(recording, one, blocks, site, head, together) for one in _images(recording, image)], **options
-    )
+    return draw_maps(component_grids(recording, _images(recording, image), blocks, site, head, together), **options)
 
 
 def all_heads(
@@ -125,5 +123,5 @@ def all_heads(
 
 def _images(recording: Recording, image: Images) -> list[int]:
     if image is None:
-        return list(range(0 if recording.images is None else len(recording.images)))
+        return list(range(image_count(recording)))
     return [image] if isinstance(image, int) else list(image)
