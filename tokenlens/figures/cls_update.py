@@ -17,6 +17,7 @@ from tokenlens.figures.style import COLOURS, FAINT, MARKERS
 KIND = "analysis"
 TITLE = "Sources of the CLS update"
 ORDER = 85
+GROUP = "Length"
 CAPTION = (
     "Left: share ⟨u_g, u⟩/‖u‖² of each token group g in the update u that attention writes to CLS, and of the bias of "
     "the output projection; the shares of a block sum to 1. Right: norms of these parts."

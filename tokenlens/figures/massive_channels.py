@@ -15,6 +15,7 @@ from tokenlens.figures.page import canvas, styled
 KIND = "analysis"
 TITLE = "Massive channels"
 ORDER = 98
+GROUP = "Length"
 CAPTION = (
     "Left: largest mean |x| of a channel over the median channel, per token group in the residual stream; up to about "
     "3 where none stands out. Right: share of the energy ‖x‖² in the three channels with the largest mean |x|. No "

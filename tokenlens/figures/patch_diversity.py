@@ -16,6 +16,7 @@ from tokenlens.figures.style import COLOURS, MARKERS
 KIND = "analysis"
 TITLE = "Diversity of the patches"
 ORDER = 95
+GROUP = "Similarity"
 CAPTION = (
     "Share of the patches of an image that is not common to all of them, ‖X − X̄‖/‖X‖, in the residual stream: 0 where "
     "all patches are alike (oversmoothing), 1 where their mean is 0."

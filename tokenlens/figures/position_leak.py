@@ -16,6 +16,7 @@ from tokenlens.figures.style import COLOURS, MARKERS
 KIND = "analysis"
 TITLE = "Position in the patches"
 ORDER = 97
+GROUP = "Similarity"
 CAPTION = (
     "R² of a ridge regression from a patch's features at the end of a block to its row and column, fitted on half of "
     "the images and tested on the other: 1 where the place can be read off, 0 for a constant guess."

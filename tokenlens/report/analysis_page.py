@@ -39,7 +39,6 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "strip": strip,
         "strip_numbers": None if strip is None else download(strip.numbers, "cosine_maps", analysis.model),
         "stages": stage_shares(analysis),
-        "model": analysis.model,
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),

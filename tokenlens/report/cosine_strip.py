@@ -19,8 +19,8 @@ from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures.style import DIVERGING
 from tokenlens.overlays.before_after import signed_text
 from tokenlens.overlays.map_grid import round_up
+from tokenlens.overlays.selection import evenly_spaced
 
-MOST_BLOCKS = 6
 LEVELS = 61
 """Colours of the scale; odd, so that one of them is 0."""
 
@@ -71,7 +71,7 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
     assert first is not None
     shared = [h for h in first.hashes if all(p is not None and h in p.hashes for p in kept.values())]
     maps = {
-        label: (choose_blocks(p.blocks), p.cosines[[p.hashes.index(h) for h in shared]].astype(np.float32), p.blocks)
+        label: (evenly_spaced(p.blocks), p.cosines[[p.hashes.index(h) for h in shared]].astype(np.float32), p.blocks)
         for label, p in kept.items()
         if p is not None
     }
@@ -98,16 +98,6 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
         picture = _uri("jpeg", first.jpegs[position]) if first.jpegs else ""
         photographs.append(Photograph(name, picture, rows))
     return CosineStrip(photographs, f"{limit:g}", _gradient(), pd.concat(frames, ignore_index=True))
-
-
-def choose_blocks(blocks: tuple[int, ...], most: int = MOST_BLOCKS) -> list[int]:
-    """Return at most ``most`` blocks, evenly spaced from the first to the last.
-
-    >>> choose_blocks(tuple(range(12)))
-    [0, 2, 4, 7, 9, 11]
-    """
-    places = np.linspace(0, len(blocks) - 1, min(most, len(blocks))).round().astype(int)
-    return [blocks[place] for place in places]
 
 
 def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> Map:

@@ -49,9 +49,14 @@ def download(frame: pd.DataFrame, name: str, title: str) -> Download:
     digits = DIGITS if len(frame) <= LONG else LONG_DIGITS
     columns = {str(column): _packed(frame[column], digits) for column in frame.columns}
     contents = {"rows": len(frame), "columns": columns}
-    text = json.dumps(contents, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    packed = base64.b64encode(zlib.compress(text.encode("utf-8", "backslashreplace"), 9)).decode()
-    return Download(f"data-{name}", f"{plain_name(title)}-{name}.csv", len(frame), tuple(columns), digits, packed)
+    file = f"{plain_name(title)}-{name}.csv"
+    return Download(f"data-{name}", file, len(frame), tuple(columns), digits, pack(contents))
+
+
+def pack(values: Any) -> str:
+    """Return JSON as deflated base64, which the page's script unpacks."""
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "backslashreplace"), 9)).decode()
 
 
 def plain_name(text: str) -> str:

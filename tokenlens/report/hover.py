@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,12 +46,6 @@ def pointed_values(figure: Figure) -> dict[str, Any]:
         if found["points"] or "cells" in found:
             panels.append(found)
     return {"size": [round(width, 1), round(height, 1)], "panels": panels}
-
-
-def pack(values: Any) -> str:
-    """Return JSON as deflated base64, which the page's script unpacks."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def _points(panel: Axes, names: dict[Any, str], dpi: float, height: float) -> Iterator[list[Any]]:

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from tokenlens.figures import NothingToDraw, figures, figures_of, save_figure
 from tokenlens.figures.style import FAINT, GRID, INK, MODEL_COLOURS, PAPER, STAGE_COLOURS
-from tokenlens.report.downloads import Download, download
-from tokenlens.report.hover import pack, pointed_values
+from tokenlens.report.downloads import Download, download, pack
+from tokenlens.report.hover import pointed_values
 from tokenlens.storage.result import Result
 
 _PAGE_COLOURS = {
