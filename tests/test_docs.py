@@ -70,7 +70,8 @@ def test_decisions_are_numbered_and_dated():
         assert page.name.startswith(f"{number:04d}-")
         assert lines[0].startswith(f"# {number}. ")
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", lines[2])
-        assert len(lines) <= 60, "about a page"
+        most = 56 if number == 16 else 50  # the rules of five claims
+        assert len(lines) <= most, "about half a page"
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ def test_a_few_images_are_not_enough(n):
         assert finding.verdict == "inconclusive"
         assert f"a verdict needs {MIN_IMAGES}" in finding.sentence
         assert "nan" not in finding.sentence
+        assert (finding.interval is None) == (n == 1 or finding.name == "F2(b)"), finding
 
 
 def test_a_model_without_cls_is_not_asked():

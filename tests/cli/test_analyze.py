@@ -199,17 +199,21 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert two.provenance["world_size"] == 2
     assert two.provenance["images"] == one.provenance["images"]
     assert two.per_image.columns.equals(one.per_image.columns)
-    np.testing.assert_allclose(two.per_image.to_numpy(), one.per_image.to_numpy(), rtol=1e-5, atol=1e-6)
+    # Copies are left out, so that the batches differ, and with them the rounding of a few numbers.
+    found, expected = two.per_image.to_numpy(), one.per_image.to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=5e-6, atol=1e-8)
+    assert np.mean((found == expected) | np.isnan(expected)) > 0.99
     assert two.arrays.keys() == one.arrays.keys()
     for name, array in one.arrays.items():
-        np.testing.assert_allclose(two.arrays[name].values, array.values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(two.arrays[name].values, array.values, rtol=1e-6, atol=1e-9)
     numbers = ["value", "sd", "ci_low", "ci_high"]
     assert two.table.drop(columns=numbers).equals(one.table.drop(columns=numbers))
-    np.testing.assert_allclose(two.table[numbers].to_numpy(), one.table[numbers].to_numpy(), rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(two.table[numbers].to_numpy(), one.table[numbers].to_numpy(), rtol=5e-6, atol=1e-8)
 
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_all(tmp_path):
+    """an error in one of several processes"""
     script = tmp_path / "broken.py"
     script.write_text(
         "import importlib, os\n"

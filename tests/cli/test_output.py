@@ -55,5 +55,7 @@ def test_without_a_report_the_next_step_draws_it():
 
 
 def test_json_has_no_nan_and_is_not_wrapped(terminal, capsys):
-    _output.print_json({"a": float("nan"), "b": [np.float32(0.5), np.int64(2), np.nan, float("inf")], "c": "x " * 50})
-    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [0.5, 2, None, None], "c": "x " * 50}
+    _output.print_json(
+        {"a": float("nan"), "b": [np.float32(0.5), np.int64(2), np.nan, float("inf")], "c": "x " * 50, "d": Path("x")}
+    )
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [0.5, 2, None, None], "c": "x " * 50, "d": "x"}

@@ -29,6 +29,7 @@ def test_parameters_give_the_norms_output(name):
             expected = expected if bias is None else expected + bias.double()
             torch.testing.assert_close(y.double()[:, positions], expected[:, positions], atol=1e-5, rtol=1e-5)
         assert norm.specialized == (isinstance(module, SplitNorm) and module.cls is not module.patch)
+        assert (norm.weight_prefix is norm.weight_patch) == (not norm.specialized or norm.weight_patch is None)
         assert norm.kind == ("rms" if any(kind in name for kind in ("rms", "aimv2")) else "layer")
 
 

@@ -116,7 +116,8 @@ def test_nothing_inside_is_explained():
 
 @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`", "ignore:.*FSDP1? .*deprecated")
 def test_distributed_wrappers(tmp_path):
-    """DDP is searched; FSDP has only a part of the weights, and the error says what to do, which works."""
+    """weights that FSDP distributes over processes"""
+    # DDP is searched; FSDP has only a part of the weights, and the error says what to do, which works.
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)

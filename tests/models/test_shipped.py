@@ -118,8 +118,9 @@ def test_random_weights_on_request(name):
 
 def test_first_in_the_list():
     lines = command("list", "models", "--limit", 2).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(NAMES)
-    assert all(line.endswith("no download") for line in lines)
+    assert len(lines) == len(NAMES)
+    for name, line in zip(NAMES, lines, strict=True):
+        assert re.fullmatch(rf"{name} +64 px  patch 8 +[12]\.\d M  no download", line)
 
 
 def test_functions_and_commands_accept_the_name(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from html import unescape
 
 import numpy as np
@@ -123,7 +124,9 @@ def test_every_model_is_described_and_judged(run, page):
     models = data_of(page, "models").set_index("label")
     for label, analysis in comparison.analyses.items():
         assert models.loc[label, "blocks"] == analysis.blocks
-        assert models.loc[label, "prefix"] == analysis.layout.prefix_text
+        counts = Counter(analysis.layout.prefix)
+        prefix = ", ".join(group if count == 1 else f"{count} × {group}" for group, count in counts.items())
+        assert models.loc[label, "prefix"] == prefix
         assert models.loc[label, "sha256"] == analysis.provenance["weights"]["sha256"]
     verdicts = page.split('class="verdicts"')[1].split("</table>")[0]
     assert verdicts.count('class="chip') == 5 * len(comparison.labels)

@@ -183,6 +183,7 @@ def test_fabric_starts_the_processes_and_the_result_is_printed_once(started):
     assert exit_code == 0, stderr
     assert stdout.splitlines()[-1] == "run: run"
     assert stdout.count("4 of 4 steps") == stdout.count("run: run") == stderr.count("training tiny_supervised") == 1
+    assert stderr.count("\n  4 steps, ") == 1
     run = TrainedRun.load(folder / "run")
     assert (run.finished, run.settings["processes"]) == (True, 2)
 

@@ -49,6 +49,7 @@ def test_a_training_with_everything_on_the_device(data, tmp_path):
 
 
 def test_random_views_cannot_be_kept(data, tmp_path):
+    """`preload=True` with views that depend on chance"""
     with pytest.raises(ValueError, match=r"preload=True: the views of supervised .* depend on chance"):
         train(tiny_recipe(preload=True), data, tmp_path / "run")
 

@@ -21,7 +21,8 @@ from tokenlens.verification.findings import (
     judge_trained_models,
 )
 from tokenlens.verification.numbers import compare_scores, tabulate_differences, tabulate_effects
-from tokenlens.verification.rules import COSTS, MIN_GAIN
+from tokenlens.verification.power import Spread, detectable_gain, seeds_for
+from tokenlens.verification.rules import CLAIMED_GAIN, COSTS, MIN_GAIN
 
 
 def verdict(numbers):
@@ -92,13 +93,20 @@ def test_the_interval_is_students_t_over_seeds():
 
 
 def test_the_power_is_said_with_its_uncertainty():
-    finding = judge_f3(table(np.random.default_rng(8), {"paper": 1.0}, 6, sd=2.0), SETTING)
+    numbers = table(np.random.default_rng(8), {"paper": 1.0}, 6, sd=2.0)
+    finding = judge_f3(numbers, SETTING)
     assert f"detect a gain of {finding.detectable:.1f} points or more with 80 % power, accuracy included" in (
         finding.sentence
     )
     low, high = map(float, re.search(r"included \((\S+) to ([\d.]+),", finding.sentence).groups())
     assert low < finding.detectable < high
-    assert re.search(r"would need \d+ seeds", finding.sentence)
+    changes = tabulate_differences(numbers)
+    dense, accuracy = (
+        changes[changes["source"] == source].groupby("seed")["difference"].mean() for source in ("patches", "cls")
+    )
+    spread = Spread(6, (dense.std(), accuracy.std()), dense.corr(accuracy), (0.0, 0.0))
+    assert finding.detectable == pytest.approx(detectable_gain(spread))
+    assert f"would need {seeds_for(spread, CLAIMED_GAIN)} seeds" in finding.sentence
 
 
 def test_a_comparison_whose_premises_fail_is_not_applicable():

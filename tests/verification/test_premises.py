@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tokenlens.storage.run_folder import write_manifest
+from tokenlens.verification import verify
 from tokenlens.verification.premises import find_unmet_premises, judge_separation, measure_distance
 from tokenlens.verification.runs import read_runs
 
@@ -40,7 +41,8 @@ def test_a_folder_says_what_it_fails(found):
     assert all(reason in f3.sentence for reason in reasons)
 
 
-def test_a_folder_without_what_a_rule_needs_is_not_applicable(found, copy):
+def test_a_folder_without_what_a_rule_needs_is_not_applicable(found, copy, tmp_path):
+    """`verify --from` a folder without analyses or scores per image"""
     for folder in (copy / "analyses").glob("*_seed*"):
         for file in folder.iterdir():
             file.unlink()
@@ -52,6 +54,10 @@ def test_a_folder_without_what_a_rule_needs_is_not_applicable(found, copy):
     [reasons] = find_unmet_premises(read_runs([copy])).values()
     for said in ("no analyses of the standard models", "was not measured", "no scores per test image"):
         assert any(said in reason for reason in reasons), said
+    judged = verify(runs=[copy], out=tmp_path / "judged", report=False)
+    f3 = next(finding for finding in judged.findings if finding.name == "F3")
+    assert f3.verdict == "not applicable"
+    assert all(reason in f3.sentence for reason in reasons)
 
 
 def test_models_that_end_below_their_start_and_seeds_with_other_heads(found):

@@ -26,6 +26,7 @@ def test_runs_are_judged_without_training(found, tmp_path):
     given = verify(runs=runs, out=tmp_path / "given", report=False)
     f3 = next(finding for finding in given.findings if finding.name == "F3")
     assert f3.verdict == "not applicable"
+    assert f3.sentence.startswith("F3 does not apply: ")
     assert f3.seeds == 1
     assert [(Path(folder).name, reason) for folder, reason in given.left_out] == [
         ("paper_seed1_segmentation_32", "its model is none of the trainings")

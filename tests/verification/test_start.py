@@ -114,6 +114,7 @@ def test_what_does_not_fit_is_said_before_there_is_a_folder(found, data, tmp_pat
 
 
 def test_a_start_can_be_cut_to_its_first_blocks(start):
+    """a start with fewer blocks than the scale keeps (`truncated`)"""
     whole, cut = find_start(str(start)), find_start(str(start), 2)
     assert {name for name in whole.tensors if name not in cut.tensors} == {
         name for name in whole.tensors if name.startswith("blocks.2.")

@@ -424,5 +424,6 @@ def test_features_on_the_device_are_the_teachers(teacher):
     ],
 )
 def test_options_that_do_not_go_together(wrong, said):
+    """`fit_heads` with `head=mlp`, or `loss=smooth_l1` without it"""
     with pytest.raises(ValueError, match=said):
         make_options("distill", wrong)
