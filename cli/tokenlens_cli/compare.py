@@ -27,7 +27,7 @@ def command(
         list[str],
         typer.Argument(
             metavar="RUN|MODEL RUN|MODEL …",
-            help="At least two run folders of `tokenlens analyze` or model names.",
+            help="At least two run folders of `tokenlens analyze` (or of `intervene`), or model names.",
         ),
     ],
     baseline: Annotated[
@@ -183,7 +183,7 @@ def _print_result(comparison: Comparison, folder: Path, *, report: bool, json: b
     print_text(f"run: {folder}" if page is None else f"report: {page}")
     say_next(
         report_step(folder, page),
-        f"tokenlens figure {quote(str(folder))} compare_depth_profile --out compare_depth_profile.pdf",
+        f"tokenlens figure {quote(str(folder))} compare_differences --out compare_differences.pdf",
     )
 
 

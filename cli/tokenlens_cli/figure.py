@@ -16,7 +16,10 @@ FORMATS = ("svg", "png", "pdf")
 
 def command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder of `tokenlens analyze`, `compare`, `train` or `verify`.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run folder of `tokenlens analyze`, `compare`, `intervene`, `train` or `verify`."
+        ),
     ],
     name: Annotated[
         str,

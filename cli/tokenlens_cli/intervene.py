@@ -141,6 +141,6 @@ def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool
     print_text(f"run: {folder}" if page is None else f"report: {page}")
     say_next(
         report_step(folder, page),
-        f"tokenlens compare {quote(str(folder))} RUN",
+        f"tokenlens compare {quote(str(folder))} RUN  # of `tokenlens intervene` on another model",
         f"tokenlens figure {quote(str(folder))} intervention_effect --out intervention_effect.pdf",
     )

@@ -97,7 +97,7 @@ def _describe(entry: dict[str, Any]) -> str:
     if "weights" in entry:
         return describe_in_columns(entry)
     cost = f" ({'opt-in: ' if entry.get('opt_in') else ''}{entry['cost']})" if entry.get("cost") else ""
-    of = f"of {'an' if entry['of'] == 'analysis' else 'a'} {entry['of']}: " if entry.get("of") else ""
+    of = f"of {'an' if entry['of'][0] in 'ai' else 'a'} {entry['of']}: " if entry.get("of") else ""
     return f"{of}{entry['description']}{cost}"
 
 

@@ -15,7 +15,8 @@ def command(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A run folder of `tokenlens analyze`, `compare`, `train`, `probe` or `verify`."
+            metavar="RUN",
+            help="A run folder of `tokenlens analyze`, `compare`, `intervene`, `train`, `probe` or `verify`.",
         ),
     ],
     json: options.Json = False,

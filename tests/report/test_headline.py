@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.support.synthetic_analysis import synthetic_analysis
+from tokenlens.analysis.analysis import KEY_COLUMNS
+from tokenlens.analysis.block_numbers import format_number
 from tokenlens.analysis.findings import judge
+from tokenlens.analysis.overview import overview
 from tokenlens.report.headline import headline
 from tokenlens.report.stage_shares import stage_shares
 
@@ -26,8 +31,22 @@ def before_norm1(analysis, part, change):
     return analysis
 
 
+def with_falls_by_image(analysis):
+    """Give each image its fall across norm1 in every block: the mean of the table, with a spread that adds up to 0."""
+    falls = analysis.select("norm_differentiation", part="total", site="norm1", group="cls-patch")
+    spread = np.linspace(-0.1, 0.1, analysis.images)[:, None]
+    columns = [("norm_differentiation", "total", int(block), "norm1", "cls-patch", -1) for block in falls["block"]]
+    analysis.per_image = pd.DataFrame(
+        falls["value"].to_numpy()[None] + spread, columns=pd.MultiIndex.from_tuples(columns, names=list(KEY_COLUMNS))
+    )
+    return analysis
+
+
 def test_a_norm_that_differentiates():
-    found = headline(*(lambda a: (a, judge(a)[0]))(synthetic_analysis(**SMALL)))
+    analysis = with_falls_by_image(synthetic_analysis(**SMALL))
+    found = headline(analysis, judge(analysis)[0])
+    [row] = overview(analysis).query("quantity == 'mean fall of CLS–patch cosine across norm1'").itertuples()
+    assert found.facts.endswith(f"95 % interval {format_number(row.ci_low)} to {format_number(row.ci_high)}")
     assert found.sentence.startswith("In vit_small_patch14_dinov2, the norm before attention pulls [CLS] away")
     assert "in all 6 blocks: cosine 0." in found.sentence
     assert " → −0." in found.sentence

@@ -45,6 +45,13 @@ def overview(analysis: Analysis) -> pd.DataFrame:
     return frame.astype({"block": "Int64", "head": "Int64", "n": "Int64"})
 
 
+def mean_fall(analysis: Analysis) -> pd.DataFrame:
+    """Return the row of ``overview`` with the mean fall of the CLS–patch cosine across norm1; empty without one."""
+    key = {"part": "total", "site": "norm1", "group": "cls-patch"}
+    rows = _over_blocks(analysis, "mean fall of CLS–patch cosine across norm1", "norm_differentiation", **key)
+    return pd.DataFrame(rows, columns=list(OVERVIEW_COLUMNS))
+
+
 def _over_blocks(analysis: Analysis, quantity: str, metric: str, **key: str) -> list[dict[str, Any]]:
     """Average a per-image number over blocks, with its interval over images."""
     if metric not in analysis.metrics or not analysis.per_image.shape[1]:

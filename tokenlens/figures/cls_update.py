@@ -24,7 +24,7 @@ CAPTION = (
 )
 METRICS = ("cls_update",)
 
-PANELS = {"share": "share of the update", "norm": "norm ‖u_g‖"}
+PANELS = {"share": "share of the update", "norm": "norm ‖u‖"}
 BIAS = "bias"
 
 
@@ -48,6 +48,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     looks = {group: (COLOURS[group], MARKERS[group]) for group in sort_groups(set(frame["source"]) - {BIAS})}
     looks[BIAS] = (FAINT, "x")
     for panel, _, name, inside in depth_panels(page, frame, None, ("panel", panels), PANELS.__getitem__):
+        if name == "norm":  # the axis is logarithmic: a band that reaches below 0 ends below the drawing
+            inside = inside.assign(ci_low=inside["ci_low"].clip(lower=inside["value"].min() / 10))
         for source, look in looks.items():
             if len(rows := inside[inside["source"] == source]):
                 depth_line(panel, rows, *look)

@@ -15,7 +15,7 @@ from tokenlens.figures._panels import integer_ticks, legend_handle
 from tokenlens.figures._rows import missing
 from tokenlens.figures.base import NothingToDraw, group_title, model_title, sort_groups
 from tokenlens.figures.page import canvas, styled
-from tokenlens.figures.style import COLOURS, MARKERS
+from tokenlens.figures.style import COLOURS
 
 KIND = "analysis"
 TITLE = "Distribution of the cosines before and after norm1"
@@ -82,7 +82,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     page.axes[0, 0].set_ylabel("block")
     page.legend(
         [
-            legend_handle(f"{group_title(group)}, {state} norm1", COLOURS[group], MARKERS[group], state == "before")
+            legend_handle(f"{group_title(group)}, {state} norm1", COLOURS[group], "", state == "before")
             for group in groups
             for state in ("before", "after")
         ]

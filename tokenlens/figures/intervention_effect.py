@@ -86,7 +86,11 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         depth_axis(panel, inside["block"], room=25 if below else 7, label=not below or (metric, group) == panels[-1])
         panel.grid(axis="y")
         others = ", the others" if (inside["part"] == "others").any() else ""
-        page.title(panel, TITLES.get(metric) or f"final {group_title(group)}{others}: cosine to themselves")
+        page.title(
+            panel,
+            TITLES.get(metric)
+            or f"final {group_title(group)}{others}: cosine to {'itself' if group == 'cls' else 'themselves'}",
+        )
         if metric == "class_kl":
             panel.set_ylim(bottom=0)
     control = (frame["replace"] == CONTROL).any()

@@ -76,5 +76,5 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         first.set_ylabel(PARTS[part])
     page.level()
     page.legend([legend_handle("norm's input", INK, "o", hollow=True), legend_handle("norm's output", INK, "o")])
-    page.header(frame, JACKKNIFE)
+    page.header(frame, JACKKNIFE if frame["ci_low"].notna().any() else "")
     return page.figure

@@ -17,6 +17,9 @@ from tokenlens.tokens import TokenLayout
 EffectKey = tuple[str, str, str]
 """Metric, part and group of an effect."""
 
+RANGES = {"cosine": (-1.0, 1.0), "share": (0.0, 1.0), "nats": (0.0, float("inf"))}
+"""Smallest and largest value of each unit."""
+
 UNITS = {"final_cosine": "cosine", "class_kl": "nats", "class_agreement": "share", "replaced_tokens": "tokens"}
 
 

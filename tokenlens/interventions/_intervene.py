@@ -25,7 +25,7 @@ from tokenlens.analysis.provenance import describe_images, describe_model, warn_
 from tokenlens.analysis.run import check_channels, no_usable_image, open_for_model, to_model
 from tokenlens.families import Family
 from tokenlens.images import Batch, ImageSource, iterate_distinct
-from tokenlens.interventions._effects import UNITS, EffectKey, class_logits, measure_effects
+from tokenlens.interventions._effects import RANGES, UNITS, EffectKey, class_logits, measure_effects
 from tokenlens.interventions._hooks import Sites
 from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
 from tokenlens.interventions._statistics import TokenStatistics
@@ -419,7 +419,9 @@ class _Run:
         values_NS = np.stack(columns, axis=1)
         moments = Moments()
         moments.update(values_NS)
-        low, high = moments.interval()
+        # Student's interval knows no bounds, which the quantities have.
+        ranges = np.array([RANGES.get(UNITS[metric], (-np.inf, np.inf)) for _, (metric, *_) in keys])
+        low, high = (np.clip(end, *ranges.T) for end in moments.interval())
         rows = [
             {
                 "replace": condition.replace,

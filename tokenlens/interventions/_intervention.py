@@ -91,8 +91,8 @@ class Intervention(Result):
             among = ", ".join(dict.fromkeys(rows["by"]))
             found.append(
                 f"Replacing {_NAMES.get(replace, replace)} changes {_NAMES[most['group']]} most at {most['site']} of "
-                f"block {most['block']} by {_WORDS.get(most['by'], most['by'])}: cosine to the untouched model "
-                f"{most['value']:.3f}{interval} (n = {most['n']}; compared: {among})."
+                f"block {most['block']}, where {_WORDS.get(most['by'], most['by'])} takes its place: cosine to the "
+                f"untouched model {most['value']:.3f}{interval} (n = {most['n']}; compared: {among})."
             )
         return found
 
@@ -144,7 +144,7 @@ _NAMES = {
     "patch": "patches",
     "high_norm": "the high-norm patches",
 }
-_WORDS = {"mean": "the mean", "noise": "noise", "shuffle": "another image's", "zero": "zeros"}
+_WORDS = {"mean": "the mean", "noise": "noise", "shuffle": "that of another image", "zero": "zero"}
 
 
 def _of_others(rows: pd.DataFrame, replace: str) -> pd.DataFrame:

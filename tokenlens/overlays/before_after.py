@@ -148,5 +148,6 @@ def before_after_grid(
 
 
 def signed_text(value: float) -> str:
-    """Return a number with its sign and two decimals: ``+0.21``, ``−0.10``."""
-    return f"{value:+.2f}".replace("-", "−")
+    """Return a number with its sign and two decimals: ``+0.21``, ``−0.10``, and ``0.00`` without one."""
+    text = f"{value:+.2f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")

@@ -27,13 +27,22 @@ def comparison_headline(comparison: Comparison) -> ComparisonHeadline | None:
     baseline = comparison.baseline
     if len(rows) == 1:
         row = rows[0]
-        value, reference = difference_texts(row)["value"], difference_texts(row)["baseline"]
-        falls = f"the cosine falls by {value} against {reference}"
-        return ComparisonHeadline(f"{_relation(row, baseline)}: {falls}.", _facts(row))
-    texts = [f"{difference_texts(rows[0])['baseline']} in {baseline}"]
-    texts += [f"{difference_texts(row)['value']} in {row.label}" for row in rows]
-    sentence = f"Across {NORM}, the cosine of [CLS] and patches falls by {', '.join(texts[:-1])} and {texts[-1]}."
+        verb, (value, reference) = _falls([difference_texts(row)["value"], difference_texts(row)["baseline"]])
+        return ComparisonHeadline(
+            f"{_relation(row, baseline)}: the cosine {verb} {value} against {reference}.", _facts(row)
+        )
+    names = [baseline, *(row.label for row in rows)]
+    verb, falls = _falls([difference_texts(rows[0])["baseline"], *(difference_texts(row)["value"] for row in rows)])
+    texts = [f"{fall} in {name}" for fall, name in zip(falls, names, strict=True)]
+    sentence = f"Across {NORM}, the cosine of [CLS] and patches {verb} {', '.join(texts[:-1])} and {texts[-1]}."
     return ComparisonHeadline(sentence, " · ".join(f"{row.label}: {_facts(row)}" for row in rows))
+
+
+def _falls(texts: list[str]) -> tuple[str, list[str]]:
+    """Return the verb for falls of a cosine, negative ones being rises, and the numbers that follow it."""
+    if all(text.startswith("−") for text in texts):
+        return "rises by", [text.removeprefix("−") for text in texts]
+    return "falls by", texts
 
 
 def _relation(row: Any, baseline: str) -> str:

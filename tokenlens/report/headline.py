@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.block_numbers import NumbersMissing, above, format_number, read_blocks
 from tokenlens.analysis.findings import Finding, norms_come_first
+from tokenlens.analysis.overview import mean_fall
 from tokenlens.analysis.rules import ABOUT_ZERO, MIN_FALL, MIN_IMAGES
 from tokenlens.storage.wording import counted
 
@@ -55,11 +56,10 @@ def headline(analysis: Analysis, finding: Finding) -> Headline:
     cosines = f"cosine {format_number(before[0].mean())} → {format_number(after[0].mean())}"
     falls = int((above(total, MIN_FALL) == 1).sum())
     sentence = _sentence(analysis, finding, before, falls, cosines)
-    low, high = total[1:].mean(1)
     change = f"mean over {counted(total.shape[1], 'block')}"
-    if np.isfinite(low + high):
-        fall = format_number(total[0].mean())
-        change += f"; fall {fall}, 95 % interval {format_number(low)} to {format_number(high)}"
+    for row in mean_fall(analysis).dropna(subset=["ci_low", "ci_high"]).itertuples():
+        fall, low, high = (format_number(value) for value in (row.value, row.ci_low, row.ci_high))
+        change += f"; fall {fall}, 95 % interval {low} to {high}"
     return Headline(sentence[0], analysis.model, f"{sentence[1]}.", f"{facts} · {change}")
 
 

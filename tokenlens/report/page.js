@@ -239,7 +239,7 @@
     holder.innerHTML = small.svg;
     const drawn = holder.content.firstElementChild;
     hovers.set(drawn, Promise.resolve(small.hover));
-    svg.replaceWith(drawn);
+    if (wide.get(name) === svg) svg.replaceWith(drawn); // not if the window became wide again meanwhile
   };
   const equip = (figure) => {
     const drawing = figure.querySelector(".drawing");
