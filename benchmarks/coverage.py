@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 
 from tokenlens.analysis import analyze
@@ -38,6 +40,9 @@ DRAWS, SET_DRAWS = 1000, 200
 LEAST = 0.90
 EVERY = 3
 """Numbers of the whole set are measured at one of so many sites, which saves time."""
+BOOTSTRAP_EVERY = 20
+"""The bootstrap is measured for one of so many numbers per image."""
+METHODS = ("Student's t", "Hall's", "Hall's with allowance")
 
 KEY = ("metric", "part", "block", "site", "group", "head")
 
@@ -65,8 +70,10 @@ def collect(photos: Path, checkpoint: Path, limit: int | None) -> dict[str, Any]
     }
 
 
-def of_images(found: dict[str, Any], n: int, random: np.random.RandomState) -> tuple[list[tuple[Any, ...]], np.ndarray]:
-    """Return the share of sets of n whose interval covers the population's mean, for each number per image."""
+def of_images(
+    found: dict[str, Any], n: int, random: np.random.RandomState
+) -> tuple[list[tuple[Any, ...]], dict[str, np.ndarray]]:
+    """Return the share of sets of n whose interval covers the population's mean, for each number and method."""
     frame = found["per_image"]
     values, keys = frame.to_numpy(np.float64), list(frame.columns)
     units = [metrics.get(metric)().unit_of(part) for metric, part, *_ in keys]
@@ -74,12 +81,37 @@ def of_images(found: dict[str, Any], n: int, random: np.random.RandomState) -> t
     without = [
         part in metrics.get(metric).no_interval or n < metrics.get(metric).fewest_images for metric, part, *_ in keys
     ]
-    truth, hits = values.mean(0), np.zeros(values.shape[1])
+    truth = values.mean(0)
+    hits = {method: np.zeros(values.shape[1]) for method in METHODS}
     for _ in range(DRAWS):
         moments = Moments()
         moments.update(values[random.randint(0, len(values), n)])
-        hits += covers(*moments.interval(ranges=ranges), truth)
-    return keys, np.where(without, np.nan, hits / DRAWS)
+        reach = scipy.stats.t.ppf(0.975, n - 1) * moments.sd / np.sqrt(n)
+        hits["Student's t"] += covers(moments.mean - reach, moments.mean + reach, truth)
+        hits["Hall's"] += covers(*moments.interval(), truth)
+        hits["Hall's with allowance"] += covers(*moments.interval(ranges=ranges), truth)
+    return keys, {method: np.where(without, np.nan, share / DRAWS) for method, share in hits.items()}
+
+
+def of_bootstrap(found: dict[str, Any], n: int, random: np.random.RandomState) -> tuple[float, int, int]:
+    """Return the lowest coverage of the BCa bootstrap over some numbers per image, how many are low, and the count."""
+    values = found["per_image"].to_numpy(np.float64)[:, ::BOOTSTRAP_EVERY]
+    hits = np.zeros(values.shape[1])
+    for _ in range(SET_DRAWS):
+        drawn = values[random.randint(0, len(values), n)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no spread: no interval
+            low, high = scipy.stats.bootstrap(
+                (drawn,),
+                np.mean,
+                axis=0,
+                n_resamples=999,
+                method="BCa",
+                rng=np.random.default_rng(random.randint(2**31)),
+            ).confidence_interval
+        hits += covers(np.nan_to_num(low, nan=drawn.mean(0)), np.nan_to_num(high, nan=drawn.mean(0)), values.mean(0))
+    shares = hits / SET_DRAWS
+    return float(shares.min()), int((shares < LEAST).sum()), len(shares)
 
 
 def covers(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -152,22 +184,26 @@ def of_cka(found: dict[str, Any], n: int, random: np.random.RandomState) -> Iter
         yield ("cka", "", block, "resid_post", "cls-patch", None), float(np.mean(hits))
 
 
-def measure(cache: Path, sets: bool) -> pd.DataFrame:
-    """Return the coverage of every number at each size, one row each; NaN where no interval is printed."""
+def measure(cache: Path, sets: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the coverage of every number at each size, and the lowest one and how many are low for each method."""
     found = pickle.loads(cache.read_bytes())
-    columns = {}
+    columns, methods = {}, {}
     for n in SIZES:
         random = np.random.RandomState(n)
-        keys, shares = of_images(found, n, random)
+        keys, by_method = of_images(found, n, random)
         whole = [*of_sets(found, n, random), *of_cka(found, n, random)] if sets else []
         index = [describe(key) for key in [*keys, *(key for key, _ in whole)]]
-        columns[n] = pd.Series([*shares, *(share for _, share in whole)], index=index)
-        print(cache.stem, n, columns[n].min(), flush=True)
-    return pd.DataFrame(columns)
+        columns[n] = pd.Series([*by_method[METHODS[-1]], *(share for _, share in whole)], index=index)
+        methods[n] = {
+            method: (np.nanmin(share), int((share < LEAST).sum()), int(np.isfinite(share).sum()))
+            for method, share in by_method.items()
+        } | {"BCa bootstrap": of_bootstrap(found, n, random)}
+        print(cache.stem, n, columns[n].min(), methods[n], flush=True)
+    return pd.DataFrame(columns), pd.DataFrame(methods)
 
 
-def write_page(measured: pd.DataFrame, checked: pd.DataFrame | None) -> None:
-    """Write the table of the lowest coverage by metric, and the worst rows."""
+def write_page(measured: pd.DataFrame, methods: pd.DataFrame, checked: pd.DataFrame | None) -> None:
+    """Write the table of the lowest coverage by metric, the worst rows, and the methods that were tried."""
     lines = [
         "# Coverage of the 95 % intervals",
         "",
@@ -190,6 +226,17 @@ def write_page(measured: pd.DataFrame, checked: pd.DataFrame | None) -> None:
     lines += ["", "The worst rows:", "", "| number | n | coverage |", "|---|---|---|"]
     worst = measured.stack().sort_values().head(12)
     lines += [f"| `{name}` {place} | {n} | {written(share)} |" for (name, place, n), share in worst.items()]
+    lines += [
+        "",
+        "The methods that were tried, for numbers per image: lowest coverage, and in parentheses how many of the "
+        f"numbers are below {written(LEAST)}. The bootstrap has {SET_DRAWS} sets and one of {BOOTSTRAP_EVERY} numbers.",
+        "",
+        "| method | " + " | ".join(f"n = {n}" for n in SIZES) + " |",
+        "|---|" + "---|" * len(SIZES),
+    ]
+    for method, cells in methods.iterrows():
+        shown = [f"{written(low)} ({few} of {total:,})" for low, few, total in cells]
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
     if checked is not None:
         lowest = ", ".join(f"{written(checked[n].min())} at n = {n}" for n in SIZES)
         lines += [
@@ -228,7 +275,7 @@ def main() -> None:
         options.cache[0].write_bytes(pickle.dumps(found))
         return
     first, *others = options.cache
-    write_page(measure(first, sets=True), measure(others[0], sets=False) if others else None)
+    write_page(*measure(first, sets=True), measure(others[0], sets=False)[0] if others else None)
 
 
 if __name__ == "__main__":

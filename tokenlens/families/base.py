@@ -328,9 +328,14 @@ def as_height_width(size: Any) -> tuple[int, int]:
 def image_size_of(module: nn.Module) -> tuple[int, int] | None:
     """Return the (height, width) that a module states for its images, or None if it states none.
 
-    Knows the attributes of timm, DINO and DINOv2, Hugging Face, torchvision, OpenAI's CLIP and open_clip.
+    Knows the attributes of timm, DINO and DINOv2, Hugging Face, torchvision, OpenAI's CLIP and open_clip. The
+    preprocessing of a Transformers model goes before its configuration: DINOv2's configuration states the 518 pixels
+    that it was trained for, its preprocessing the 224 that it is run at.
     """
     config = getattr(module, "config", None)
+    published = (getattr(module, "pretrained_cfg", None) or {}).get("input_size")
+    if published is not None and type(module).__module__.startswith("transformers."):
+        return as_height_width(published[-2:])
     for owner, attribute in (
         (getattr(module, "patch_embed", None), "img_size"),
         (config, "image_size"),
@@ -348,8 +353,7 @@ def image_size_of(module: nn.Module) -> tuple[int, int] | None:
         patches, patch_size = (getattr(part, name, None) for name in ("num_patches", "patch_size"))
         if isinstance(patches, int) and isinstance(patch_size, int):  # SigLIP 2: of the position embedding
             return as_height_width(math.isqrt(patches) * patch_size)
-    published = getattr(module, "pretrained_cfg", None) or {}
-    return as_height_width(published["input_size"][-2:]) if "input_size" in published else None
+    return None if published is None else as_height_width(published[-2:])
 
 
 def check_image_size(model: nn.Module, image_size: tuple[int, int], expected: tuple[int, int], hint: str = "") -> None:

@@ -37,6 +37,7 @@ class AttentionEntropy(AttentionMetric):
     title = "CLS attention entropy"
     unit = {"normalized": "entropy / log P", "effective_patches": "patches"}  # noqa: RUF012
     needs = frozenset({"cls", "several_patches"})
+    no_interval = {"effective_patches": "rare images with attention to very many patches decide its mean"}  # noqa: RUF012
 
     def per_image(self, summary: AttentionSummary) -> Values:
         """Compute the entropy of the CLS row over patches."""

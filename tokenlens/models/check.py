@@ -24,7 +24,7 @@ from tokenlens.models.creation import (
 )
 from tokenlens.models.fitting import FittedWeights, join_keys
 from tokenlens.models.names import ModelSource, find_model_source, find_weights
-from tokenlens.models.transformers_format import load_transformers_checkpoint, stated_image_size
+from tokenlens.models.transformers_format import load_transformers_checkpoint
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def describe_model(name: str) -> tuple[ModelDescription | None, str]:
 def _check_model(subject: str, module: nn.Module, family: Family | None, size: Size) -> ModelCheck:
     try:
         family = family or find_family(module)
-        image_size = size or stated_image_size(module) or image_size_of(module) or (224, 224)
+        image_size = size or image_size_of(module) or (224, 224)
         layout = family.layout(module, image_size)
         blocks = len(family.blocks(module))
     except (LookupError, ValueError) as error:

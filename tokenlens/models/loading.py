@@ -25,7 +25,6 @@ from tokenlens.models.creation import (
     create_with_published_weights,
 )
 from tokenlens.models.names import FORMS, find_model_source
-from tokenlens.models.transformers_format import stated_image_size
 
 
 class ModelWarning(UserWarning):
@@ -175,9 +174,7 @@ def load_model(
     family = found.family
     if found.note:
         warnings.warn(found.note, ModelWarning, stacklevel=2)
-    image_size = (
-        size or stated_image_size(module) or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
-    )
+    image_size = size or image_size_of(module) or ((224, 224) if isinstance(model, str) else None)
     if image_size is None:
         raise ValueError(f"the {name} does not define its image size; pass img_size=…")
     family.layout(module, image_size)

@@ -104,17 +104,6 @@ def with_preprocessing(module: nn.Module, folder: Path) -> nn.Module:
     return module
 
 
-def stated_image_size(module: nn.Module) -> tuple[int, int] | None:
-    """Return the (height, width) of a Transformers model's preprocessing, which may differ from its configuration's.
-
-    DINOv2's configuration states the 518 pixels that it was trained for, its preprocessing the 224 that it is run at.
-    """
-    if not type(module).__module__.startswith("transformers."):
-        return None
-    size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size")
-    return None if size is None else (int(size[-2]), int(size[-1]))
-
-
 def read_preprocessing(file: Path) -> dict[str, Any]:
     """Return timm's data configuration for a ``preprocessor_config.json``.
 
