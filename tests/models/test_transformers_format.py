@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.test_creation import in_cache
 from tests.support.tiny_models import MODELS, images
+from tokenlens.families import image_size_of
 from tokenlens.models import check, create_meta_model, load_model
 from tokenlens.models.transformers_format import read_preprocessing
 from tokenlens.specialization import get_plan
@@ -69,6 +70,8 @@ def test_preprocessing_is_the_folders(tmp_path):
     save("hf_dinov2", tmp_path)
     loaded = load_model(str(tmp_path), device="cpu")
     assert loaded.image_size == (32, 32)
+    loaded.module.config.image_size = 96
+    assert image_size_of(loaded.module) == (32, 32), "the preprocessing goes before the configuration"
     assert loaded.data_config["crop_pct"] == 0.8
     assert (loaded.data_config["interpolation"], loaded.data_config["std"]) == ("bicubic", (0.2, 0.3, 0.4))
     assert "assumed" not in loaded.data_config
