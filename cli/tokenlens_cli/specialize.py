@@ -37,6 +37,9 @@ def command(
     registers: Annotated[
         Registers, typer.Option(help="Whether register tokens use the weights of CLS or of the patches.")
     ] = Registers.cls,
+    final_norm: Annotated[
+        bool, typer.Option("--final-norm/--no-final-norm", help="Specialize the final norm along with the others.")
+    ] = True,
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained[bool] = True,
     img_size: options.ImgSize = None,
@@ -72,7 +75,7 @@ def command(
     from tokenlens.specialization import as_specialization, compute_costs, save, specialize
 
     model_args = options.join_model_args(model_arg)
-    wanted = replace(as_specialization(preset), registers=registers.value)
+    wanted = replace(as_specialization(preset), registers=registers.value, final_norm=final_norm)
     target = None if dry_run or out is None else find_target(out, overwrite)
     if target is None:
         module = create_meta_model(model, img_size=img_size, model_args=model_args)

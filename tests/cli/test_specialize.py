@@ -30,15 +30,16 @@ def test_what_it_would_cost_as_json():
         "--json",
         "--registers",
         "patch",
+        "--no-final-norm",
         "--preset",
         "norms",
         "--img-size",
         "56",
     )
     found = json.loads(result.stdout)
-    assert found["specialization"] == {"norm": "all", "registers": "patch"}
+    assert found["specialization"] == {"norm": "all", "registers": "patch", "final_norm": False}
     assert found["prefix"] == ["cls"]
-    assert len(found["replaced"]) == 25
+    assert len(found["replaced"]) == 24
     assert found["costs"][-1]["component"] == "model"
     assert found["file"] is None
 

@@ -29,6 +29,19 @@ def test_the_papers_preset_adds_eight_percent_parameters_and_no_flops():
     assert plan.notes == ("layer_scale is left out: the model has none.",)
 
 
+def test_without_the_final_norm_as_third_parties_count_it():
+    """24 norms of DeiT-S, and QKV of blocks 0 to 3, as in a study with MCTformer+."""
+    with torch.device("meta"):
+        small = timm.create_model("deit_small_patch16_224")
+    for choice, added in (
+        (Specialization(norm="all", final_norm=False), 24 * 2 * 384),
+        (Specialization(norm="all", qkv=(0, 1, 2, 3), final_norm=False), 1_792_512),
+        (Specialization(norm="all"), 25 * 2 * 384),
+    ):
+        assert compute_costs(small, choice)[1][-1].added_parameters == added
+    assert 24 * 2 * 384 == 18_432
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_base_patch14_reg4_dinov2"])
 def test_flops_that_each_preset_adds(name, preset):

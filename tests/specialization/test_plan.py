@@ -63,6 +63,7 @@ def test_blocks_can_be_named_one_by_one():
         ({"norm": "some"}, ValueError, "norm='some': expected all, first_third, first_half, last_third, numbers"),
         ({"norm": [True]}, ValueError, "numbers of blocks"),
         ({"norm": "all", "registers": "dist"}, ValueError, "registers go with 'cls' or with 'patch'"),
+        ({"norm": "all", "final_norm": "no"}, ValueError, "final_norm='no': expected True or False"),
         ({}, ValueError, "names no component; there are norm, layer_scale, qkv, proj, mlp"),
         (3, ValueError, "a specialization is a Specialization or one of norms, paper"),
     ],

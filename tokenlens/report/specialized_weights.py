@@ -169,4 +169,6 @@ def _blocks(blocks: pd.Series) -> str:
 
 
 def _written(value: Any) -> str:
+    if value is False:
+        return "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value).replace("_", " ")

@@ -138,7 +138,7 @@ def _find_modules(
     if without:
         where = "the model has none" if len(without) == len(numbers) else f"not in blocks {without}"
         notes.append(f"{name} is left out: {where}.")
-    if component.takes_final_norm and len(blocks) - 1 in numbers:
+    if component.takes_final_norm and wanted.final_norm and len(blocks) - 1 in numbers:
         norm = family.final_norm(model)
         if norm is None:
             notes.append("There is no norm over all tokens after the last block.")

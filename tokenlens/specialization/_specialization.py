@@ -18,6 +18,9 @@ _SPANS: dict[str, Callable[[int], range]] = {
     "last_third": lambda depth: range(depth - _part(depth, 3), depth),
 }
 
+_OPTIONS = ("registers", "final_norm")
+"""The fields of a Specialization that are no components."""
+
 
 def _part(depth: int, parts: int) -> int:
     """Return a share of the blocks, rounded half up, and at least 1."""
@@ -61,16 +64,17 @@ class Specialization:
     Each component is a file of ``tokenlens/specialization/``; None leaves it standard.
 
     Args:
-        norm: the norms of a block; the final norm is included with the last block.
+        norm: the norms of a block.
         layer_scale: LayerScale of both branches.
         qkv: the projections to queries, keys and values, fused or separate.
         proj: the attention's output projection.
         mlp: the linear maps of the MLP.
         registers: whether register tokens use the weights of CLS (``"cls"``) or of the patches (``"patch"``). A
             distillation token always uses those of CLS.
+        final_norm: whether the model's final norm is specialized with the norms of the last block.
 
     Raises:
-        ValueError: for invalid blocks or registers.
+        ValueError: for invalid blocks, registers or final_norm.
 
     >>> Specialization(norm="all", qkv=[0, 1]).qkv
     (0, 1)
@@ -82,24 +86,27 @@ class Specialization:
     proj: Blocks = None
     mlp: Blocks = None
     registers: Literal["cls", "patch"] = "cls"
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         for component in self.components():
             object.__setattr__(self, component, _check_blocks(component, getattr(self, component)))
         if self.registers not in ("cls", "patch"):
             raise ValueError(f"registers={self.registers!r}: registers go with 'cls' or with 'patch'")
+        if not isinstance(self.final_norm, bool):
+            raise ValueError(f"final_norm={self.final_norm!r}: expected True or False")
 
     @classmethod
     def components(cls) -> tuple[str, ...]:
         """Return the names of the components, in the order of a block."""
-        return tuple(field.name for field in fields(cls) if field.name != "registers")
+        return tuple(field.name for field in fields(cls) if field.name not in _OPTIONS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the specialized components and ``registers``, for JSON."""
+        """Return the specialized components, ``registers``, and ``final_norm`` if it is left out, for JSON."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if value is not None
+            if value is not None and (name, value) != ("final_norm", True)
         }
 
 
@@ -124,7 +131,7 @@ def as_specialization(value: SpecializationLike) -> Specialization:
         ValueError: for anything else.
 
     >>> as_specialization({"norm": "all", "registers": "patch"})
-    Specialization(norm='all', layer_scale=None, qkv=None, proj=None, mlp=None, registers='patch')
+    Specialization(norm='all', layer_scale=None, qkv=None, proj=None, mlp=None, registers='patch', final_norm=True)
     """
     if isinstance(value, Specialization):
         return value
@@ -132,7 +139,7 @@ def as_specialization(value: SpecializationLike) -> Specialization:
         check_known(value, PRESETS, "specialization")
         return PRESETS[value]
     if isinstance(value, Mapping):
-        known = (*Specialization.components(), "registers")
+        known = (*Specialization.components(), *_OPTIONS)
         unknown = sorted(set(value) - set(known))
         if unknown:
             raise LookupError(f"no component is called {', '.join(map(repr, unknown))}. Available: {', '.join(known)}.")
