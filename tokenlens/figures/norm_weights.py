@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from tokenlens.analysis.analysis import Analysis
@@ -18,7 +18,7 @@ from tokenlens.figures._panels import colour_bar, group_handles, heat_map, integ
 from tokenlens.figures._rows import array_of, as_list, norm_position, rows_of
 from tokenlens.figures.base import NothingToDraw, model_title
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import COLOURS, INK, MARKERS
+from tokenlens.figures.style import COLOURS, INK, MARKERS, plain_number
 
 KIND = "analysis"
 TITLE = "γ and β of the norms"
@@ -105,10 +105,10 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     page.axes[-1, 1].set_xlabel(wrapped(channels_text(len(order)), characters(0.45 * paper().width)))
     for parameter, image in images.items():
         panels = [panel for panel, (_, name) in zip(page.axes[:, 1], rows, strict=True) if name == parameter]
-        ticks = np.linspace(low[parameter], limits[parameter], 5)
+        ticks = np.linspace(low[parameter], limits[parameter], 3 if low[parameter] == 0 else 5)
         label = ("difference of " if separate else "") + SYMBOLS[parameter]
         extend = "both" if low[parameter] < 0 else "max"
-        colour_bar(page.figure, image, panels, label, extend=extend, ticks=ticks)
+        colour_bar(page.figure, image, panels, label, extend=extend, ticks=ticks, format=FuncFormatter(plain_number))
     if separate:
         page.legend(group_handles(SIDES))
     equal = separate and not frame["difference"].any()
