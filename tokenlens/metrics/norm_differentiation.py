@@ -96,6 +96,10 @@ class NormDifferentiation(NormMetric):
         self._parameters: dict[Key, dict[str, NDArray[np.float32]]] = {}
         self._specialized: set[str] = set()
 
+    def bounds_of(self, part: str) -> tuple[float, float]:
+        """Return the bounds of a cosine, or of a difference of two."""
+        return (-1.0, 1.0) if part in ("before", "after") else (-2.0, 2.0)
+
     def per_image(self, summary: NormSummary) -> Values:
         """Compute ``stage_differences`` from the sums of unit vectors."""
         layout, patches = summary.layout, summary.layout.patches
