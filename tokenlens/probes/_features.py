@@ -177,7 +177,8 @@ class _FeatureReducer:
         norm = self.model.norm
         if norm is not None:
             # Under autocast the residual stream may be in half precision, which the norm's weights are not.
-            x_BTD = norm(x_BTD.to(_dtype(norm, x_BTD)))
+            # Not through __call__: others may count how often the norm's hooks fire in a pass.
+            x_BTD = norm.forward(x_BTD.to(_dtype(norm, x_BTD)))
         self._keep(block, x_BTD)
 
     def norm(

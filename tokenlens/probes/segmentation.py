@@ -242,7 +242,7 @@ def score(counts: PixelCounts, classes: tuple[str, ...], names: Sequence[str]) -
         size = f"each mask's own size (most often {width}×{height})"
     ignored = 100 * counts.ignored_N.sum() / (counts.ignored_N.sum() + pixels_N.sum())
     return ProbeScore(
-        value,
+        float(values[0]),
         float(low[0]),
         float(high[0]),
         pd.DataFrame(columns).astype({"image": "str"}),
