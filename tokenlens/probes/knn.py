@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenlens.probes._heads import hold_out
-from tokenlens.probes.base import RANKS, ImageFeatures, ImageProbe, Predictions, import_extra
+from tokenlens.probes.base import RANKS, FittedHead, ImageFeatures, ImageProbe, import_extra
 
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)
@@ -51,8 +51,8 @@ def weighted_knn(
 class Knn(ImageProbe):
     """DINO's k-NN classifier; k is chosen on a fifth of the training images."""
 
-    def predict(self, train: ImageFeatures, test: ImageFeatures, seed: int) -> Predictions:
-        """Choose k, then classify the test images by all training images."""
+    def fit(self, train: ImageFeatures, seed: int) -> FittedHead:
+        """Choose k, and keep the directions of all training images' features, in float16."""
         held = hold_out(len(train), seed, train.labels_N)
         ks = [k for k in KS if k <= (~held).sum()] or [int((~held).sum())]
         bank_NF, labels_N = train.features_NF, torch.from_numpy(train.labels_N).to(train.device)
@@ -63,8 +63,12 @@ class Knn(ImageProbe):
             ranked = weighted_knn(bank_NF[out], bank_NF[kept], labels_N[kept], classes, k)
             accuracies.append(float((ranked[:, 0] == labels_N[out]).double().mean()))
         k = ks[int(np.argmax(accuracies))]
-        return Predictions(
-            ranked_MR=weighted_knn(test.features_NF, bank_NF, labels_N, classes, k).cpu().numpy(),
+        return FittedHead(
+            tensors={
+                "features": functional.normalize(bank_NF, dim=1).half(),
+                "labels": labels_N,
+                "k": torch.tensor(k),
+            },
             protocol={
                 "classifier": f"k nearest neighbours by cosine, votes weighted by exp(cosine / {TEMPERATURE:g})",
                 "k": f"{k}, the best of {', '.join(map(str, ks))} on the held-out images",
@@ -73,3 +77,10 @@ class Knn(ImageProbe):
             },
             choices=[(f"k = {k}", accuracy, int(held.sum())) for k, accuracy in zip(ks, accuracies, strict=True)],
         )
+
+    def rank(self, head: FittedHead, features_MF: Tensor, classes: int) -> np.ndarray:
+        """Let the nearest training images vote."""
+        bank_NF, labels_N = (head.tensors[name].to(features_MF.device) for name in ("features", "labels"))
+        k = int(head.tensors["k"])
+        ranked: np.ndarray = weighted_knn(features_MF, bank_NF.float(), labels_N, classes, k).cpu().numpy()
+        return ranked
