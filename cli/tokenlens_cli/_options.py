@@ -53,6 +53,18 @@ def split_names(text: str, option: str, expected: str = "expected names separate
     return names
 
 
+def parse_blocks(text: str, expected: str = "expected block numbers separated by commas") -> list[int]:
+    """Return the blocks that ``--blocks`` lists; wrong usage for anything but numbers.
+
+    >>> parse_blocks("8, -1")
+    [8, -1]
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{expected}, got {text!r}", param_hint="--blocks") from None
+
+
 def parse_metrics(text: str | None) -> list[str] | str | None:
     """Return the metrics that ``--metrics`` names: None for the default ones, ``"all"``, or a list of names.
 

@@ -41,6 +41,17 @@ def command(
         str, typer.Option(metavar="each|N,…", help="Blocks, one condition each; negative ones count from the end.")
     ] = "each",
     share: Annotated[float, typer.Option(metavar="0…1", help="Share of the patches that patch replaces.")] = 0.25,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Score this probe run of the model under every replacement, on the images that it was tested on.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|FILE|…", help="The data set of the probe, if it is not where its run found it."),
+    ] = None,
     images: options.Images[str] = "sample",
     limit: options.Limit = None,
     checkpoint: options.Checkpoint = None,
@@ -57,6 +68,7 @@ def command(
         typer.Option(metavar="DIR", help="The run folder to write. Defaults to reports/<model>-intervention."),
     ] = None,
     overwrite: options.Overwrite = False,
+    no_photos: options.NoPhotos = False,
     no_report: options.NoReport = False,
     json: options.Json = False,
 ) -> None:
@@ -65,6 +77,7 @@ def command(
     Each combination of --replace, --by, --site and --blocks costs one forward pass over the images.
     """
     folder = out if out is not None else default_folder(f"{model}-intervention")
+    each, expected = "each", "expected each, or block numbers separated by commas"
     with joined(device) as rank:
         from tokenlens.images import ImageWarning
         from tokenlens.interventions import intervene
@@ -74,8 +87,11 @@ def command(
             "replace": options.split_names(replace, "--replace"),
             "by": options.split_names(by, "--by"),
             "site": options.split_names(site, "--site"),
-            "blocks": _blocks(blocks),
+            "blocks": each if blocks.strip() == each else options.parse_blocks(blocks, expected),
             "share": share,
+            "probe": probe,
+            "data": data,
+            "photos": not no_photos,
             "limit": limit,
             "checkpoint": checkpoint,
             "pretrained": pretrained,
@@ -101,21 +117,19 @@ def command(
                 progress=lambda done, total: progress(f"replacing tokens in {model}", done, total, "images"),
             )
         say_about_result(found)
+        if "probe" in found.provenance:
+            say(_describe_probe(found.provenance["probe"]))
         for name, reason in found.provenance["unseen"].items():
             say(f"read {name} with care: {reason}")
         save_result(found, folder, overwrite=overwrite, report=not no_report)
         _print_result(found, folder, report=not no_report, json=json)
 
 
-def _blocks(text: str) -> str | list[int]:
-    if text.strip() == "each":
-        return "each"
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected each, or block numbers separated by commas, got {text!r}", param_hint="--blocks"
-        ) from None
+def _describe_probe(score: dict[str, Any]) -> str:
+    text = f"{score['task']} probe, untouched: {100 * score['value']:.1f} % {score['unit']} (n = {score['n']})"
+    return text + (
+        "" if score["value"] == score["score_of_run"] else f"; its run has {100 * score['score_of_run']:.1f} %"
+    )
 
 
 def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool) -> None:
@@ -129,6 +143,7 @@ def _print_result(found: Intervention, folder: Path, *, report: bool, json: bool
                 "skipped": found.provenance["images"]["skipped"],
                 "not_applicable": found.not_applicable,
                 "numbers": len(found.table),
+                "probe": found.provenance.get("probe"),
                 "sentences": found.sentences,
                 "seconds": found.provenance["seconds"],
                 "run": str(folder),

@@ -95,7 +95,7 @@ def command(
     and protocol, and writes a run folder. For baselines, run it with --no-pretrained, and with raw_pixels as MODEL.
     """
     folder = out if out is not None else default_folder(f"{model}_{task}")
-    chosen = parse_blocks(blocks)
+    chosen = None if blocks is None else options.parse_blocks(blocks)
     from tokenlens.probes import probe
     from tokenlens.storage.run_folder import check_writable
 
@@ -134,22 +134,6 @@ def command(
         report_step(folder, None if no_report else folder / "report.html"),
         f"tokenlens probe raw_pixels --task {task} --data {quote(data)}  (the baseline)",
     )
-
-
-def parse_blocks(text: str | None) -> list[int] | None:
-    """Return the blocks that ``--blocks`` lists, or None for the default.
-
-    >>> parse_blocks("8, -1")
-    [8, -1]
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected block numbers separated by commas, got {text!r}", param_hint="--blocks"
-        ) from None
 
 
 def text(result: ProbeResult, folder: Path) -> list[str]:

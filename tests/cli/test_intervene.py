@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support.coloured_images import mask_folders
 from tests.support.command_line import MODEL, TINY, refused, tokenlens
 from tokenlens.interventions import Intervention
 from tokenlens.storage.result import Result
@@ -50,6 +51,28 @@ def test_json_is_one_object(tmp_path):
 def test_replacements_are_listed():
     listed = tokenlens("list", "replacements").stdout
     assert all(name in listed for name in ("zero", "mean", "noise", "shuffle", "itself"))
+
+
+def test_a_fitted_probe_is_scored(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENLENS_CACHE", str(tmp_path / "cache"))
+    data = mask_folders(tmp_path / "masks", train=4, test=3)
+    small = ("--no-pretrained", "--img-size", 64)
+    fitted = tokenlens("probe", MODEL, "--task", "segmentation", "--data", data, *small, "--out", tmp_path / "probe")
+    assert fitted.exit_code == 0, fitted.stderr
+    probe, out = ("--probe", tmp_path / "probe", "--no-pretrained"), ("--no-report", "--out", tmp_path / "run")
+    result = tokenlens("intervene", MODEL, *probe, "--by", "zero", "--blocks", 0, "--json", "--no-photos", *out)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)["probe"]
+    assert (told["value"], told["n"]) == (told["score_of_run"], 3)
+    found = Intervention.load(tmp_path / "run")
+    assert found.photographs.jpegs == ()
+    assert set(found.select("probe_score")["part"]) == {"after", "change"}
+    refused(tokenlens("intervene", MODEL, *probe, "--images", data, "--out", tmp_path / "no"), "leave images out")
+    refused(tokenlens("intervene", MODEL, "--data", data, *TINY, "--out", tmp_path / "no"), "give the probe run")
+    data.rename(tmp_path / "moved")
+    refused(tokenlens("intervene", MODEL, *probe, "--out", tmp_path / "no"), "there is no folder")
+    again = ("intervene", MODEL, *probe, "--data", tmp_path / "moved", "--by", "itself", "--blocks", 0)
+    assert tokenlens(*again, "--overwrite", *out).exit_code == 0
 
 
 @pytest.mark.parametrize(

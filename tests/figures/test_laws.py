@@ -126,7 +126,7 @@ def test_other_models_are_drawn_unless_numbers_are_missing(kind):
         "unpaired",
     )
     if kind == "standard":
-        assert missing == set(OF_WEIGHTS)
+        assert missing == {"weight_distance"}
     if kind == "unpaired":
         assert missing == {"compare_similarity"}
 

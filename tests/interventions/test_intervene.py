@@ -102,8 +102,8 @@ def test_noise_has_the_mean_and_spread_of_the_group():
     seen: list[torch.Tensor] = []
 
     class Watched(replacements.get("noise")):  # type: ignore[misc]
-        def compute(self, replaced):
-            seen.append(super().compute(replaced))
+        def compute(self, x_BTD, given):
+            seen.append(super().compute(x_BTD, given))
             return seen[-1]
 
     real = replacements.get

@@ -91,16 +91,16 @@ def reference_norm_differentiation(stored: Stored) -> dict[Number, object]:
 
 
 def reference_arrays(stored: Stored) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Return γ and β of both sets of the specialized norms."""
+    """Return γ and β of each norm, and both sets of the specialized ones."""
     arrays = {}
     for site in ("norm1", "norm2", "final_norm"):
         norms = [norm for (_, name), norm in stored.norms.items() if name == site]
-        if not any(map(_two_sets, norms)):
-            continue
+        sides = {"cls_": "prefix", "patch_": "patch"} if any(map(_two_sets, norms)) else {"": "patch"}
         for name, tensor in (("gamma", "weight"), ("beta", "bias")):
-            for side, which in (("cls", "prefix"), ("patch", "patch")):
-                values = np.stack([getattr(norm, f"{tensor}_{which}") for norm in norms])
-                final = site == "final_norm"
-                dims = ("channel",) if final else ("block", "channel")
-                arrays[f"{side}_{name}_{site}"] = dims, values[0] if final else values
+            for side, which in sides.items():
+                weights = [getattr(norm, f"{tensor}_{which}") for norm in norms]
+                if norms and all(weight is not None for weight in weights):
+                    final = site == "final_norm"
+                    dims = ("channel",) if final else ("block", "channel")
+                    arrays[f"{side}{name}_{site}"] = dims, weights[0] if final else np.stack(weights)
     return arrays

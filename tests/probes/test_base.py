@@ -31,10 +31,10 @@ def clusters(count: int, classes: int, spread: float, seed: int, channels: int =
 def test_features_that_tell_everything_give_1_and_features_that_tell_nothing_a_share(name):
     head, names = probes.get(name)(), [str(i) for i in range(60)]
     splits = clusters(100, 4, 0.0, seed=0), clusters(60, 4, 0.0, seed=1)
-    found = head.evaluate(*splits, names, seed=0)
+    found = head.score(head.fit(splits[0], seed=0), splits[1], names)
     assert (found.value, found.ci_low, found.ci_high) == (1.0, 1.0, 1.0)
     same = [replace(split, features_NF=torch.ones_like(split.features_NF)) for split in splits]
-    found = head.evaluate(*same, names, seed=0)
+    found = head.score(head.fit(same[0], seed=0), same[1], names)
     assert found.per_image["prediction"].nunique() == 1
     assert found.value == (found.per_image["label"] == found.per_image["prediction"][0]).mean()
     assert found.ci_low < found.value < found.ci_high
@@ -44,10 +44,12 @@ def test_features_that_tell_everything_give_1_and_features_that_tell_nothing_a_s
 def test_settings_are_chosen_on_training_images_alone(name):
     head, names = probes.get(name)(), [str(i) for i in range(40)]
     train, test = clusters(200, 5, 2.0, seed=0), clusters(40, 5, 2.0, seed=1)
-    found = head.evaluate(train, test, names, seed=0)
-    other = head.evaluate(train, replace(test, labels_N=np.zeros_like(test.labels_N)), names, seed=0)
-    assert found.protocol == other.protocol
+    fitted = head.fit(train, seed=0)
+    found = head.score(fitted, test, names)
+    other = head.score(fitted, replace(test, labels_N=np.zeros_like(test.labels_N)), names)
     assert (found.per_image["prediction"] == other.per_image["prediction"]).all()
+    sums_1S = head.count(fitted, test).sum(0, keepdims=True)
+    assert head.measure(sums_1S)[0] == found.value, "the score follows from the counts of the images"
     tried = found.table[found.table["quantity"] == "accuracy on held-out training images"]
     assert (tried["n"] == hold_out(200, 0, train.labels_N).sum()).all()
     setting, _, best = tried["of"][tried["value"].idxmax()].replace(" =", "").rpartition(" ")

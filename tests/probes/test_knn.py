@@ -39,7 +39,7 @@ def test_parts_do_not_matter(monkeypatch):
 
 def test_k_is_chosen_on_held_out_images():
     train, test = clusters(300, 5, 2.0, seed=0), clusters(40, 5, 2.0, seed=1)
-    table = Knn().evaluate(train, test, [str(i) for i in range(40)], seed=0).table.set_index("of")
+    table = Knn().score(Knn().fit(train, seed=0), test, [str(i) for i in range(40)]).table.set_index("of")
     held = hold_out(300, 0, train.labels_N)
     kept, out = torch.from_numpy(~held), torch.from_numpy(held)
     labels_N, features_NF = torch.from_numpy(train.labels_N), train.features_NF
@@ -49,7 +49,8 @@ def test_k_is_chosen_on_held_out_images():
 
 
 def test_few_images_have_few_neighbours():
-    found = Knn().evaluate(clusters(8, 2, 0.1, seed=0), clusters(6, 2, 0.1, seed=1), list("abcdef"), seed=0)
+    head = Knn().fit(clusters(8, 2, 0.1, seed=0), seed=0)
+    found = Knn().score(head, clusters(6, 2, 0.1, seed=1), list("abcdef"))
     assert found.value == 1
 
 

@@ -52,18 +52,19 @@ def test_a_head_is_batch_norm_and_a_linear_map():
 
 def test_as_good_as_logistic_regression():
     train, test = clusters(400, 5, 2.0, seed=0), clusters(400, 5, 2.0, seed=1)
-    found = Linear().evaluate(train, test, [str(i) for i in range(400)], seed=0)
+    found = Linear().score(Linear().fit(train, seed=0), test, [str(i) for i in range(400)])
     other = LogisticRegression(max_iter=500).fit(train.features_NF.numpy(), train.labels_N)
     assert abs(found.value - other.score(test.features_NF.numpy(), test.labels_N)) < 0.03
 
 
 def test_accuracies_are_torchmetrics():
     train, test = clusters(300, 8, 2.5, seed=0), clusters(120, 8, 2.5, seed=1)
-    found = Linear().predict(train, test, seed=0)
-    judged = Linear().evaluate(train, test, [str(i) for i in range(120)], seed=0)
+    head = Linear().fit(train, seed=0)
+    ranked_MR = Linear().rank(head, test.features_NF, 8)
+    judged = Linear().score(head, test, [str(i) for i in range(120)])
     scores_MC = torch.zeros(120, 8)
     for rank in range(5):
-        scores_MC[torch.arange(120), torch.from_numpy(found.ranked_MR[:, rank])] = float(5 - rank)
+        scores_MC[torch.arange(120), torch.from_numpy(ranked_MR[:, rank])] = float(5 - rank)
     for k, name in ((1, "top-1 accuracy"), (5, "top-5 accuracy")):
         expected = MulticlassAccuracy(8, average="micro", top_k=k)(scores_MC, torch.from_numpy(test.labels_N))
         [value] = judged.table.loc[judged.table["quantity"] == name, "value"]

@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 import tokenlens
 from tests.support.synthetic_analysis import synthetic_analysis
@@ -20,11 +21,14 @@ def test_a_result_is_saved_whole(task, colours, masks, tmp_path):
         "result.json",
         "per_image.csv",
         "table.csv",
+        "head.safetensors",
         "MANIFEST.json",
     }
     found = ProbeResult.load(tmp_path / "run")
     pd.testing.assert_frame_equal(found.per_image, result.per_image)
     pd.testing.assert_frame_equal(found.table, result.table)
+    assert found.head.keys() == result.head.keys()
+    assert all(torch.equal(found.head[name], tensor) for name, tensor in result.head.items())
     same = ("value", "ci_low", "ci_high", "n", "unit", "protocol", "model", "task", "untrained")
     assert all(getattr(found, name) == getattr(result, name) for name in same)
     assert repr(found) == repr(result)

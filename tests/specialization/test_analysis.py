@@ -67,7 +67,9 @@ def test_equal_weights_add_exactly_nothing(fresh, standard):
         for part in ("gamma", "beta"):
             np.testing.assert_allclose(split(fresh, f"{part}_shared", site), split(plain, part, site), atol=1e-6)
     assert not set(plain.select("norm_differentiation")["part"]) & set(OWN)
-    assert not [name for name in plain.arrays if "gamma" in name]
+    kept = plain.arrays["norm_differentiation/gamma_norm1"].values
+    np.testing.assert_array_equal(kept, [block.norm1.weight.detach().numpy() for block in standard.blocks])
+    assert not [name for name in plain.arrays if "/cls_gamma" in name]
 
 
 def test_the_effect_of_the_weights_for_cls_is_what_is_missing_without_them(standard):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokenlens.statistics.moments import UNSEEN, Moments, hall_transform
+from tokenlens.statistics.moments import UNSEEN, Moments, cut_interval, hall_transform
 
 FEW = settings(max_examples=30, deadline=None)
 
@@ -144,3 +144,16 @@ def test_the_interval_covers_the_mean_95_times_in_100():
     values = np.random.default_rng(0).normal(2, 3, size=(8, 4000))
     low, high = seen(values).interval()
     assert np.mean((low < 2) & (high > 2)) == pytest.approx(0.96, abs=0.004)
+
+
+@FEW
+@given(st.floats(-0.2, 1.2), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0, 1))
+def test_an_interval_that_is_cut_keeps_its_estimate_and_every_possible_value(value, below, above, possible):
+    given_low, given_high = np.array([value - below]), np.array([value + above])
+    low, high = cut_interval(np.array([value]), given_low, given_high, np.array([[0.0, 1.0]]))
+    assert given_low <= low <= value <= high <= given_high
+    assert low >= 0 or low == value
+    assert high <= 1 or high == value
+    assert (low <= possible <= high) == (given_low <= possible <= given_high) or not given_low <= possible <= given_high
+    undefined = cut_interval(np.array([value]), *np.full((2, 1), np.nan), np.array([[0.0, 1.0]]))
+    assert np.isnan(undefined).all()

@@ -21,6 +21,7 @@ ANALYSES = {
     "large and untrained": {
         "blocks": 40,
         "heads": 24,
+        "n": 8,
         "channels": 1100,
         "groups": ("cls", "dist", "reg", "patch"),
         "model": LONG_NAME,

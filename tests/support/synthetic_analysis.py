@@ -15,6 +15,15 @@ NEED_CLS |= {"attention_entropy", "cls_attention_map", "attention_mass"}
 SITES = ("resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post")
 
 
+def _weights(arrays: dict[str, NamedArray], rng: Any, blocks: int, channels: int, stages: Any) -> None:
+    """Add γ and β of ordinary norms."""
+    for stage in stages:
+        for norm in ("norm1", "norm2", "final_norm"):
+            shape = (channels,) if norm == "final_norm" else (blocks, channels)
+            values = rng.normal(loc=stage == "gamma", scale=0.3, size=shape)
+            arrays[f"norm_differentiation/{stage}_{norm}"] = NamedArray(values, ("block", "channel")[-len(shape) :], "")
+
+
 def _specialize(put: Any, arrays: dict[str, NamedArray], rng: Any, blocks: int, channels: int, stages: Any) -> None:
     """Add weights of a specialized model that differ between CLS and patches."""
     for stage in stages:
@@ -177,8 +186,11 @@ def synthetic_analysis(
                 ):
                     put(metric, part, block, "pattern", "cls-patch", rng.uniform(low, high), unit, head=head)
     arrays: dict[str, NamedArray] = {}
+    stages = ("gamma",) if rms else ("gamma", "beta")
     if specialized:
-        _specialize(put, arrays, rng, blocks, channels, ("gamma",) if rms else ("gamma", "beta"))
+        _specialize(put, arrays, rng, blocks, channels, stages)
+    else:
+        _weights(arrays, np.random.default_rng(seed), blocks, channels, stages)
     if cls:
         for norm in ("norm1", "norm2", "final_norm"):
             shape = (channels,) if norm == "final_norm" else (blocks, channels)

@@ -149,7 +149,7 @@ class PhotographObserver:
             cosines=np.ascontiguousarray(maps_NS2Lhw[:, :, 0]),
             norms=np.ascontiguousarray(maps_NS2Lhw[:, :, 1]),
             pairs=np.stack([self._pairs[block] for block in blocks], 1),
-            jpegs=tuple(_jpeg(image, mean, std) for image in self._pixels) if colour else (),
+            jpegs=tuple(jpeg_of(image, mean, std) for image in self._pixels) if colour else (),
         )
 
 
@@ -171,7 +171,7 @@ def _maps(x_BTD: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
     return maps_B2P.reshape(len(x_BTD), 2, *layout.grid), counts
 
 
-def _jpeg(image_CHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:
+def jpeg_of(image_CHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:
     """Return a preprocessed image as a JPEG, with its normalization undone."""
     channels = (3, 1, 1)
     pixels = image_CHW.float().cpu() * torch.tensor(std).reshape(channels) + torch.tensor(mean).reshape(channels)

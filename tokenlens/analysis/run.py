@@ -24,6 +24,7 @@ from tokenlens.metrics import Metric, NamedArray, PerImageMetric, Row
 from tokenlens.models.loading import LoadedModel
 from tokenlens.recording import Observer, Recorder, RoutingObserver
 from tokenlens.reduction.buffers import keep_freed_memory
+from tokenlens.statistics.moments import cut_interval
 from tokenlens.tokens import TokenLayout
 
 
@@ -166,7 +167,7 @@ class AnalysisRun:
         for metric in self.applicable:
             rows = metric.rows()
             if rows:
-                frames.append(pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)}))
+                frames.append(_frame(metric, rows))
             for part, array in metric.arrays().items():
                 name = f"{metric.name}/{part}"
                 arrays[name] = _of_all_blocks(array, rows, self.blocks, arrays.get(name))
@@ -203,6 +204,15 @@ class AnalysisRun:
         return Analysis(
             model, self.layout, self.blocks, table, arrays, per_image, provenance, dict(self.not_applicable), without
         )
+
+
+def _frame(metric: Metric, rows: Sequence[Row]) -> pd.DataFrame:
+    """Return a metric's rows of the table, with intervals that end where the quantity does."""
+    frame = pd.DataFrame({"metric": metric.name, **pd.DataFrame(rows)})
+    value, low, high = (frame[name].to_numpy(dtype=np.float64) for name in ("value", "ci_low", "ci_high"))
+    bounds = np.array([metric.bounds_of(part) for part in frame["part"]])
+    frame["ci_low"], frame["ci_high"] = cut_interval(value, low, high, bounds)
+    return frame
 
 
 def _by_block(groups: Sequence[BlockGroup]) -> dict[int | None, Observer]:

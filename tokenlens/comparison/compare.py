@@ -101,6 +101,7 @@ def effects_as_numbers(result: Any) -> Analysis:
     parts = (table["replace"] + " by " + table["by"] + " " + table["part"]).str.strip()
     numbers = table.assign(part=parts)[list(COLUMNS)]
     per_image = result.per_image.set_axis(pd.MultiIndex.from_frame(number_keys(numbers)), axis=1)
+    per_image = per_image.dropna(axis=1, how="all")  # a mean IoU has no value per image
     provenance, not_applicable = dict(result.provenance), dict(result.not_applicable)
     return Analysis(result.model, result.layout, result.blocks, numbers, {}, per_image, provenance, not_applicable)
 

@@ -56,6 +56,8 @@ class BlockTaps:
         sequence_first: whether the tensors of the block are (tokens, images, channels), as ``nn.MultiheadAttention``
             takes them by default, instead of (images, tokens, channels).
         queries: number of tokens that attend, the first ones; None for all.
+        mlp_hidden: the activations of the neurons of the MLP, (images, tokens, neurons), where a token may be appended
+            to those of the model; None where they are not known.
     """
 
     sites: Mapping[Site, Tap]
@@ -63,6 +65,7 @@ class BlockTaps:
     parallel: int = 1
     sequence_first: bool = False
     queries: int | None = None
+    mlp_hidden: Tap | None = None
 
 
 @dataclass(frozen=True)

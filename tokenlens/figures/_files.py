@@ -94,7 +94,9 @@ def _rounded(attribute: re.Match[str]) -> str:
     """Round coordinates to a hundredth of a point, those of markers and long lines to a tenth."""
     text = attribute[0].replace(" \n", "")
     coarse = not text.startswith(" d") or text.count("L") > 8
-    return re.sub(r"(\.\d)(\d?)\d*", r"\1" if coarse else r"\1\2", text)
+    digits = re.compile(r"\.(\d)\d*" if coarse else r"\.(\d\d?)\d*")
+    short = digits.sub(lambda match: f".{match[1]}".rstrip("0").rstrip("."), text)
+    return re.sub(r" ?([MLCQz]) ?", r"\1", short)
 
 
 def _without_bare_groups(svg: str) -> str:

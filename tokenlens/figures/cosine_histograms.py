@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.photographs import BINS
 from tokenlens.figures._panels import integer_ticks, legend_handle
-from tokenlens.figures._rows import missing
-from tokenlens.figures.base import NothingToDraw, group_title, model_title, sort_groups
+from tokenlens.figures._photographs import maps_of
+from tokenlens.figures.base import group_title, model_title, sort_groups
 from tokenlens.figures.page import canvas, styled
 from tokenlens.figures.style import COLOURS
 
@@ -38,12 +38,7 @@ def frame(analysis: Analysis) -> pd.DataFrame:
     Raises:
         NothingToDraw: if the analysis kept no maps of its first images.
     """
-    kept = analysis.photographs
-    if kept is None:
-        if METRICS[0] in analysis.not_applicable:
-            raise missing(analysis, METRICS[0])
-        again = "Analyze again with metrics=['norm_differentiation', …]."
-        raise NothingToDraw(f"the cosine of each patch was not computed for {analysis.model}. {again}")
+    kept = maps_of(analysis, "the cosine of each patch")
     edges = np.linspace(-1, 1, BINS + 1)
     rows = []
     for side, state in enumerate(("before", "after")):

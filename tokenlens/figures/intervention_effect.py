@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tokenlens.figures._panels import INTERVALS, depth_axis, depth_line, legend_handle
+from tokenlens.figures._panels import INTERVALS, depth_axis, depth_line, legend_handle, remove_unused
 from tokenlens.figures._rows import NUMBERS, as_list
 from tokenlens.figures.base import NothingToDraw, group_title
 from tokenlens.figures.page import canvas, paper, styled
@@ -18,10 +19,10 @@ KIND = "intervention"
 TITLE = "What a replacement changes at the end of the model"
 ORDER = 500
 CAPTION = (
-    "Left to right: cosine of the final tokens to themselves in the untouched model, for each group, and the change of "
-    "the class output where the model has one. A line per replacement; the horizontal axis is the block after which "
-    "tokens are replaced. 1 means that nothing changes. Dashed: as many random patches, the control of the high-norm "
-    "patches. A token of zeros is outside everything that the model has seen."
+    "A row per group of replaced tokens. Left to right: cosine of the final tokens to themselves in the untouched "
+    "model, for each group, and the change of the class output where the model has one. A line per replacement; the "
+    "horizontal axis is the block in which tokens are replaced. 1 means that nothing changes. Dashed: as many random "
+    "patches, the control of the high-norm patches. A token of zeros is outside everything that the model has seen."
 )
 METRICS = ()
 
@@ -40,32 +41,34 @@ TITLES = {"class_kl": "class output, KL [nats]", "class_agreement": "same top cl
 
 def frame(
     intervention: Intervention,
-    replace: str | None = None,
+    replace: str | Sequence[str] | None = None,
     by: str | Sequence[str] | None = None,
-    site: str | None = None,
+    site: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Return the effects of replacing one group at one site.
+    """Return the effects of replacing groups of tokens.
 
     Args:
-        replace: the group that is replaced; by default the first one. ``high_norm`` includes its control.
+        replace: the groups that are replaced; by default all. ``high_norm`` includes its control.
         by: only these replacements.
-        site: the site; by default the first one.
+        site: the sites; by default all.
 
     Raises:
         NothingToDraw: if there are no such effects.
     """
     table = intervention.table
-    replace = str(table["replace"].iloc[0]) if replace is None else replace
-    site = str(table["site"].iloc[0]) if site is None else site
-    wanted = [replace, CONTROL] if replace == "high_norm" else [replace]
-    rows = table[table["replace"].isin(wanted) & (table["site"] == site) & (table["metric"] != "replaced_tokens")]
-    rows = rows if by is None else rows[rows["by"].isin(as_list(by))]
+    rows = table[table["metric"] != "replaced_tokens"]
+    # The control belongs to the high-norm patches.
+    replaced = rows["replace"].replace(CONTROL, "high_norm")
+    for values, wanted in ((replaced, replace), (rows["by"], by), (rows["site"], site)):
+        if wanted is not None:
+            rows = rows[values.reindex(rows.index).isin(as_list(wanted))]
     # Where some patches are replaced, what counts is what the others lose.
     others = set(rows.loc[rows["part"] == "others", "replace"])
     rows = rows[~((rows["part"] == "all") & (rows["group"] == "patch") & rows["replace"].isin(others))]
     if rows.empty:
         have = table[["replace", "by", "site"]].drop_duplicates().to_records(index=False).tolist()
-        raise NothingToDraw(f"there is no replacement of {replace} at {site}; there are {have}")
+        asked = ", ".join(f"{name} {one}" for name, one in (("replace", replace), ("by", by), ("site", site)) if one)
+        raise NothingToDraw(f"there is no replacement with {asked}; there are {have}")
     model = f"{intervention.model} (untrained)" if intervention.untrained else intervention.model
     columns = ["model", "replace", "by", "site", "metric", "part", "group", "block", *NUMBERS]
     return rows.assign(model=model)[columns].reset_index(drop=True)
@@ -73,32 +76,53 @@ def frame(
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw a panel per group and class output, with a line per replacement."""
-    panels = list(dict.fromkeys(frame[["metric", "group"]].itertuples(index=False, name=None)))
-    panels.sort(key=lambda panel: (panel[0] != "final_cosine", panel[1] != "patch", panel))
+    """Draw a row per replaced group and site, and a column per group and class output; a line per replacement."""
+    frame = frame.assign(replaced=frame["replace"].replace(CONTROL, "high_norm"))
+    rows = list(dict.fromkeys(frame[["replaced", "site"]].itertuples(index=False, name=None)))
+    columns = list(dict.fromkeys(frame[["metric", "group"]].itertuples(index=False, name=None)))
+    columns.sort(key=lambda column: (column[0] != "final_cosine", column[1] != "patch", column))
+    panels = [
+        (row, column, inside)
+        for row in rows
+        for column in columns
+        if not (inside := frame[(frame[["replaced", "site", "metric", "group"]] == (*row, *column)).all(axis=1)]).empty
+    ]
     below = paper().narrow and ax is None
-    page = canvas(ax, *((len(panels), 1, 16 + 36 * len(panels)) if below else (1, len(panels), 68)))
+    if below or ax is not None:
+        page = canvas(ax, *((len(panels), 1, 16 + 36 * len(panels)) if below else (1, len(panels), 68)))
+        axes = list(page.axes.flat)
+    else:
+        page = canvas(None, len(rows), len(columns), 20 + 48 * len(rows))
+        axes = [page.axes[rows.index(row), columns.index(column)] for row, column, _ in panels]
+        remove_unused(np.array([panel for panel in page.axes.flat if panel not in axes], dtype=object), 0)
     looks = _looks(frame["by"])
-    for panel, (metric, group) in zip(page.axes.flat, panels, strict=True):
-        inside = frame[(frame["metric"] == metric) & (frame["group"] == group)]
-        for (replace, by), rows in inside.groupby(["replace", "by"], sort=False):
-            depth_line(panel, rows, *looks[by], hollow=replace == CONTROL)
-        depth_axis(panel, inside["block"], room=25 if below else 7, label=not below or (metric, group) == panels[-1])
+    for panel, (row, column, inside) in zip(axes, panels, strict=True):
+        for (replace, by), lines in inside.groupby(["replace", "by"], sort=False):
+            depth_line(panel, lines, *looks[by], hollow=replace == CONTROL)
+        last = panel is axes[-1] if below else row == rows[-1]
+        depth_axis(panel, inside["block"], room=25 if below else 7, label=last)
         panel.grid(axis="y")
-        others = ", the others" if (inside["part"] == "others").any() else ""
-        page.title(
-            panel,
-            TITLES.get(metric)
-            or f"final {group_title(group)}{others}: cosine to {'itself' if group == 'cls' else 'themselves'}",
-        )
-        if metric == "class_kl":
+        which = f"{_replaced(row[0])} replaced" + (f" at {row[1]}" if frame["site"].nunique() > 1 else "")
+        title = _title(*column, others=(inside["part"] == "others").any())
+        page.title(panel, f"{which}: {title}" if len(rows) > 1 else title)
+        if column[0] == "class_kl":
             panel.set_ylim(bottom=0)
-    control = (frame["replace"] == CONTROL).any()
     handles = [legend_handle(by, *looks[by]) for by in looks]
-    page.legend(handles + [legend_handle(f"{by}, control", *looks[by], True) for by in looks if control])
-    replaced = group_title(str(frame["replace"].iloc[0])).replace("_", "-")
-    page.header(frame, f"{replaced} replaced at {frame['site'].iloc[0]} · {INTERVALS}")
+    controlled = frame.loc[frame["replace"] == CONTROL, "by"].unique()
+    page.legend(handles + [legend_handle(f"{by}, control", *looks[by], True) for by in looks if by in controlled])
+    sites = ", ".join(dict.fromkeys(site for _, site in rows))
+    names = ", ".join(dict.fromkeys(_replaced(name) for name, _ in rows))
+    page.header(frame, f"{names} replaced at {sites} · {INTERVALS}")
     return page.figure
+
+
+def _replaced(name: str) -> str:
+    return group_title(name).replace("high_norm", "high-norm patches")
+
+
+def _title(metric: str, group: str, others: bool) -> str:
+    name = group_title(group) + (", the others" if others else "")
+    return TITLES.get(metric) or f"final {name}: cosine to {'itself' if group == 'cls' else 'themselves'}"
 
 
 def _looks(names: pd.Series) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Weights γ and β of specialized norms for CLS and for patches, and their difference by channel."""
+"""Weights γ and β of the norms by channel; of specialized norms, those for CLS and patches and their difference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from tokenlens.analysis.analysis import Analysis
@@ -18,22 +18,23 @@ from tokenlens.figures._panels import colour_bar, group_handles, heat_map, integ
 from tokenlens.figures._rows import array_of, as_list, norm_position, rows_of
 from tokenlens.figures.base import NothingToDraw, model_title
 from tokenlens.figures.page import canvas, characters, paper, styled, wrapped
-from tokenlens.figures.style import COLOURS, MARKERS
+from tokenlens.figures.style import COLOURS, INK, MARKERS, plain_number
 
 KIND = "analysis"
-TITLE = "γ and β for CLS and for patches"
+TITLE = "γ and β of the norms"
 ORDER = 24
 GROUP = "Norms"
 CAPTION = (
-    "Weights of the specialized norms; no images are involved. Left: γ and β applied to CLS and to the patches in "
-    "each block, median and 5th to 95th percentile over channels. Right: difference between CLS and patches in each "
-    "channel (columns, in the same order in all panels, by mean difference in the first): red is larger for CLS, "
-    "blue for patches. Blocks in which the norm is not specialized are white."
+    "Weights of the norms; no images are involved. Left: γ and β in each block, median and 5th to 95th percentile over "
+    "channels. Right: each channel (columns, in the same order in all panels, by their mean in the first). Of "
+    "specialized norms, left: those for CLS and for patches; right: their difference, red is larger for CLS, blue for "
+    "patches. Blocks in which the norm is not specialized are white."
 )
 METRICS = ("norm_differentiation",)
 
 SYMBOLS = {"gamma": "γ", "beta": "β"}
 SIDES = ("cls", "patch")
+QUANTILES = "median and 5–95 % of channels"
 
 
 def frame(
@@ -41,26 +42,32 @@ def frame(
     norms: str | Sequence[str] = ("norm1", "norm2", "final_norm"),
     parameters: str | Sequence[str] = tuple(SYMBOLS),
 ) -> pd.DataFrame:
-    """Return γ and β for CLS and patches, and their difference, per norm, block and channel.
+    """Return γ and β per norm, block and channel: ``value``, or ``cls``, ``patch`` and ``difference``.
+
+    If a norm is specialized, only specialized norms are returned.
 
     Args:
         norms: any of ``norm1``, ``norm2`` and ``final_norm``.
         parameters: one or both of ``gamma`` and ``beta``.
 
     Raises:
-        NothingToDraw: if norm_differentiation was not computed, or no such norm is specialized.
+        NothingToDraw: if norm_differentiation was not computed, or its norms have no weights.
     """
     rows_of(analysis, "norm_differentiation")
-    frames = []
+    sets: dict[bool, list[pd.DataFrame]] = {True: [], False: []}
     for parameter in as_list(parameters):
         for norm in as_list(norms):
-            if f"norm_differentiation/cls_{parameter}_{norm}" not in analysis.arrays:
-                continue
-            cls, patch = (array_of(analysis, "norm_differentiation", f"{side}_{parameter}_{norm}") for side in SIDES)
-            keys, values = {"norm": norm, "parameter": parameter}, {"cls": cls, "patch": patch}
-            frames.append(channel_rows(analysis, keys, {**values, "difference": cls - patch}))
+            keys, name = {"norm": norm, "parameter": parameter}, f"{parameter}_{norm}"
+            if f"norm_differentiation/cls_{name}" in analysis.arrays:
+                cls, patch = (array_of(analysis, "norm_differentiation", f"{side}_{name}") for side in SIDES)
+                values = {"cls": cls, "patch": patch, "difference": cls - patch}
+                sets[True].append(channel_rows(analysis, keys, values))
+            elif f"norm_differentiation/{name}" in analysis.arrays:
+                value = array_of(analysis, "norm_differentiation", name)
+                sets[False].append(channel_rows(analysis, keys, {"value": value}))
+    frames = sets[True] or sets[False]
     if not frames:
-        raise NothingToDraw(f"{analysis.model} has no specialized norm among {', '.join(as_list(norms))}")
+        raise NothingToDraw(f"{analysis.model} has no weights of a norm among {', '.join(as_list(norms))}")
     found = pd.concat(frames, ignore_index=True)
     found.insert(0, "model", model_title(analysis))
     found["norm_position"] = norm_position(analysis)
@@ -69,39 +76,49 @@ def frame(
 
 @styled
 def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
-    """Draw a row per norm and parameter: the values on the left and their difference on the right."""
+    """Draw a row per norm and parameter: the values over blocks on the left, and by channel on the right."""
     rows = list(dict.fromkeys(zip(frame["norm"], frame["parameter"], strict=True)))
     heights = [9.0 if norm == "final_norm" else 15 + 1.2 * min(frame["block"].nunique(), 30) for norm, _ in rows]
     page = canvas(
         ax, len(rows), 2, 22 + sum(heights) + 5 * len(rows), sharey="row", height_ratios=heights, width_ratios=[1, 1.6]
     )
-    order = _matrix(frame, *rows[0], "difference").mean(0).argsort(kind="stable")
-    limits = {str(name): _limit(of["difference"].to_numpy()) for name, of in frame.groupby("parameter")}
+    separate = "difference" in frame
+    column = "difference" if separate else "value"
+    order = _matrix(frame, *rows[0], column).mean(0).argsort(kind="stable")
+    limits = {str(name): _limit(of[column].to_numpy()) for name, of in frame.groupby("parameter")}
+    low = {name: -limit if separate or _signed(frame, name) else 0.0 for name, limit in limits.items()}
     images: dict[str, Any] = {}
-    for (sides, differences), (norm, parameter) in zip(page.axes, rows, strict=True):
-        both = {side: _matrix(frame, norm, parameter, side) for side in SIDES}
-        for side in reversed(SIDES):
-            _profile(sides, both[side], side)
-        difference = (both["cls"] - both["patch"])[:, order]
-        limit = limits[parameter]
-        image = heat_map(differences, average_neighbours(difference), -limit, limit, diverging=True, levels=21)
-        if not difference.any():
-            write_inside(differences, "weights are equal")
+    for (profile, channels), (norm, parameter) in zip(page.axes, rows, strict=True):
+        for side in reversed(SIDES) if separate else ["value"]:
+            _profile(profile, _matrix(frame, norm, parameter, side), side)
+        values_LD = _matrix(frame, norm, parameter, column)[:, order]
+        scale, signed = (low[parameter], limits[parameter]), low[parameter] < 0
+        image = heat_map(channels, average_neighbours(values_LD), *scale, diverging=signed, levels=21 if signed else 20)
+        if separate and not values_LD.any():
+            write_inside(channels, "weights are equal")
         else:
             images[parameter] = image
-        _block_axis(sides, differences, len(difference), norm)
-        name = "final" if norm == "final_norm" else norm
-        page.title(sides, f"{name}: {SYMBOLS[parameter]}", 0.36)
-        page.title(differences, f"{SYMBOLS[parameter]} for CLS − {SYMBOLS[parameter]} for patches", 0.5)
+        _block_axis(profile, channels, len(values_LD), norm)
+        name, symbol = "final" if norm == "final_norm" else norm, SYMBOLS[parameter]
+        page.title(profile, f"{name}: {symbol}", 0.36)
+        page.title(channels, f"{symbol} for CLS − {symbol} for patches" if separate else f"{symbol} by channel", 0.5)
     page.axes[-1, 1].set_xlabel(wrapped(channels_text(len(order)), characters(0.45 * paper().width)))
     for parameter, image in images.items():
         panels = [panel for panel, (_, name) in zip(page.axes[:, 1], rows, strict=True) if name == parameter]
-        ticks = limits[parameter] * np.array([-1, -0.5, 0, 0.5, 1])
-        colour_bar(page.figure, image, panels, f"difference of {SYMBOLS[parameter]}", extend="both", ticks=ticks)
-    page.legend(group_handles(SIDES))
-    equal = "not trained since specialization: weights are equal"
-    page.header(frame, "median and 5–95 % of channels" if frame["difference"].any() else equal)
+        ticks = np.linspace(low[parameter], limits[parameter], 3 if low[parameter] == 0 else 5)
+        label = ("difference of " if separate else "") + SYMBOLS[parameter]
+        extend = "both" if low[parameter] < 0 else "max"
+        colour_bar(page.figure, image, panels, label, extend=extend, ticks=ticks, format=FuncFormatter(plain_number))
+    if separate:
+        page.legend(group_handles(SIDES))
+    equal = separate and not frame["difference"].any()
+    page.header(frame, "not trained since specialization: weights are equal" if equal else QUANTILES)
     return page.figure
+
+
+def _signed(frame: pd.DataFrame, parameter: str) -> bool:
+    """Return whether more than single channels are below 0, so that the colours need both signs."""
+    return bool((frame.loc[frame["parameter"] == parameter, "value"] < 0).mean() > 0.01)
 
 
 def _matrix(frame: pd.DataFrame, norm: str, parameter: str, value: str) -> NDArray[np.float64]:
@@ -111,17 +128,18 @@ def _matrix(frame: pd.DataFrame, norm: str, parameter: str, value: str) -> NDArr
 
 
 def _profile(panel: Axes, values_LD: NDArray[np.float64], side: str) -> None:
-    """Draw the parameter of one token group over blocks, from top to bottom."""
+    """Draw the parameter over blocks, from top to bottom, of one token group or of all."""
     low, middle, high = np.quantile(values_LD, [0.05, 0.5, 0.95], axis=1)
     y = np.arange(len(values_LD), dtype=float)
-    look = line_look(COLOURS[side], MARKERS[side])
+    colour, marker = (INK, "o") if side == "value" else (COLOURS[side], MARKERS[side])
+    look = line_look(colour, marker)
     if len(y) == 1:
-        y += 0.18 if side == "patch" else -0.18
-        panel.hlines(y, low, high, color=COLOURS[side], linewidth=1.0)
+        y += {"patch": 0.18, "cls": -0.18}.get(side, 0.0)
+        panel.hlines(y, low, high, color=colour, linewidth=1.0)
     else:
-        panel.fill_betweenx(y, low, high, color=COLOURS[side], alpha=0.2, linewidth=0, zorder=2)
+        panel.fill_betweenx(y, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
     # The lines nearly coincide early in training, so a thin one is drawn on a thick one.
-    width = 0.9 if side == "cls" else 2.4
+    width = 2.4 if side == "patch" else 0.9
     panel.plot(middle, y, zorder=4, markevery=1 + len(y) // 27, linewidth=width, **look)
     panel.xaxis.set_major_locator(MaxNLocator(3))
     panel.grid(axis="x")
@@ -137,7 +155,7 @@ def _block_axis(sides: Axes, differences: Axes, blocks: int, norm: str) -> None:
     sides.set_ylabel("" if norm == "final_norm" else "block")
 
 
-def _limit(differences: NDArray[np.float64]) -> float:
-    """Return the limit of the colour scale: the 99.5th percentile of absolute differences, to two digits."""
-    limit = float(np.quantile(np.abs(differences), 0.995)) or float(np.abs(differences).max())
+def _limit(values: NDArray[np.float64]) -> float:
+    """Return the limit of the colour scale: the 99.5th percentile of absolute values, to two digits."""
+    limit = float(np.nanquantile(np.abs(values), 0.995)) or float(np.nanmax(np.abs(values)))
     return float(f"{limit:.1e}") if limit > 0 else 1.0

@@ -2,16 +2,19 @@
 
 from tokenlens.interventions._intervene import intervene
 from tokenlens.interventions._intervention import EFFECT_COLUMNS, Intervention
+from tokenlens.interventions._photographs import ReplacedPhotographs
 from tokenlens.interventions._targets import CONTROL, TARGETS
-from tokenlens.interventions.base import Replaced, Replacement, replacements
+from tokenlens.interventions.base import Given, Replacement, TokenReplacement, replacements
 
 __all__ = [
     "CONTROL",
     "EFFECT_COLUMNS",
     "TARGETS",
+    "Given",
     "Intervention",
-    "Replaced",
+    "ReplacedPhotographs",
     "Replacement",
+    "TokenReplacement",
     "intervene",
     "replacements",
 ]

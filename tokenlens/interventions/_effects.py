@@ -1,26 +1,65 @@
 """Effects of a replacement on one batch, image by image, against the untouched forward pass."""
 
-# Shapes: B images, T tokens, D channels, K classes.
+# Shapes: B images, T tokens, P patches, D channels, K classes, S numbers that are summed over images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenlens.metrics.token_norm import high_norm_share
 from tokenlens.reduction.summaries import to_float64
 from tokenlens.tokens import TokenLayout
 
 EffectKey = tuple[str, str, str]
 """Metric, part and group of an effect."""
 
-RANGES = {"cosine": (-1.0, 1.0), "share": (0.0, 1.0), "nats": (0.0, float("inf"))}
-"""Smallest and largest value of each unit."""
+RANGES = {"cosine": (-1.0, 1.0), "share": (0.0, 1.0), "nats": (0.0, math.inf), "norm": (0.0, math.inf)}
+"""Smallest and largest value of each unit, but not of changes."""
 
-UNITS = {"final_cosine": "cosine", "class_kl": "nats", "class_agreement": "share", "replaced_tokens": "tokens"}
+UNITS = {
+    "final_cosine": "cosine",
+    "class_kl": "nats",
+    "class_agreement": "share",
+    "probe_score": "share",
+    "max_patch_norm": "norm",
+    "high_norm_share": "share",
+    "register_norm": "norm",
+    "replaced_tokens": "tokens",
+}
+"""The metrics of an intervention and their units."""
+
+
+@dataclass(frozen=True)
+class PassEnd:
+    """The end of a forward pass.
+
+    Args:
+        final_BTD: the final tokens.
+        logits_BK: the class scores, if the model classifies.
+        norms_BP: the norms of the patches behind the last block, if a module outputs these.
+        added_B: the norm of the token that was added, if one was.
+        counts_BS: numbers per image whose sums give the score of a fitted probe, if there is one.
+    """
+
+    final_BTD: Tensor
+    logits_BK: Tensor | None = None
+    norms_BP: Tensor | None = None
+    added_B: Tensor | None = None
+    counts_BS: np.ndarray | None = None
+
+
+def range_of(metric: str, part: str) -> tuple[float, float]:
+    """Return the smallest and the largest possible value of a metric's part."""
+    low, high = RANGES.get(UNITS[metric], (-math.inf, math.inf))
+    return (-high, high) if part == "change" else (low, high)
 
 
 def class_logits(model: nn.Module, output: Any) -> Tensor | None:
@@ -48,38 +87,33 @@ def _is_embedding(published: Mapping[str, Any]) -> bool:
 
 
 def measure_effects(
-    layout: TokenLayout,
-    before_BTD: Tensor,
-    after_BTD: Tensor,
-    replaced_BT: Tensor,
-    logits_before_BK: Tensor | None,
-    logits_after_BK: Tensor | None,
+    layout: TokenLayout, before: PassEnd, after: PassEnd, replaced_BT: Tensor, everywhere: bool = False
 ) -> dict[EffectKey, Tensor]:
     """Return each effect, (B,); NaN for images without a token to which it applies.
 
     Args:
         layout: the model's tokens.
-        before_BTD: final tokens of the untouched pass.
-        after_BTD: final tokens with the replacement.
+        before: the end of the untouched pass.
+        after: the end of the pass with the replacement.
         replaced_BT: which tokens were replaced.
-        logits_before_BK: class scores of the untouched pass, if the model classifies.
-        logits_after_BK: class scores with the replacement.
+        everywhere: whether images count of which no token was replaced.
 
     Returns:
         ``final_cosine`` of each group (``patch`` also over the patches that were not replaced, part ``"others"``),
-        ``class_kl`` KL(before ‖ after) in nats, ``class_agreement`` (1 where the top class is the same), and
-        ``replaced_tokens``. All effects are NaN for an image of which no token was replaced.
+        ``class_kl`` KL(before ‖ after) in nats, ``class_agreement`` (1 where the top class is the same),
+        ``max_patch_norm`` and ``high_norm_share`` behind the last block, after the replacement and their change,
+        ``register_norm`` of an added token, and ``replaced_tokens``. All others are NaN for an image of which no token
+        was replaced.
     """
-    cosine_BT = functional.cosine_similarity(to_float64(before_BTD), to_float64(after_BTD), dim=-1, eps=0.0).clamp(
-        max=1
-    )
+    cosine_BT = token_cosines(before.final_BTD, after.final_BTD)
+    logits_before_BK, logits_after_BK = before.logits_BK, after.logits_BK
     effects: dict[EffectKey, Tensor] = {}
     for group in layout.groups:
         cosine_BG = cosine_BT[:, list(layout.positions(group))]
         effects["final_cosine", "all", group] = cosine_BG.mean(-1)
     patches = list(layout.positions("patch"))
     others_BP = ~replaced_BT[:, patches]
-    if replaced_BT[:, patches].any():
+    if not everywhere and replaced_BT[:, patches].any():
         kept_BP = torch.where(others_BP, cosine_BT[:, patches], torch.nan)
         effects["final_cosine", "others", "patch"] = kept_BP.nanmean(-1)
     if logits_before_BK is not None and logits_after_BK is not None:
@@ -88,7 +122,28 @@ def measure_effects(
         effects["class_kl", "", ""] = functional.kl_div(log_q_BK, log_p_BK, reduction="none", log_target=True).sum(-1)
         same_B = logits_before_BK.argmax(-1) == logits_after_BK.argmax(-1)
         effects["class_agreement", "", ""] = same_B.to(cosine_BT.dtype)
+    if before.norms_BP is not None and after.norms_BP is not None:
+        for metric, measure in (("max_patch_norm", largest), ("high_norm_share", high_norm_share)):
+            value_B, untouched_B = (
+                measure(norms_BP).to(cosine_BT.dtype) for norms_BP in (after.norms_BP, before.norms_BP)
+            )
+            effects[metric, "after", "patch"] = value_B
+            effects[metric, "change", "patch"] = value_B - untouched_B
+    if after.added_B is not None:
+        effects["register_norm", "", ""] = after.added_B.to(cosine_BT.dtype)
     count_B = replaced_BT.sum(-1)
-    effects = {key: torch.where(count_B > 0, values_B, torch.nan) for key, values_B in effects.items()}
+    if not everywhere:
+        effects = {key: torch.where(count_B > 0, values_B, torch.nan) for key, values_B in effects.items()}
     effects["replaced_tokens", "", ""] = count_B.to(cosine_BT.dtype)
     return effects
+
+
+def token_cosines(before_BTD: Tensor, after_BTD: Tensor) -> Tensor:
+    """Compute the cosine of each token to itself, (B, T) float64; 1 at most."""
+    cosine_BT = functional.cosine_similarity(to_float64(before_BTD), to_float64(after_BTD), dim=-1, eps=0.0)
+    return cosine_BT.clamp(max=1)
+
+
+def largest(norms_BP: Tensor) -> Tensor:
+    """Return the largest norm of each image."""
+    return norms_BP.amax(-1)

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenlens.families import Family, SplitNorm, Tap
@@ -33,6 +35,12 @@ class Sites:
         modules = list(family.blocks(model))
         self.blocks = [family.taps(block) for block in modules]
         self._layouts = [family.block_layout(block, layout) for block in modules]
+        last = self.blocks[-1].sites.get(Site.RESID_POST)
+        whole = last is not None and last.gain is None and not last.plus and self._layouts[-1] == layout
+        self.final_stream = last if whole else None
+        """The residual stream behind the last block, if a module outputs it."""
+        self.added_BD: Tensor | None = None
+        """The token that ``added_token`` took off in the last forward pass."""
         norm = family.final_norm(model)
         # A norm in two parts has no tensor with all tokens.
         self.final_norm = None if norm is None or isinstance(norm, SplitNorm) else Tap(norm)
@@ -93,8 +101,59 @@ class Sites:
             ):
                 yield
 
+    def check_added_token(self) -> None:
+        """Raise LookupError with the reason if no token can be appended to those of this model."""
+        if self.layout.has("reg"):
+            raise LookupError("this model has registers; a test-time register is for models without them")
+        if self.final_stream is None or any(block.mlp_hidden is None for block in self.blocks):
+            raise LookupError(
+                "a test-time register is known for VisionTransformers of timm with an MLP in every block; the family "
+                "of this model does not say where the neurons of its MLPs are (BlockTaps.mlp_hidden)"
+            )
+
     @contextmanager
-    def _hook(self, tap: Tap, name: str, change: Change, sequence_first: bool) -> Iterator[None]:
+    def added_token(self) -> Iterator[None]:
+        """Append a token of zeros at the first block, and take it off behind the last one."""
+        taps, first, last = self.blocks[0].sites, self.blocks[0].sequence_first, self.final_stream
+        assert last is not None
+
+        def append(x_BTD: Tensor) -> Tensor:
+            return torch.cat([x_BTD, torch.zeros_like(x_BTD[:, :1])], dim=1)
+
+        def take_off(x_BTD: Tensor) -> Tensor:
+            self.added_BD = x_BTD[:, -1]
+            return x_BTD[:, :-1]
+
+        with (
+            self._hook(taps[Site.RESID_PRE], "block 0, resid_pre", append, first),
+            self._hook(last, "the last block, resid_post", take_off, first, added=1),
+        ):
+            try:
+                yield
+            finally:
+                self.added_BD = None
+
+    @contextmanager
+    def at_end(self, keep: Callable[[Tensor], None], keep_stream: Callable[[Tensor], None]) -> Iterator[None]:
+        """Pass the final tokens to ``keep``, and those behind the last block to ``keep_stream`` if there are any."""
+        last = len(self.blocks) - 1
+        site = Site.RESID_POST if self.final_norm is None else Site.FINAL_NORM
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(self.at(site, last, keep))
+            if self.final_stream is not None:
+                hooks.enter_context(self.at(Site.RESID_POST, last, keep_stream))
+            yield
+
+    @contextmanager
+    def at_hidden(self, block: int, change: Change, added: int = 1) -> Iterator[None]:
+        """Call ``change`` with the activations of a block's MLP, (B, T, H), with ``added`` more tokens than usual."""
+        tap = self.blocks[block].mlp_hidden
+        assert tap is not None
+        with self._hook(tap, f"block {block}, neurons of the MLP", change, self.blocks[block].sequence_first, added):
+            yield
+
+    @contextmanager
+    def _hook(self, tap: Tap, name: str, change: Change, sequence_first: bool, added: int = 0) -> Iterator[None]:
         calls = 0
 
         def checked(x_BTD: Tensor) -> Tensor | None:
@@ -106,7 +165,7 @@ class Sites:
                 )
             if sequence_first:
                 x_BTD = x_BTD.transpose(0, 1)
-            self.layout.check(x_BTD.shape[1])
+            self.layout.check(x_BTD.shape[1] - added)
             changed_BTD = change(x_BTD)
             return changed_BTD if changed_BTD is None or not sequence_first else changed_BTD.transpose(0, 1)
 

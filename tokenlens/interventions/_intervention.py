@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
+from tokenlens.interventions._photographs import ReplacedPhotographs
 from tokenlens.interventions._targets import CONTROL
 from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
@@ -21,27 +22,30 @@ EFFECT_COLUMNS = ("model", "replace", "by", *COLUMNS[1:])
 """Columns of ``Intervention.table``."""
 
 _FILES = ("intervention.json", "table.csv", "per_image.safetensors")
+_PHOTOGRAPHS = "photographs.safetensors"
 
 
 @dataclass
 class Intervention(Result):
     """The effects of replacing tokens, with intervals over images.
 
-    The run folder holds ``intervention.json`` (settings and provenance), ``table.csv``, ``per_image.safetensors``, the
-    figures and the page.
+    The run folder holds ``intervention.json`` (settings and provenance), ``table.csv``, ``per_image.safetensors``,
+    ``photographs.safetensors``, the figures and the page.
 
     Attributes:
         model: full name of the model.
         layout: its tokens and patch grid.
         blocks: number of blocks.
         table: a tidy frame, one row per effect, with the columns of ``EFFECT_COLUMNS``. ``replace`` and ``by`` name the
-            intervention, ``block`` and ``site`` where it was made; ``metric`` is ``final_cosine`` (of the tokens of
-            ``group`` to themselves in the untouched pass), ``class_kl``, ``class_agreement`` or ``replaced_tokens``.
-            ``value`` is the mean over images, ``sd`` their standard deviation, ``n`` the number of images of which a
-            token was replaced, ``ci_low`` and ``ci_high`` a 95 % interval of the mean of paired values.
-        per_image: (images, rows of the table), float32; NaN where no token of an image was replaced.
+            intervention, ``block`` and ``site`` where it was made; docs/interventions.md lists the metrics. ``value``
+            is the mean over images, ``sd`` their standard deviation, ``n`` the number of images of which a token was
+            replaced, ``ci_low`` and ``ci_high`` a 95 % interval of the mean of paired values. The score of a probe is
+            that of all these images together, with a bootstrap interval.
+        per_image: (images, rows of the table), float32; NaN where no token of an image was replaced, and for a score
+            that is no mean over images.
         provenance: how the numbers came about; JSON-able.
         not_applicable: effects and conditions that do not apply to this model, with the reason.
+        photographs: the first images, with maps of their final patches; None if there are none.
     """
 
     kind: ClassVar[str] = "intervention"
@@ -53,6 +57,7 @@ class Intervention(Result):
     per_image: pd.DataFrame
     provenance: dict[str, Any]
     not_applicable: dict[str, str] = field(default_factory=dict)
+    photographs: ReplacedPhotographs | None = None
 
     @property
     def untrained(self) -> bool:
@@ -106,6 +111,9 @@ class Intervention(Result):
             "not_applicable": self.not_applicable,
             "provenance": self.provenance,
         }
+        if self.photographs is not None:
+            settings["photographs"] = self.photographs.describe()
+            save_file(self.photographs.to_arrays(), folder / _PHOTOGRAPHS)
         write_json(folder / SETTINGS[self.kind], settings)
         self.table.to_csv(folder / "table.csv", index=False)
         values = np.ascontiguousarray(self.per_image.to_numpy(dtype=np.float32))
@@ -121,6 +129,11 @@ class Intervention(Result):
         table = read_table(folder / "table.csv", texts=(*TEXT_COLUMNS, "replace", "by")).astype({"n": "int64"})
         values = load_file(folder / "per_image.safetensors")["per_image"]
         names = pd.Index(settings["provenance"]["images"]["names"], name="image")
+        photographs = None
+        if "photographs" in settings:
+            check_manifest(folder, [_PHOTOGRAPHS])
+            arrays = load_file(folder / _PHOTOGRAPHS)
+            photographs = ReplacedPhotographs.from_arrays(settings["photographs"], arrays)
         return cls(
             model=settings["model"],
             layout=TokenLayout(**layout),
@@ -129,6 +142,7 @@ class Intervention(Result):
             per_image=pd.DataFrame(values, index=names),
             provenance=settings["provenance"],
             not_applicable=settings["not_applicable"],
+            photographs=photographs,
         )
 
     def __repr__(self) -> str:

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from tokenlens.interventions.base import Replaced, Replacement
+from tokenlens.interventions.base import Given, TokenReplacement
 
 
-class Itself(Replacement):
+class Itself(TokenReplacement):
     """The tokens themselves, which must have no effect at all: a check of a model that tokenlens does not know."""
 
-    def compute(self, replaced: Replaced) -> Tensor:
+    def compute(self, x_BTD: Tensor, given: Given) -> Tensor:
         """Return the tokens."""
-        return replaced.x_BTD
+        return x_BTD

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tokenlens.interventions.base import Replaced, Replacement
+from tokenlens.interventions.base import Given, TokenReplacement
 
 
-class Noise(Replacement):
+class Noise(TokenReplacement):
     """Gaussian noise, channel by channel with the mean and standard deviation of the group at this site and block.
 
     An image gets the same standard normal numbers in every condition.
@@ -15,10 +15,9 @@ class Noise(Replacement):
 
     needs: ClassVar[frozenset[str]] = frozenset({"statistics", "noise"})
 
-    def compute(self, replaced: Replaced) -> Tensor:
+    def compute(self, x_BTD: Tensor, given: Given) -> Tensor:
         """Return mean + sd · noise."""
-        mean_TD, sd_TD, noise_BTD = replaced.mean_TD, replaced.sd_TD, replaced.noise_BTD
-        assert mean_TD is not None
-        assert sd_TD is not None
-        assert noise_BTD is not None
-        return mean_TD + sd_TD * noise_BTD
+        assert given.mean_TD is not None
+        assert given.sd_TD is not None
+        assert given.noise_BTD is not None
+        return given.mean_TD + given.sd_TD * given.noise_BTD

@@ -5,10 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenlens.interventions.base import Replaced, Replacement
+from tokenlens.interventions.base import Given, TokenReplacement
 
 
-class Zero(Replacement):
+class Zero(TokenReplacement):
     """The zero vector.
 
     Reference: arXiv 2604.14433 finds that zeroing CLS costs 37 points of segmentation in models without registers,
@@ -17,6 +17,6 @@ class Zero(Replacement):
 
     unseen: ClassVar[str] = "a token of zeros is outside everything that the model has seen"
 
-    def compute(self, replaced: Replaced) -> Tensor:
+    def compute(self, x_BTD: Tensor, given: Given) -> Tensor:
         """Return zeros."""
-        return torch.zeros_like(replaced.x_BTD)
+        return torch.zeros_like(x_BTD)

@@ -14,11 +14,13 @@ from tokenlens.metrics._per_image import (
     Values,
 )
 from tokenlens.metrics.base import (
+    BOUNDS,
     PATTERN,
     PATTERN_REDUCTIONS,
     RANGES,
     RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
+    UNBOUNDED,
     Metric,
     NamedArray,
     Row,
@@ -29,11 +31,13 @@ from tokenlens.metrics.base import (
 from tokenlens.metrics.token_norm import high_norm_patches
 
 __all__ = [
+    "BOUNDS",
     "PATTERN",
     "PATTERN_REDUCTIONS",
     "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
+    "UNBOUNDED",
     "AccumulatingMetric",
     "AttentionMetric",
     "JackknifeMetric",

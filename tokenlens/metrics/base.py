@@ -39,8 +39,18 @@ two patches. Requested of the reducer: sums over patches, stages of norms, some 
 branches, the CLS row and special columns of the pattern, values weighted by the CLS row, reductions of the
 whole pattern."""
 
-RANGES = {"cosine": 2.0, "share": 1.0, "entropy / log P": 1.0}
+BOUNDS = {
+    "cosine": (-1.0, 1.0),
+    "share": (0.0, 1.0),
+    "entropy / log P": (0.0, 1.0),
+    "norm": (0.0, float("inf")),
+}
+"""Lowest and highest possible number, by unit."""
+
+RANGES = {unit: high - low for unit, (low, high) in BOUNDS.items() if high < float("inf")}
 """Width of the range of bounded numbers, by unit."""
+
+UNBOUNDED = (-float("inf"), float("inf"))
 
 Row = dict[str, Any]
 NumberKey = tuple[str, int | None, str, str, int | None]
@@ -169,6 +179,10 @@ class Metric(ABC):
     def unit_of(self, part: str) -> str:
         """Return the unit of one part."""
         return self.unit if isinstance(self.unit, str) else self.unit.get(part, "")
+
+    def bounds_of(self, part: str) -> tuple[float, float]:
+        """Return the lowest and the highest possible number of one part, by its unit; intervals end there."""
+        return BOUNDS.get(self.unit_of(part), UNBOUNDED)
 
 
 def make_row(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenlens.metrics.base import Metric, NamedArray, Row, make_row
+from tokenlens.metrics.base import UNBOUNDED, Metric, NamedArray, Row, make_row
 from tokenlens.metrics.cosine_channels import channel_contributions
 from tokenlens.reduction.summaries import BatchSummary, NormSummary
 from tokenlens.statistics.energy_profiles import (
@@ -93,6 +93,10 @@ class EnergyProfile(Metric):
     }
     sites = (str(Site.NORM1),)
     needs = frozenset({"cls", "norm_stages", "unit_patch_sum", "patch_sample"})
+
+    def bounds_of(self, part: str) -> tuple[float, float]:
+        """Return no bounds: other channels may raise the cosine, so a share of its fall may be negative or above 1."""
+        return UNBOUNDED
 
     def __init__(self) -> None:
         self._images: list[_Image] = []

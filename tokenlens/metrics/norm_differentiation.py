@@ -11,7 +11,7 @@ from tokenlens.metrics._per_image import NormMetric, Values
 from tokenlens.metrics.base import NamedArray, by_block
 from tokenlens.metrics.patch_patch_cosine import mean_pair_cosine
 from tokenlens.reduction.summaries import BatchSummary, NormSummary
-from tokenlens.tokens import NORM_SITES, Key
+from tokenlens.tokens import Key
 
 
 def norm_stages(
@@ -80,7 +80,8 @@ class NormDifferentiation(NormMetric):
         beta_shared: ``beta`` of a CLS with γ and β of the patches.
         beta_own: ``beta`` − ``beta_shared``.
         total_own: ``gamma_own`` + ``beta_own``. Positive: CLS ends further from the patches than with their weights.
-    Arrays: γ and β of both sets of specialized norms, ``cls_gamma_norm1``, ``patch_beta_norm1``, … (block, channel).
+    Arrays: γ and β of each norm, ``gamma_norm1``, ``beta_norm1``, … (block, channel); of a site with specialized norms
+        both sets, ``cls_gamma_norm1``, ``patch_gamma_norm1``, ….
     Reference: Marouani et al. 2026 (arXiv 2602.08626).
     Pitfalls: ``…_own`` is about one norm alone: the effect of training with two sets on its input is not in it.
     Tested against: cosines recomputed stage by stage in NumPy.
@@ -94,6 +95,10 @@ class NormDifferentiation(NormMetric):
         super().__init__()
         self._parameters: dict[Key, dict[str, NDArray[np.float32]]] = {}
         self._specialized: set[str] = set()
+
+    def bounds_of(self, part: str) -> tuple[float, float]:
+        """Return the bounds of a cosine, or of a difference of two."""
+        return (-1.0, 1.0) if part in ("before", "after") else (-2.0, 2.0)
 
     def per_image(self, summary: NormSummary) -> Values:
         """Compute ``stage_differences`` from the sums of unit vectors."""
@@ -137,12 +142,11 @@ class NormDifferentiation(NormMetric):
         return values
 
     def update(self, batch: BatchSummary) -> None:
-        """Add one batch, and from the first one the weights if any norm has two sets."""
+        """Add one batch, and from the first one the weights."""
         super().update(batch)
-        stacks = batch.stacks(self.summary_kind, self.chosen_sites)
-        if self._parameters or not any(any(stack.summary.specialized) for stack in stacks):
+        if self._parameters:
             return
-        for stack in stacks:
+        for stack in batch.stacks(self.summary_kind, self.chosen_sites):
             tensors = {
                 "cls_gamma": stack.summary.weight_prefix,
                 "patch_gamma": stack.summary.weight_patch,
@@ -163,16 +167,19 @@ class NormDifferentiation(NormMetric):
         self._specialized |= other._specialized
 
     def arrays(self) -> dict[str, NamedArray]:
-        """Return γ and β of both sets, (block, channel), at sites where any norm has two; equal where it has one."""
+        """Return γ and β, (block, channel); at sites where any norm has two sets both, equal where it has one."""
         arrays = {}
-        for site in (site for site in NORM_SITES if site in self._specialized):
+        for site in dict.fromkeys(str(key[1]) for key in self._parameters):
             keys = [key for key in self._parameters if key[1] == site]
             for name in self._parameters[keys[0]]:
+                own = name if site in self._specialized else name.removeprefix("patch_")
+                if own.startswith("cls_") and site not in self._specialized:
+                    continue
                 if all(name in self._parameters[key] for key in keys):
                     values = by_block(keys, np.stack([self._parameters[key][name] for key in keys]), site)
                     assert values is not None
                     dims = ("block", "channel")[-values.ndim :]
-                    arrays[f"{name}_{site}"] = NamedArray(values, dims, "weight" if "gamma" in name else "activation")
+                    arrays[f"{own}_{site}"] = NamedArray(values, dims, "weight" if "gamma" in name else "activation")
         return arrays
 
 

@@ -42,15 +42,19 @@ def high_norm_share(norms_BP: Tensor, ratio: float = HIGH_NORM_RATIO) -> Tensor:
     return _share_above(norms_BP, ratio * median(norms_BP))
 
 
+def outlier_patches(norms_BP: Tensor) -> Tensor:
+    """Return which patches are outliers: above median + 4·1.4826·MAD of their image's norms, (..., P) bool."""
+    return norms_BP > _outlier_threshold(norms_BP, median(norms_BP)).unsqueeze(-1)
+
+
 def outlier_share(norms_BP: Tensor) -> Tensor:
-    """Compute the share of patches above median + 4·1.4826·MAD of the norms of their image, in [0, 1].
+    """Compute the share of ``outlier_patches``, in [0, 1].
 
     >>> import torch
     >>> outlier_share(torch.tensor([9.0, 10.0, 11.0, 12.0, 20.0]))
     tensor(0.2000)
     """
-    middle = median(norms_BP)
-    return _share_above(norms_BP, _outlier_threshold(norms_BP, middle))
+    return outlier_patches(norms_BP).to(norms_BP.dtype).mean(-1)
 
 
 def _outlier_threshold(norms_BP: Tensor, middle_B: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from tokenlens.probes._extraction import SplitFeatures, extract_features
 from tokenlens.probes._features import RAW_PIXELS, FrozenModel
+from tokenlens.probes._fitted import FittedProbe, load_probe
 from tokenlens.probes._heads import Heads, Schedule, hold_out, train_heads
 from tokenlens.probes._probe import SOURCES, probe
 from tokenlens.probes._result import ProbeResult, make_table
 from tokenlens.probes.base import (
     RANKS,
+    FittedHead,
     ImageFeatures,
     ImageProbe,
     PatchFeatures,
-    Predictions,
     Probe,
     ProbeScore,
     import_extra,
@@ -21,12 +22,13 @@ __all__ = [
     "RANKS",
     "RAW_PIXELS",
     "SOURCES",
+    "FittedHead",
+    "FittedProbe",
     "FrozenModel",
     "Heads",
     "ImageFeatures",
     "ImageProbe",
     "PatchFeatures",
-    "Predictions",
     "Probe",
     "ProbeResult",
     "ProbeScore",
@@ -35,6 +37,7 @@ __all__ = [
     "extract_features",
     "hold_out",
     "import_extra",
+    "load_probe",
     "make_table",
     "probe",
     "probes",

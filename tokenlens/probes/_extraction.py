@@ -157,7 +157,7 @@ def _compute(
     readable = np.zeros(count, dtype=bool)
     skipped: list[dict[str, str]] = []
     hashes = [""] * count
-    half = kind == "patches" and getattr(backbone, "norm", None) is not None
+    half = keeps_half(backbone, kind)
     # A DataLoader draws its workers' seed from the global random state, unless it is given a generator.
     generator = torch.Generator()
     loader = DataLoader(split, batch_size, num_workers=workers, collate_fn=collate, generator=generator)
@@ -184,6 +184,11 @@ def _compute(
         first = "; ".join(f"{one['name']}: {one['reason']}" for one in skipped[:3])
         raise ValueError(f"none of the {count} images could be read ({first}{', …' if count > 3 else ''})")
     return _Computed(arrays, readable, skipped, hashes, time.perf_counter() - started)
+
+
+def keeps_half(backbone: Backbone, kind: FeatureKind) -> bool:
+    """Return whether features are kept in float16, whose range may be too small without a final norm."""
+    return kind == "patches" and getattr(backbone, "norm", None) is not None
 
 
 def _check_finite(part: torch.Tensor, batch: Batch, model: str) -> None:

@@ -146,6 +146,10 @@ class FrozenModel:
 
     def features(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """Run one forward pass; see ``Backbone``."""
+        return self.forward(pixels_B3HW)[1]
+
+    def forward(self, pixels_B3HW: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Run one forward pass, and return the model's output and the features."""
         module = self.loaded.module
         weights = next(module.parameters())
         x = pixels_B3HW.to(weights.device, weights.dtype, non_blocking=True)
@@ -154,9 +158,10 @@ class FrozenModel:
         site = Site.FINAL_NORM if self.blocks is None else Site.RESID_POST
         recorder = Recorder(module, self.loaded.family, self.layout, reducer, sites=[site], blocks=self.blocks or [])
         with evaluating(module), recorder, autocast:
-            recorder.run(x)
+            output = recorder.run(x)
         order: list[int | None] = [None] if self.blocks is None else list(self.blocks)
-        return {name: torch.cat([reducer.parts[name, block] for block in order], dim=-1) for name in reducer.names}
+        joined = {name: torch.cat([reducer.parts[name, block] for block in order], dim=-1) for name in reducer.names}
+        return output, joined
 
 
 class _FeatureReducer:
@@ -172,7 +177,8 @@ class _FeatureReducer:
         norm = self.model.norm
         if norm is not None:
             # Under autocast the residual stream may be in half precision, which the norm's weights are not.
-            x_BTD = norm(x_BTD.to(_dtype(norm, x_BTD)))
+            # Not through __call__: others may count how often the norm's hooks fire in a pass.
+            x_BTD = norm.forward(x_BTD.to(_dtype(norm, x_BTD)))
         self._keep(block, x_BTD)
 
     def norm(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -74,6 +74,14 @@ class Heads(nn.Module):
         # One parameter per head, because an optimizer sets the learning rate per parameter.
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(classes, channels)) for _ in range(count))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(classes)) for _ in range(count))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Heads:
+        """Return one trained head with this ``state_dict``, in eval mode."""
+        classes, channels = tensors["weights.0"].shape
+        heads = cls(channels, classes, 1)
+        heads.load_state_dict(tensors)
+        return heads.to(device).eval()
 
     def forward(self, x_RF: Tensor) -> Tensor:
         """Return logits (R, K·C)."""

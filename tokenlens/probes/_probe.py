@@ -22,7 +22,7 @@ from tokenlens.images.labelled.masks import MaskedImages, open_masks
 from tokenlens.models.loading import load_model
 from tokenlens.probes._extraction import SplitFeatures, extract_features
 from tokenlens.probes._features import RAW_PIXELS, Backbone, FeatureKind, FrozenModel, RawPixels
-from tokenlens.probes._result import ProbeResult
+from tokenlens.probes._result import LARGEST_HEAD, ProbeResult
 from tokenlens.probes.base import ImageFeatures, PatchFeatures, Probe, Progress, probes
 from tokenlens.statistics.bootstrap import DRAWS
 from tokenlens.storage.provenance import made_by
@@ -84,8 +84,8 @@ def probe(
             not finite.
     """
     started = time.perf_counter()
-    head: Probe = probes.get(task)(progress)
-    kind = head.kind
+    task_probe: Probe = probes.get(task)(progress)
+    kind = task_probe.kind
     _check_options(kind, task, source, limit, batch_size, workers)
     check_seed(seed)
     splits = open_splits(kind, data)
@@ -138,14 +138,17 @@ def probe(
     )
     names = tuple(printable_name(splits[1].names[index]) for index in distinct.indices[distinct.readable])
     extracted = time.perf_counter()
-    score = head.evaluate(train, test, names, seed)
+    head = task_probe.fit(train, seed)
+    score = task_probe.score(head, test, names)
     ended = time.perf_counter()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in head.tensors.items()}
+    head_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return ProbeResult(
         value=score.value,
         ci_low=score.ci_low,
         ci_high=score.ci_high,
         n=len(test),
-        unit=head.unit,
+        unit=task_probe.unit,
         protocol={
             "probe": probes.describe(task),
             **backbone.protocol,
@@ -166,6 +169,9 @@ def probe(
         provenance={
             "identity": backbone.identity,
             "data": [images.description for images in splits],
+            "sources": list(sources),
+            "data_path": data_path or (str(data) if isinstance(data, str | os.PathLike) else ""),
+            "head_bytes": head_bytes,
             "skipped": [
                 {"split": split, **image}
                 for split, found in zip(("train", "test"), features, strict=True)
@@ -182,6 +188,7 @@ def probe(
             },
             "features_kept_in": [None if found.folder is None else str(found.folder) for found in features],
         },
+        head=tensors if head_bytes <= LARGEST_HEAD else {},
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
@@ -18,7 +20,11 @@ from tokenlens.storage.tables import read_table
 COLUMNS = ("quantity", "of", "value", "ci_low", "ci_high", "n", "unit")
 """Columns of ``ProbeResult.table``."""
 
+LARGEST_HEAD = 64 * 2**20
+"""Bytes of the largest head that is kept."""
+
 _FILES = ("result.json", "per_image.csv", "table.csv")
+_HEAD = "head.safetensors"
 
 
 @dataclass
@@ -40,6 +46,7 @@ class ProbeResult(Result):
         task: name of the probe.
         untrained: whether the model's weights are random.
         provenance: data, skipped images, versions, command, commit, time; JSON-able.
+        head: the fitted head, which ``intervene`` applies again; empty if it is larger than ``LARGEST_HEAD``.
     """
 
     kind: ClassVar[str] = "probe"
@@ -56,6 +63,7 @@ class ProbeResult(Result):
     task: str = ""
     untrained: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def headline(self) -> str:
@@ -96,12 +104,16 @@ class ProbeResult(Result):
         }
         settings |= {name: None for name in ("ci_low", "ci_high") if math.isnan(settings[name])}
         write_json(folder / SETTINGS[self.kind], settings)
+        if self.head:
+            save_file(self.head, folder / _HEAD)
         self.per_image.to_csv(folder / "per_image.csv", index=False)
         self.table.to_csv(folder / "table.csv", index=False)
 
     @classmethod
     def _read(cls, folder: Path) -> ProbeResult:
-        check_manifest(folder, _FILES)
+        kept = _HEAD in check_manifest(folder, _FILES)["files"]
+        if kept:
+            check_manifest(folder, [_HEAD])
         settings = read_settings(folder, cls.kind)
         settings = {name: value for name, value in settings.items() if name not in ("schema_version", "kind")}
         for name in ("ci_low", "ci_high"):
@@ -110,6 +122,7 @@ class ProbeResult(Result):
             **settings,
             per_image=read_table(folder / "per_image.csv", texts=("image", "label", "prediction"), counts=()),
             table=read_table(folder / "table.csv", texts=("quantity", "of", "unit"), counts=("n",)),
+            head=load_file(folder / _HEAD) if kept else {},
         )
 
     def __repr__(self) -> str:

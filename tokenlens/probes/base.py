@@ -1,6 +1,7 @@
-"""The contract of a probe: the features that it receives and the score that it returns."""
+"""The contract of a probe: the features that it receives, the head that it fits, and the score that it returns."""
 
-# Shapes: N training images, M test images, R ranks (up to 5), F channels of a feature, P patches.
+# Shapes: N training images, M test images, R ranks (up to 5), F channels of a feature, P patches, S numbers that are
+# summed over images, X sums.
 
 from __future__ import annotations
 
@@ -78,17 +79,17 @@ class PatchFeatures:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """A classifier's predictions for the test images.
+class FittedHead:
+    """A head after training.
 
     Args:
-        ranked_MR: (M, up to 5) class numbers, the likeliest first.
+        tensors: everything besides the features that its predictions depend on; kept in the run folder.
         protocol: how it was trained, as name and text.
-        choices: settings that were tried on held-out images: (setting, accuracy, number of images).
+        choices: settings that were tried on held-out images: (setting, score, number of images).
     """
 
-    ranked_MR: np.ndarray
-    protocol: dict[str, str]
+    tensors: dict[str, Tensor]
+    protocol: dict[str, str] = field(default_factory=dict)
     choices: list[tuple[str, float, int]] = field(default_factory=list)
 
 
@@ -121,31 +122,47 @@ class Probe(ABC):
         self.progress = progress
 
     @abstractmethod
-    def evaluate(self, train: Any, test: Any, names: Sequence[str], seed: int) -> ProbeScore:
-        """Train on one split and score the other.
+    def fit(self, train: Any, seed: int) -> FittedHead:
+        """Train a head; ``train`` are ``ImageFeatures`` or ``PatchFeatures``, ``seed`` seeds every random draw."""
 
-        Args:
-            train: ``ImageFeatures`` or ``PatchFeatures``.
-            test: the same.
-            names: names of the test images.
-            seed: seed of every random draw.
-        """
+    @abstractmethod
+    def score(self, head: FittedHead, test: Any, names: Sequence[str]) -> ProbeScore:
+        """Score a head on other images, with these names, without changing it."""
+
+    @abstractmethod
+    def count(self, head: FittedHead, test: Any) -> np.ndarray:
+        """Return the numbers per image whose sums over images give the score, (M, S) float64."""
+
+    @abstractmethod
+    def measure(self, sums_XS: np.ndarray) -> np.ndarray:
+        """Compute the score, (X,), from sums over images of what ``count`` returns."""
 
 
 class ImageProbe(Probe):
-    """A classifier of images, scored by its top-1 accuracy. A subclass only predicts."""
+    """A classifier of images, scored by its top-1 accuracy. A subclass fits a head and ranks classes with it."""
 
     kind = "image"
     unit = "top-1 accuracy"
 
     @abstractmethod
-    def predict(self, train: ImageFeatures, test: ImageFeatures, seed: int) -> Predictions:
-        """Rank the classes of the test images, without using ``test.labels_N``."""
+    def rank(self, head: FittedHead, features_MF: Tensor, classes: int) -> np.ndarray:
+        """Rank the classes of images, the likeliest first: (M, up to 5) class numbers."""
 
-    def evaluate(self, train: ImageFeatures, test: ImageFeatures, names: Sequence[str], seed: int) -> ProbeScore:
+    def count(self, head: FittedHead, test: ImageFeatures) -> np.ndarray:
+        """Return whether the first class is right, and 1, for each image."""
+        ranked_MR = self.rank(head, test.features_NF, len(test.classes))
+        hits_M = (ranked_MR[:, 0] == test.labels_N).astype(np.float64)
+        return np.stack([hits_M, np.ones_like(hits_M)], axis=1)
+
+    def measure(self, sums_XS: np.ndarray) -> np.ndarray:
+        """Compute the accuracy."""
+        accuracy_X: np.ndarray = sums_XS[:, 0] / sums_XS[:, 1]
+        return accuracy_X
+
+    def score(self, head: FittedHead, test: ImageFeatures, names: Sequence[str]) -> ProbeScore:
         """Compute the accuracy with its interval over test images."""
-        predictions = self.predict(train, test, seed)
-        hits_MR = predictions.ranked_MR == test.labels_N[:, None]
+        ranked_MR = self.rank(head, test.features_NF, len(test.classes))
+        hits_MR = ranked_MR == test.labels_N[:, None]
         top1_M, top5_M = hits_MR[:, 0], hits_MR.any(1)
         low, high = bootstrap_interval(np.stack([top1_M, top5_M], 1).astype(float), lambda sums: sums / len(test))
         values = (float(top1_M.mean()), float(top5_M.mean()))
@@ -157,20 +174,20 @@ class ImageProbe(Probe):
         ]
         rows += [
             {"quantity": "accuracy on held-out training images", "of": setting, "value": value, "n": n, "unit": "share"}
-            for setting, value, n in predictions.choices
+            for setting, value, n in head.choices
         ]
         classes = np.asarray(test.classes, dtype=object)
         per_image = pd.DataFrame(
             {
                 "image": list(names),
                 "label": classes[test.labels_N],
-                "prediction": classes[predictions.ranked_MR[:, 0]],
+                "prediction": classes[ranked_MR[:, 0]],
                 "correct": top1_M.astype(int),
                 "correct_top5": top5_M.astype(int),
             }
         ).astype({"image": "str", "label": "str", "prediction": "str"})
         table = make_table(rows)
-        return ProbeScore(values[0], float(low[0]), float(high[0]), per_image, table, predictions.protocol)
+        return ProbeScore(values[0], float(low[0]), float(high[0]), per_image, table, head.protocol)
 
 
 def import_extra(module: str, distribution: str) -> ModuleType:

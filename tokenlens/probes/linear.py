@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_with_best_rate
-from tokenlens.probes.base import RANKS, ImageFeatures, ImageProbe, Predictions
+from tokenlens.probes.base import RANKS, FittedHead, ImageFeatures, ImageProbe
 
 SCHEDULE = Schedule(
     optimizer="SGD",
@@ -25,7 +25,7 @@ SCHEDULE = Schedule(
 class Linear(ImageProbe):
     """BatchNorm without affine weights and a linear classifier, trained with SGD."""
 
-    def predict(self, train: ImageFeatures, test: ImageFeatures, seed: int) -> Predictions:
+    def fit(self, train: ImageFeatures, seed: int) -> FittedHead:
         """Train a head per learning rate to choose one, then train with it on all training images."""
         labels_N = torch.from_numpy(train.labels_N).to(train.device)
 
@@ -45,8 +45,8 @@ class Linear(ImageProbe):
         head, best, accuracies = train_with_best_rate(
             loss_of, held, accuracies_of, channels, classes, SCHEDULE, seed, train.device, self.progress
         )
-        return Predictions(
-            ranked_MR=rank_classes(head, test.features_NF)[0].numpy(),
+        return FittedHead(
+            tensors=head.state_dict(),
             protocol={
                 "classifier": "BatchNorm (without affine weights) and one linear map, cross-entropy",
                 "training": SCHEDULE.describe(len(train)),
@@ -60,6 +60,11 @@ class Linear(ImageProbe):
                 for rate, accuracy in zip(rates, accuracies, strict=True)
             ],
         )
+
+    def rank(self, head: FittedHead, features_MF: Tensor, classes: int) -> np.ndarray:
+        """Rank classes by the logits."""
+        ranked: np.ndarray = rank_classes(Heads.of(head.tensors, features_MF.device), features_MF)[0].numpy()
+        return ranked
 
 
 def head_losses(heads: Heads, x_BF: Tensor, labels_B: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tokenlens.probes._heads import Heads, Schedule, edge_note, hold_out, train_with_best_rate
 from tokenlens.probes._result import make_table
-from tokenlens.probes.base import PatchFeatures, Probe, ProbeScore, Progress, import_extra
+from tokenlens.probes.base import FittedHead, PatchFeatures, Probe, ProbeScore, Progress, import_extra
 from tokenlens.statistics.bootstrap import bootstrap_interval
 from tokenlens.storage.wording import counted
 
@@ -48,8 +48,8 @@ class Segmentation(Probe):
     kind = "patches"
     unit = "mean IoU"
 
-    def evaluate(self, train: PatchFeatures, test: PatchFeatures, names: Sequence[str], seed: int) -> ProbeScore:
-        """Choose the learning rate on held-out training images, train with it on all of them, and test."""
+    def fit(self, train: PatchFeatures, seed: int) -> FittedHead:
+        """Choose the learning rate on held-out training images, and train with it on all of them."""
         pixels = draw_pixels(train, seed, self.progress)
         rates, classes, channels = SCHEDULE.learning_rates, len(train.classes), train.features_NPF.shape[2]
 
@@ -67,16 +67,9 @@ class Segmentation(Probe):
         head, best, values = train_with_best_rate(
             loss_of, held, scores_of, channels, classes, SCHEDULE, seed, train.device, self.progress
         )
-        counts = classify(head, test, np.arange(len(test)), self.progress)
-        quantity, n = "mean IoU on held-out training images", int(held.sum())
-        choices = [
-            {"quantity": quantity, "of": f"learning rate {rate:g}", "value": value, "n": n, "unit": "share"}
-            for rate, value in zip(rates, values, strict=True)
-        ]
-        result = score(counts, test.classes, names)
-        return replace(
-            result,
-            table=pd.concat([result.table, make_table(choices)], ignore_index=True),
+        n = int(held.sum())
+        return FittedHead(
+            tensors=head.state_dict(),
             protocol={
                 "head": "BatchNorm (without affine weights), 1×1 convolution, bilinear upsampling, cross-entropy",
                 "training": f"{SCHEDULE.describe(len(train))}; loss at {PIXELS} random pixels of each full-size mask, "
@@ -85,9 +78,31 @@ class Segmentation(Probe):
                 f"{', '.join(f'{rate:g}' for rate in rates)} on the held-out images",
                 "held out": f"{n} of {len(train)} training images, to choose the learning rate; then "
                 "it is trained on all of them",
-                **result.protocol,
             },
+            choices=[(f"learning rate {rate:g}", value, n) for rate, value in zip(rates, values, strict=True)],
         )
+
+    def score(self, head: FittedHead, test: PatchFeatures, names: Sequence[str]) -> ProbeScore:
+        """Compute IoU and accuracy with their intervals over test images."""
+        quantity = "mean IoU on held-out training images"
+        choices = [
+            {"quantity": quantity, "of": setting, "value": value, "n": n, "unit": "share"}
+            for setting, value, n in head.choices
+        ]
+        result = score(self._classify(head, test), test.classes, names)
+        table = pd.concat([result.table, make_table(choices)], ignore_index=True)
+        return replace(result, table=table, protocol=head.protocol | result.protocol)
+
+    def count(self, head: FittedHead, test: PatchFeatures) -> np.ndarray:
+        """Return the correct, labelled and predicted pixels of each class, for each image."""
+        return self._classify(head, test).counts_KN3C[0].reshape(len(test), -1).astype(np.float64)
+
+    def measure(self, sums_XS: np.ndarray) -> np.ndarray:
+        """Compute the mean IoU."""
+        return iou_and_accuracy(sums_XS)[:, 0]
+
+    def _classify(self, head: FittedHead, test: PatchFeatures) -> PixelCounts:
+        return classify(Heads.of(head.tensors, test.device), test, np.arange(len(test)), self.progress)
 
 
 @dataclass(frozen=True)
@@ -227,7 +242,7 @@ def score(counts: PixelCounts, classes: tuple[str, ...], names: Sequence[str]) -
         size = f"each mask's own size (most often {width}×{height})"
     ignored = 100 * counts.ignored_N.sum() / (counts.ignored_N.sum() + pixels_N.sum())
     return ProbeScore(
-        value,
+        float(values[0]),
         float(low[0]),
         float(high[0]),
         pd.DataFrame(columns).astype({"image": "str"}),

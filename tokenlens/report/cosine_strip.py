@@ -24,6 +24,9 @@ from tokenlens.overlays.selection import evenly_spaced
 LEVELS = 61
 """Colours of the scale; odd, so that one of them is 0."""
 
+THUMBNAIL = 80
+"""Longer side of a thumbnail in pixels."""
+
 
 class Map(NamedTuple):
     """A map as a picture, the mean over its patches, and a description."""
@@ -46,10 +49,11 @@ class MapRow(NamedTuple):
 
 
 class Photograph(NamedTuple):
-    """A photograph, empty without pixels, with its rows of maps."""
+    """A photograph and its thumbnail, empty without pixels, with its rows of maps."""
 
     name: str
     picture: str
+    thumbnail: str
     models: list[MapRow]
 
 
@@ -95,8 +99,8 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
                     count += map_hw.size
                 sides.append(line)
             rows.append(MapRow(label, list(blocks), *sides))
-        picture = _uri("jpeg", first.jpegs[position]) if first.jpegs else ""
-        photographs.append(Photograph(name, picture, rows))
+        pictures = ("", "") if not first.jpegs else _pictures(first.jpegs[position])
+        photographs.append(Photograph(name, *pictures, rows))
     return CosineStrip(photographs, f"{limit:g}", _gradient(), pd.concat(frames, ignore_index=True))
 
 
@@ -131,6 +135,15 @@ def _picture(map_hw: NDArray[np.float32], limit: float) -> str:
     written = io.BytesIO()
     image.save(written, format="png", optimize=True)
     return _uri("png", written.getvalue())
+
+
+def _pictures(jpeg: bytes) -> tuple[str, str]:
+    """Return a photograph and its thumbnail."""
+    small = Image.open(io.BytesIO(jpeg))
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    written = io.BytesIO()
+    small.save(written, format="jpeg", quality=75)
+    return _uri("jpeg", jpeg), _uri("jpeg", written.getvalue())
 
 
 def _uri(kind: str, content: bytes) -> str:

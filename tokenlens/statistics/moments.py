@@ -113,3 +113,13 @@ def hall_transform(quantile: Array, skewness: Array, n: NDArray[np.int64]) -> Ar
     gamma = np.where(slight, 1.0, skewness)
     solved = 3 / gamma * (np.cbrt(1 + gamma * (quantile - gamma / (6 * n))) - 1)
     return np.where(slight, quantile, solved)
+
+
+def cut_interval(value: Array, low: Array, high: Array, bounds_S2: Array) -> tuple[Array, Array]:
+    """Cut intervals where their quantity ends, which takes no possible value away; the estimate stays inside.
+
+    >>> cut_interval(np.array([0.02]), np.array([-0.01]), np.array([0.05]), np.array([[0.0, 1.0]]))
+    (array([0.]), array([0.05]))
+    """
+    lowest, highest = np.asarray(bounds_S2, dtype=np.float64).T
+    return np.maximum(low, np.fmin(lowest, value)), np.minimum(high, np.fmax(highest, value))
