@@ -2,15 +2,17 @@
 
     python shipping/make.py RUN NAME --probes PROBE PROBE …
 
-RUN is a finished run of ``tokenlens train``, each PROBE a run of ``tokenlens probe`` on it, on the same model untrained
-(``--no-pretrained``), on ``raw_pixels`` or on another model. Writes tokenlens/models/shipped/NAME with
-``model.safetensors`` in float16, ``config.json`` in timm's format and ``MODEL_CARD.md``, replacing an older version.
+RUN is a finished training by ``tokenlens train`` or ``tokenlens verify``, each PROBE a run of ``tokenlens probe`` on it,
+on its start, on the same model untrained (``--no-pretrained``), on ``raw_pixels`` or on another model. Writes
+tokenlens/models/shipped/NAME with ``model.safetensors`` in float16, ``config.json`` in timm's format,
+``MODEL_CARD.md`` and, for weights that started from others, ``NOTICE``, replacing an older version.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -24,18 +26,20 @@ from torch import Tensor, nn
 
 from tokenlens.images import sample
 from tokenlens.models.checkpoints import weights_sha256
+from tokenlens.models.file_formats import read_json
 from tokenlens.models.loading import LoadedModel, load_model
-from tokenlens.models.shipped import CARD
+from tokenlens.models.shipped import CARD, NOTICE
 from tokenlens.probes import ProbeResult
 from tokenlens.storage.files import write_json
 from tokenlens.storage.hashing import file_sha256
 from tokenlens.training.trained_run import TrainedRun
+from tokenlens.verification.start import start_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
-from card import Facts, describe_model, write_card
+from card import Facts, Start, describe_model, write_card, write_notice
 
 SHIPPED = Path(__file__).resolve().parent.parent / "tokenlens" / "models" / "shipped"
-MAX_BYTES = 12_000_000
+MAX_BYTES = 16_000_000
 """Limit for a file of weights, which is part of the wheel that everybody downloads."""
 
 
@@ -68,12 +72,14 @@ def make(run: str | Path, name: str, probes: Sequence[str | Path] = (), out: str
             raise ValueError(
                 f"{name} takes {file.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed in a wheel"
             )
+        start = find_start_blocks(trained)
         config = json.loads((trained.path / "config.json").read_text(encoding="utf-8"))
-        write_json(folder / "config.json", publish_config(config, describe_model(exact.module, trained)))
+        write_json(folder / "config.json", publish_config(config, describe_model(exact.module, trained, start)))
         rounded = load_model(f"local-dir:{folder}", device="cpu")
         facts = Facts(
             name=name,
             run=trained,
+            start=start,
             module=exact.module,
             bytes=file.stat().st_size,
             sha256=file_sha256(file),
@@ -81,10 +87,24 @@ def make(run: str | Path, name: str, probes: Sequence[str | Path] = (), out: str
             probes=[(identify_model(result, trained, file), result) for result in results],
         )
         (folder / CARD).write_text(write_card(facts), encoding="utf-8")
+        if start is not None:
+            (folder / NOTICE).write_text(write_notice(facts), encoding="utf-8")
         target = Path(out) / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(folder, target)
     return target
+
+
+def find_start_blocks(run: TrainedRun) -> Start | None:
+    """Return which blocks of its teacher a training started from, by the start that its verification saved."""
+    folder = run.path.resolve().parent.parent / "start"
+    started = run.settings["start"]
+    if started is None or not (folder / "start.json").is_file():
+        return None
+    if started["sha256"] != file_sha256(start_weights(folder)):
+        return None
+    blocks = re.search(r"its first (\d+) of (\d+) blocks$", read_json(folder / "start.json")["source"])
+    return None if blocks is None else Start(*map(int, blocks.groups()))
 
 
 def to_float16(module: nn.Module) -> dict[str, Tensor]:
@@ -117,13 +137,15 @@ def measure_change(exact: LoadedModel, rounded: LoadedModel) -> dict[str, float]
 
 
 def identify_model(result: ProbeResult, run: TrainedRun, file: Path) -> str:
-    """Return whose features a probe used: ``"this"``, ``"untrained"``, ``"pixels"``, or another model's name."""
+    """Return whose features a probe used: ``"this"``, ``"start"``, ``"untrained"``, ``"pixels"``, or another model's."""
     if result.model == "raw_pixels":
         return "pixels"
     identity = result.provenance["identity"]
     weights = identity["weights"]
     if weights in (file_sha256(run.path / "model.safetensors"), file_sha256(file)):
         return "this"
+    if weights == (run.settings["start"] or {}).get("sha256"):
+        return "start"
     if result.untrained:
         twin = load_model(
             f"local-dir:{run.path}",

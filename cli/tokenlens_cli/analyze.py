@@ -90,6 +90,7 @@ def command(
 
 def _print_result(analysis: Analysis, model: str, folder: Path, *, report: bool, json: bool) -> None:
     from tokenlens.analysis import judge
+    from tokenlens.report.counterparts import counterparts
     from tokenlens.storage.wording import counted
 
     findings = judge(analysis)
@@ -114,6 +115,7 @@ def _print_result(analysis: Analysis, model: str, folder: Path, *, report: bool,
             }
         )
         return
+    compared = [arguments for arguments, _ in counterparts(analysis)]
     untrained = ", untrained (random weights)" if analysis.untrained else ""
     print_text(
         f"{analysis.model}{untrained}: {counted(len(analysis.table), 'number')} from "
@@ -127,7 +129,7 @@ def _print_result(analysis: Analysis, model: str, folder: Path, *, report: bool,
     print_text(f"run: {folder}" if page is None else f"report: {page}")
     say_next(
         report_step(folder, page),
-        f"tokenlens compare {quote(str(folder))} RUN|MODEL",
+        *(f"tokenlens compare {quote(str(folder))} {to}" for to in compared or ["RUN|MODEL"]),
         f"tokenlens figure {quote(str(folder))} depth_profile --out depth_profile.pdf",
         f"tokenlens show {quote(model)} --images FILE",
     )

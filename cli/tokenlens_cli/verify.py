@@ -27,7 +27,7 @@ def command(
     scale: Annotated[
         str,
         typer.Option(
-            metavar="tiny|tiny_continued|truncated|truncated_gpu|gpu|paper",
+            metavar="tiny|truncated|truncated_gpu|gpu|paper",
             autocompletion=options.complete_entries("tokenlens.verification.scales"),
             help="Scale: the models to train, on how many images, and their probes.",
         ),

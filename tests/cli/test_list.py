@@ -72,7 +72,7 @@ def test_list_models_says_what_they_are():
     ]
     assert re.search(r"518 px  patch 14 +22\.1 M  download(ed)?$", shown[0])
     assert re.search(r"518 px  patch 14  4 registers +22\.1 M  download(ed)?$", shown[1])
-    assert "64 px  patch 8" in tokenlens("list", "models", "tokenlens_tiny").stdout
+    assert "112 px  patch 14" in tokenlens("list", "models", "tokenlens_tiny").stdout
     assert "no download" in tokenlens("list", "models", "tokenlens_tiny").stdout
     (item,) = json.loads(tokenlens("list", "models", "deit_base_distilled_patch16_224*", "--json").stdout)["items"]
     assert (item["image_size"], item["patch"]) == ([224, 224], [16, 16])

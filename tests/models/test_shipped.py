@@ -17,7 +17,7 @@ from tokenlens.models.names import find_weights_file
 from tokenlens.specialization._plan import get_plan
 from tokenlens.specialization._specialization import PRESETS
 from tokenlens.storage.hashing import file_sha256
-from tokenlens.training.recipes.tiny_distill import RECIPE
+from tokenlens.training.recipes.truncated_distill import RECIPE
 
 NAMES = ("tokenlens_tiny", "tokenlens_tiny_specialized")
 SECTIONS = ("Training", "Data and licences", "Probes", "Half precision", "Limits", "Reproduce")
@@ -34,12 +34,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def noise(size: int = 64) -> torch.Tensor:
+def noise(size: int = 112) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def tokens(model, size: int = 64) -> torch.Tensor:
+def tokens(model, size: int = 112) -> torch.Tensor:
     return model.eval().forward_features(noise(size))
 
 
@@ -58,7 +58,7 @@ def test_there_are_two():
 @pytest.mark.parametrize("name", NAMES)
 def test_loaded_by_name_in_single_precision(name):
     loaded = load_model(name, device="cpu")
-    assert (loaded.name, loaded.image_size, loaded.untrained) == (name, (64, 64), False)
+    assert (loaded.name, loaded.image_size, loaded.untrained) == (name, (112, 112), False)
     assert loaded.weights == {
         "source": f"shipped with tokenlens {tokenlens.__version__}, float16 to float32",
         "sha256": file_sha256(shipped.find_folder(name) / "model.safetensors"),
@@ -67,7 +67,8 @@ def test_loaded_by_name_in_single_precision(name):
     }
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
     assert len(loaded.module.blocks) == RECIPE.model_options["depth"]
-    assert loaded.module.embed_dim == RECIPE.model_options["embed_dim"]
+    assert loaded.module.embed_dim == 384
+    assert loaded.module.pos_embed.shape[1] == 1 + 8 * 8
     assert (get_plan(loaded.module) is not None) == name.endswith("_specialized")
     counts = {sum(p.numel() for p in each.parameters()) for each in (create_meta_model(name), loaded.module)}
     assert len(counts) == 1
@@ -84,8 +85,8 @@ def test_the_specialized_one_is_the_papers():
 @pytest.mark.parametrize("name", NAMES)
 def test_files_in_the_folder(name):
     folder = shipped.find_folder(name)
-    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "config.json", "MODEL_CARD.md"}
-    assert (folder / "model.safetensors").stat().st_size <= 12_000_000
+    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "config.json", "MODEL_CARD.md", "NOTICE"}
+    assert (folder / "model.safetensors").stat().st_size <= 16_000_000
     weights = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -99,10 +100,12 @@ def test_the_card(name):
     assert card.startswith(f"# {name}\n\n{shipped.describe(name)}\n")
     assert tuple(re.findall(r"^## (.+)$", card, re.M)) == SECTIONS
     assert file_sha256(shipped.find_folder(name) / "model.safetensors") in card
-    for setting in ("lr", "batch_size", "seed", "objective_options.teacher", "model_options.patch_size"):
+    for setting in ("lr", "batch_size", "seed", "objective_options.teacher", "model_options.depth"):
         assert re.search(rf"^\| `{re.escape(setting)}` \| \S", card, re.M), setting
     assert "research use" in card
-    assert "Apache-2.0" in card
+    assert "Apache-2.0 (see NOTICE)" in card
+    assert "decided before any score was seen" in card
+    assert re.search(r"^\| segmentation \|.*\*\*this model\*\*", card, re.M)
     assert float(re.search(r"by ([\d.]+) % at most", card)[1]) < 0.5, "what float16 may move"
     assert not re.search(r"(?<![\w.:/-])/[a-z]+/", card), "folders of one machine"
 
@@ -120,7 +123,7 @@ def test_first_in_the_list():
     lines = command("list", "models", "--limit", 2).stdout.splitlines()
     assert len(lines) == len(NAMES)
     for name, line in zip(NAMES, lines, strict=True):
-        assert re.fullmatch(rf"{name} +64 px  patch 8 +[12]\.\d M  no download", line)
+        assert re.fullmatch(rf"{name} +112 px  patch 14 +7\.[48] M  no download", line)
 
 
 def test_functions_and_commands_accept_the_name(tmp_path):

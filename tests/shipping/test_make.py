@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from tests.support.tiny_training import tiny_recipe, write_colours
 from tokenlens.models.loading import load_model
 from tokenlens.probes._probe import probe
 from tokenlens.probes._result import ProbeResult
+from tokenlens.storage.hashing import file_sha256
+from tokenlens.training.trained_run import TrainedRun
 
 pytest.importorskip("lightning_fabric", reason="training needs the extra [train]")
 
@@ -74,12 +77,42 @@ def test_the_card(folder, made):
         assert f"| `{name}` | {value} |" in card
     this = ProbeResult.load(folder / "this")
     assert (
-        f"| **this model** | CLS token | {this.protocol['images']} | {100 * this.value:.1f} | "
+        f"| **this model** | CLS token | {this.protocol['images']} | 0 | {100 * this.value:.1f} | "
         f"{100 * this.ci_low:.1f}–{100 * this.ci_high:.1f} | top-1 accuracy | {this.n} |"
     ) in card
     assert "| the same, untrained |" in card
     assert "| pixels, no model |" in card
     assert str(folder) not in card
+    assert not (made / "NOTICE").exists(), "trained from random weights"
+
+
+def test_weights_that_started_from_others_come_with_a_notice(shipping, folder, tmp_path):
+    make, card = shipping
+    run = tmp_path / "runs" / "standard_seed0"
+    shutil.copytree(folder / "run", run)
+    write_start(tmp_path / "start", "dinov2.safetensors: its first 2 of 12 blocks")
+    told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    told["start"] = {"source": "dinov2.safetensors", "sha256": file_sha256(tmp_path / "start" / "model.safetensors")}
+    options = {"teacher": "vit_small_patch14_dinov2"}
+    told["recipe"] |= {"objective": "distill", "objective_options": options}
+    (run / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    made = make.make(run, "small", out=tmp_path / "out")
+    notice = (made / "NOTICE").read_text(encoding="utf-8")
+    assert card.NOTICES["vit_small_patch14_dinov2"] in notice
+    assert "only the first 2 of 12 blocks are kept" in " ".join(notice.split())
+    assert "separate weights (preset norms)" in " ".join(notice.split())
+    text = (made / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "the first 2 of 12 blocks of DINOv2 ViT-S/14, distilled from all of them" in text
+    assert "from the first 2 blocks of dinov2.safetensors, seed 0" in text
+    write_start(tmp_path / "start", "dinov2.safetensors: its first 2 of 12 blocks", changed=True)
+    assert make.find_start_blocks(TrainedRun.load(run)) is None, "another start than the training's"
+
+
+def write_start(folder: Path, source: str, changed: bool = False) -> None:
+    """Write the folder in which a verification keeps its start."""
+    folder.mkdir(exist_ok=True)
+    (folder / "start.json").write_text(json.dumps({"source": source}), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"changed" if changed else b"weights")
 
 
 def test_nothing_else_is_left_and_it_is_made_again(shipping, folder, made):

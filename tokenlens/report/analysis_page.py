@@ -12,6 +12,7 @@ from tokenlens.analysis.findings import judge
 from tokenlens.analysis.overview import overview
 from tokenlens.figures.base import group_title, model_title
 from tokenlens.report.analysis_summary import summary_table
+from tokenlens.report.counterparts import counterparts
 from tokenlens.report.cosine_strip import cosine_strip
 from tokenlens.report.downloads import download
 from tokenlens.report.headline import headline
@@ -46,6 +47,7 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "groups": [(group, group_title(group)) for group in analysis.layout.groups],
         "findings": findings,
         "figure_of": FIGURE_OF,
+        "counterparts": counterparts(analysis),
         "overview": _overview(analysis),
         "specialized_sentences": specialized_sentences(analysis),
         "specialized_table": specialized_table(analysis),

@@ -169,7 +169,8 @@
   const copy = async (button) => {
     const here = decodeURIComponent(location.pathname).split("/").slice(0, -1).join("/");
     const run = location.protocol !== "file:" || !here ? "RUN" : /^[\w./+-]+$/.test(here) ? here : "'" + here.replace(/'/g, "'\\''") + "'";
-    const command = "tokenlens figure " + run + " " + button.dataset.copies + " --out " + button.dataset.copies + ".pdf";
+    const { copies, compares } = button.dataset;
+    const command = "tokenlens " + (compares ? "compare " + run + " " + compares : "figure " + run + " " + copies + " --out " + copies + ".pdf");
     try {
       await navigator.clipboard.writeText(command);
     } catch {
@@ -266,7 +267,7 @@
 
   if ("DecompressionStream" in window) {
     document.querySelectorAll(".without-script").forEach((one) => one.remove());
-    for (const [kind, act] of [["saves", save], ["enlarges", enlarge], ["draws", saveDrawing], ["copies", copy]]) {
+    for (const [kind, act] of [["saves", save], ["enlarges", enlarge], ["draws", saveDrawing], ["copies", copy], ["compares", copy]]) {
       document.querySelectorAll("button[data-" + kind + "]").forEach((button) => {
         button.hidden = false;
         button.addEventListener("click", () => act(button));

@@ -1,4 +1,4 @@
-"""Every scale is complete, and the tiny ones fit into 90 minutes."""
+"""Every scale is complete, and the tiny one fits into 90 minutes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,11 @@ def test_scales_are_complete(name):
     assert scales.describe(name)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_continued"])
-def test_tiny_scales_take_less_than_90_minutes(name):
-    scale = scale_of(name)
+def test_the_tiny_scale_takes_less_than_90_minutes():
+    scale = scale_of("tiny")
     pace, images = scale.pace, scale.train_images * (scale.recipe.epochs or 0)
     each = images / pace.train / 60 + pace.analyze + sum(pace.probes[probe.task] for probe in scale.probes)
     assert pace.first + scale.seeds * len(scale.variants) * each < 90
-
-
-def test_the_continued_scale_starts_from_the_shipped_model():
-    tiny, continued = scale_of("tiny"), scale_of("tiny_continued")
-    assert continued.start == "tokenlens_tiny"
-    assert set(continued.probes) < set(tiny.probes)
-    assert continued.recipe.warmup > tiny.recipe.warmup
 
 
 def test_the_truncated_scales_start_from_blocks_of_their_teacher():

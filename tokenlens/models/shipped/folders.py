@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 CARD = "MODEL_CARD.md"
+NOTICE = "NOTICE"
 
 _FOLDERS = Path(__file__).parent
 
@@ -20,7 +21,7 @@ def list_names() -> tuple[str, ...]:
 
 
 def find_folder(name: str) -> Path:
-    """Return a model's folder: ``model.safetensors`` (float16), ``config.json`` (timm's format), ``MODEL_CARD.md``.
+    """Return a model's folder: ``model.safetensors`` (float16), ``config.json`` (timm's format), ``MODEL_CARD.md``, ``NOTICE``.
 
     Raises:
         LookupError: if no model of that name comes with tokenlens.
