@@ -100,8 +100,15 @@ def command(
     from tokenlens.storage.run_folder import check_writable
 
     check_writable(folder, overwrite)
-    say(f"{task} on features of {model}")
     with show_progress() as progress:
+        begun: list[str] = []
+
+        def show(stage: str, done: int, total: int, unit: str) -> None:
+            if not begun:  # what is refused has no heading
+                begun.append(f"{task} on features of {model}")
+                say(begun[0])
+            progress(stage, done, total, unit)
+
         result = probe(
             model,
             task,
@@ -119,7 +126,7 @@ def command(
             seed=seed,
             limit=limit,
             cache=cache,
-            progress=progress,
+            progress=show,
         )
     for note in dict.fromkeys(note for data in result.provenance["data"] for note in data.get("notes", [])):
         say(note)

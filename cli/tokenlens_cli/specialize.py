@@ -64,8 +64,6 @@ def command(
     parameters and FLOPs per component. Until it is trained, the specialized model computes the same function as the
     standard one. Other commands take `specialized:PRESET:MODEL` as MODEL without saving it first.
     """
-    if out is None and not dry_run:
-        raise typer.BadParameter("expected a file or folder to write, or --dry-run", param_hint="--out")
     from dataclasses import replace
 
     from tokenlens.models import create_meta_model, load_model
@@ -73,6 +71,8 @@ def command(
 
     model_args = options.join_model_args(model_arg)
     wanted = replace(as_specialization(preset), registers=registers.value)
+    if out is None and not dry_run:
+        raise typer.BadParameter("expected a file or folder to write, or --dry-run", param_hint="--out")
     target = None if dry_run or out is None else find_target(out, overwrite)
     if target is None:
         module = create_meta_model(model, img_size=img_size, model_args=model_args)

@@ -103,8 +103,11 @@ def command(
     if devices > 1:
         # For the processes that will be started: when one fails, the others would log at length that it is gone.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from tokenlens.training.overrides import override
+    from tokenlens.training.recipe import get_recipe
     from tokenlens.training.train import train
 
+    override(get_recipe(recipe), tuple(set or ()), specialize, seed)  # unknown names, before the heading
     title = f"training {recipe}"
     with show_progress() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the report could not be drawn")  # printed with the result

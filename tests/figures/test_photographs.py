@@ -155,7 +155,7 @@ def test_sizes_files_and_global_settings(function, tmp_path):
     [
         (lambda r: plot.attention_overlay(r), "no token 'cls'; it has no prefix token and patches"),
         (lambda r: plot.cosine_to_patch(r, token=(4, 0)), r"row 0 to 3 and column 0 to 3, got \(4, 0\)"),
-        (lambda r: plot.norm_map(r, block=2), r"block 2 was not recorded; recorded blocks: \[0, 1\]"),
+        (lambda r: plot.norm_map(r, block=2), "there is no block 2: recorded, and counted from 0, are 0 to 1"),
         (lambda r: plot.norm_map(r, site="pattern"), "unknown site 'pattern'; sites are"),
         (lambda r: plot.pca_rgb(r, image=3), "images 0 to 2, got 3"),
         (lambda r: plot.attention_overlay(r, query=(0, 0), head=2), "heads 0 to 1, got 2"),

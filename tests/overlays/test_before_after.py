@@ -58,7 +58,7 @@ def test_other_sites_and_blocks_are_refused():
     recording = recorded("timm_vit")
     with pytest.raises(LookupError, match="a norm is norm1, norm2, final_norm, got 'q'"):
         before_after_maps(recording, norm="q")
-    with pytest.raises(LookupError, match="block 7 was not recorded"):
+    with pytest.raises(LookupError, match="there is no block 7"):
         before_after_maps(recording, blocks="0,7")
     with pytest.raises(ValueError, match="expected numbers like 0-5,11, got 'x'"):
         before_after_maps(recording, blocks="x")

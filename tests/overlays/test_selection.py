@@ -56,7 +56,7 @@ def test_selections_that_do_not_exist():
     for arguments, text in (
         ((2, 1, "norm1"), "images 0 to 1, got 2"),
         ((-1, 1, "norm1"), "images 0 to 1, got -1"),
-        ((0, 0, "norm1"), r"block 0 was not recorded; recorded blocks: \[1\]"),
+        ((0, 0, "norm1"), "there is no block 0: recorded, and counted from 0, are 1$"),
         ((0, -2, "norm1"), "block -2"),
         ((0, 1, "norm2"), "norm2 of block 1 was not recorded; recorded sites there: norm1, q"),
         ((0, 1, "final_norm"), "final_norm of the model was not recorded"),

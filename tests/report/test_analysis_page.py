@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from tokenlens.report.downloads import download
 from tokenlens.report.number_format import aligned_numbers, unbroken
 
 FIGURES = figures_of("analysis")
+SVG_TEXT = "{http://www.w3.org/2000/svg}text"
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,43 @@ def test_the_data_of_a_figure_is_one_click_away(browser, run, evil_page, tmp_pat
     tab, complaints, _ = opened(browser, evil_page[0])
     _, arrived = saved(tab, "depth_profile", tmp_path)
     assert set(arrived["model"]) == {f"{EVIL} (untrained)"}
+    assert complaints == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_a_figure_can_be_enlarged_saved_and_made_again(browser, run, tmp_path):
+    """Every figure has the four buttons; of one, drawing, file and command are what they say."""
+    folder = run[1]
+    tab, complaints, _ = opened(browser, folder / "report.html", viewport={"width": 1280, "height": 900})
+    buttons = "[...document.querySelectorAll('figure')].map((one) => [one.id, ...[...one.querySelectorAll('button')]"
+    shown = tab.evaluate(f"{buttons}.map((button) => button.offsetParent && button.textContent)])")
+    assert sorted(line[0] for line in shown) == sorted(FIGURES)
+    assert all(line[1:] == ["Enlarge", "SVG", "CSV", "Copy command"] for line in shown), shown
+
+    drawing = tab.locator("#cka .drawing svg")
+    small = drawing.bounding_box()["width"]
+    tab.click('button[data-enlarges="cka"]')
+    assert tab.locator("dialog .drawing svg").bounding_box()["width"] > small
+    tab.keyboard.press("Escape")
+    drawing.wait_for()
+    assert not tab.locator("dialog").is_visible()
+
+    with tab.expect_download() as arriving:
+        tab.click('button[data-draws="cka"]')
+    assert arriving.value.suggested_filename == "vit_small_patch14_dinov2-cka.svg"
+    arriving.value.save_as(tmp_path / "cka.svg")
+    saved_svg, drawn = ((path / "cka.svg").read_text(encoding="utf-8") for path in (tmp_path, folder / "figures"))
+    assert "var(--" not in saved_svg
+    texts = [[text.text for text in ElementTree.fromstring(svg).iter(SVG_TEXT)] for svg in (saved_svg, drawn)]
+    assert texts[0] == texts[1]
+    assert "block" in texts[0]
+
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.click('button[data-copies="cka"]')
+    tab.locator('button[data-copies="cka"]', has_text="Copied").wait_for()
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert copied == f"tokenlens figure {folder} cka --out cka.pdf"
     assert complaints == []
     tab.close()
 

@@ -264,5 +264,7 @@ def no_usable_image(description: str, skipped: list[dict[str, str]]) -> ValueErr
     if not skipped:
         return ValueError(f"no image of {description} could be used: there are none")
     first = "; ".join(f"{item['name']}: {item['reason']}" for item in skipped[:3])
+    if len(skipped) == 1:
+        return ValueError(f"the only image of {description} cannot be used: {first}")
     more = ", …" if len(skipped) > 3 else ""
     return ValueError(f"no image of {description} could be used: all {len(skipped)} were skipped ({first}{more})")

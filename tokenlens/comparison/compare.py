@@ -56,6 +56,13 @@ def compare(
         _check_labels(labels, len(subjects))
         _baseline_position(baseline, list(labels))
     loaded = [_load_or_check(subject) for subject in subjects]
+    interventions = [_is_intervention(subject) for subject in subjects]
+    if len(set(interventions)) > 1:
+        one, other = (subjects[interventions.index(which)] for which in (True, False))
+        raise ValueError(
+            "an intervention can be compared with other interventions only: "
+            f"{_shown(one)} is one, {_shown(other)} is not"
+        )
     given = analyze_options if images is None else {"images": images, **analyze_options}
     if given and None not in loaded:
         raise ValueError(
@@ -110,15 +117,14 @@ def _load_or_check(subject: Any) -> Analysis | None:
     """Return the analysis that a subject is or holds, or None for a model after checking its name."""
     if isinstance(subject, Analysis):
         return subject
-    if isinstance(subject, Result) and subject.kind == "intervention":
-        return effects_as_numbers(subject)
+    if _is_intervention(subject):
+        return effects_as_numbers(subject if isinstance(subject, Result) else Result.load(Path(subject).expanduser()))
     if not isinstance(subject, str | os.PathLike | nn.Module):
         raise ValueError(
             f"expected an Analysis, a run folder, a model's name or a module, got {type(subject).__qualname__}"
         )
     if not isinstance(subject, nn.Module) and is_run(subject):
-        path = Path(subject).expanduser()
-        return effects_as_numbers(Result.load(path)) if kind_of(path) == "intervention" else Analysis.load(path)
+        return Analysis.load(Path(subject).expanduser())
     if isinstance(subject, str):
         try:
             find_model_source(subject)
@@ -129,6 +135,18 @@ def _load_or_check(subject: Any) -> Analysis | None:
                 raise LookupError(f"{subject!r} is neither a run folder nor a model: {error}") from error
             raise
     return None
+
+
+def _is_intervention(subject: Any) -> bool:
+    """Return whether a subject is an intervention or a run folder of one."""
+    if isinstance(subject, str | os.PathLike) and is_run(subject):
+        return kind_of(Path(subject).expanduser()) == "intervention"
+    return isinstance(subject, Result) and subject.kind == "intervention"
+
+
+def _shown(subject: Any) -> str:
+    """Return the name of a subject for a message."""
+    return type(subject).__name__ if isinstance(subject, nn.Module) else str(subject)
 
 
 def _images_of(run: Analysis | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.findings import norms_come_first
 from tokenlens.figures.base import NothingToDraw, model_title
+from tokenlens.metrics import metrics
 
 NORMS = {"norm1": "norm1 ({} attention)", "norm2": "norm2 ({} MLP)", "final_norm": "final"}
 """Titles of the panels of each norm, with a placeholder for the norm's position ("before" or "after")."""
@@ -45,10 +46,11 @@ def as_list(names: str | Iterable[str]) -> list[str]:
 
 
 def missing(analysis: Analysis, metric: str) -> NothingToDraw:
-    """Return the error that says why a metric has no numbers."""
+    """Return the error that says why a metric has no numbers; raise LookupError if there is no such metric."""
     reason = analysis.not_applicable.get(metric)
     if reason:
         return NothingToDraw(f"{metric} does not apply to {analysis.model}: {reason}")
+    metrics.get(metric)
     have = ", ".join(sorted(analysis.table["metric"].unique())) or "none"
     return NothingToDraw(
         f"{metric} was not computed for {analysis.model}. Analyze again with metrics=[{metric!r}, …]. "

@@ -22,6 +22,7 @@ from tokenlens.overlays.selection import (
     blocks_at,
     checked_head,
     covered_by,
+    head_text,
     image_title,
     layout_at,
     model_title,
@@ -30,7 +31,7 @@ from tokenlens.overlays.selection import (
     tokens_at,
 )
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import HEAD_SITES, Site
+from tokenlens.tokens import Site
 
 
 def cosine_maps(
@@ -164,6 +165,4 @@ def _grid(
 
 
 def _note(site: str, head: int | None) -> str:
-    if site not in HEAD_SITES:
-        return str(site)
-    return f"{site} · " + ("mean over heads" if head is None else f"head {head}")
+    return " · ".join(filter(None, [str(site), head_text(site, head)]))

@@ -88,7 +88,9 @@ def block_of(recording: Recording, block: int) -> int:
         return block
     if -len(blocks) <= block < 0:
         return blocks[block]
-    raise LookupError(f"block {block} was not recorded; recorded blocks: {blocks}")
+    several = len(blocks) > 1 and list(blocks) == list(range(blocks[0], blocks[-1] + 1))
+    known = f"{blocks[0]} to {blocks[-1]}" if several else ", ".join(map(str, blocks))
+    raise LookupError(f"there is no block {block}: recorded, and counted from 0, are {known}")
 
 
 def select_blocks(recording: Recording, blocks: Any = None, most: int = 6) -> list[int]:
@@ -125,6 +127,18 @@ def evenly_spaced(blocks: Sequence[int], most: int = 6) -> list[int]:
 def blocks_at(recording: Recording, blocks: Any, site: str) -> list[int]:
     """Return the blocks whose tokens at a site are drawn, as ``select_blocks`` does; one for the final norm."""
     return [recording.blocks[-1]] if site == Site.FINAL_NORM else select_blocks(recording, blocks)
+
+
+def site_text(recording: Recording, block: int, site: str) -> str:
+    """Return block and site for a header; the final norm belongs to no block."""
+    return str(site) if site == Site.FINAL_NORM else f"block {block_of(recording, block)} · {site}"
+
+
+def head_text(site: str, head: int | None, all_heads: str = "mean over heads") -> str:
+    """Return which head of a site is shown, for a header; empty where there are no heads."""
+    if site not in HEAD_SITES:
+        return ""
+    return all_heads if head is None else f"head {head}"
 
 
 def block_titles(blocks: Sequence[int], site: str) -> list[str]:

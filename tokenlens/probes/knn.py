@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,13 @@ _MAX_NUMBERS = 2**26
 
 
 def weighted_knn(
-    query_MF: Tensor, bank_NF: Tensor, labels_N: Tensor, classes: int, k: int, temperature: float = TEMPERATURE
+    query_MF: Tensor,
+    bank_NF: Tensor,
+    labels_N: Tensor,
+    classes: int,
+    k: int,
+    temperature: float = TEMPERATURE,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Rank classes by the votes of the k training images with the highest cosine, weighted by exp(cosine / T).
 
@@ -31,6 +39,7 @@ def weighted_knn(
         classes: the number of classes.
         k: the number of neighbours that vote; at most N.
         temperature: T.
+        progress: called with the number of features that were classified since the last call.
 
     Returns:
         (M, up to 5) int64: classes, most votes first.
@@ -41,11 +50,13 @@ def weighted_knn(
     bank_FN = functional.normalize(bank_NF, dim=1).T.contiguous()
     # lightly keeps the similarities to the whole bank and a vote per neighbour and class.
     size = max(1, _MAX_NUMBERS // (len(bank_NF) + k * classes))
-    found = [
-        knn_predict(functional.normalize(part_BF, dim=1), bank_FN, labels_N, classes, knn_k=k, knn_t=temperature)
-        for part_BF in query_MF.split(size)
-    ]
-    return torch.cat([ranked[:, :RANKS] for ranked in found])
+    found = []
+    for part_BF in query_MF.split(size):
+        unit_BF = functional.normalize(part_BF, dim=1)
+        found.append(knn_predict(unit_BF, bank_FN, labels_N, classes, knn_k=k, knn_t=temperature)[:, :RANKS])
+        if progress is not None:
+            progress(len(part_BF))
+    return torch.cat(found)
 
 
 class Knn(ImageProbe):
@@ -59,8 +70,9 @@ class Knn(ImageProbe):
         classes = len(train.classes)
         kept, out = (torch.from_numpy(np.flatnonzero(part)).to(train.device) for part in (~held, held))
         accuracies = []
+        show = self._counter("choosing k on the held-out images", len(ks) * int(held.sum()))
         for k in ks:
-            ranked = weighted_knn(bank_NF[out], bank_NF[kept], labels_N[kept], classes, k)
+            ranked = weighted_knn(bank_NF[out], bank_NF[kept], labels_N[kept], classes, k, progress=show)
             accuracies.append(float((ranked[:, 0] == labels_N[out]).double().mean()))
         k = ks[int(np.argmax(accuracies))]
         return FittedHead(
@@ -82,5 +94,20 @@ class Knn(ImageProbe):
         """Let the nearest training images vote."""
         bank_NF, labels_N = (head.tensors[name].to(features_MF.device) for name in ("features", "labels"))
         k = int(head.tensors["k"])
-        ranked: np.ndarray = weighted_knn(features_MF, bank_NF.float(), labels_N, classes, k).cpu().numpy()
-        return ranked
+        show = self._counter("classifying images", len(features_MF))
+        ranked = weighted_knn(features_MF, bank_NF.float(), labels_N, classes, k, progress=show)
+        found: np.ndarray = ranked.cpu().numpy()
+        return found
+
+    def _counter(self, what: str, total: int) -> Callable[[int], None]:
+        """Return a function that adds to the number of images that a stage has done, and reports it."""
+        done = 0
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.progress is not None:
+                self.progress(what, done, total, "images")
+
+        add(0)
+        return add

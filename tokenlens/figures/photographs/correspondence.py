@@ -17,9 +17,9 @@ from tokenlens.overlays.correspondence import Correspondence, Patch, find_corres
 from tokenlens.overlays.drawing import draw_overlay, draw_picture, outline
 from tokenlens.overlays.map_grid import round_up
 from tokenlens.overlays.maps import photograph
-from tokenlens.overlays.selection import block_of, covered_by, image_title, model_title
+from tokenlens.overlays.selection import covered_by, head_text, image_title, model_title, site_text
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import HEAD_SITES, Site
+from tokenlens.tokens import Site
 
 
 @styled
@@ -80,10 +80,9 @@ def correspondence(
         bar.set_ticks([-high, 0, high], labels=[f"−{high:g}", "0", f"{high:g}"])
         bar.set_label(f"cosine to patch {patches[0]}")
         bar.outline.set_visible(False)
-    where = str(site) if site == Site.FINAL_NORM else f"block {block_of(recording, block)} · {site}"
-    heads = "" if site not in HEAD_SITES else " · " + ("mean over heads" if head is None else f"head {head}")
     page = Canvas(figure, np.array([panels], dtype=object), new=True)
-    note = f"{where}{heads} · under each image: its nearest patch (row, column)"
+    where = [site_text(recording, block, site), head_text(site, head)]
+    note = " · ".join(filter(None, [*where, "under each image: its nearest patch (row, column)"]))
     page.header(pd.DataFrame({"model": [model_title(recording)]}), note)
     return figure
 

@@ -41,15 +41,17 @@ from tokenlens.overlays.selection import (
     attention_of,
     block_of,
     group_plural,
+    head_text,
     image_count,
     image_title,
     layout_at,
     model_title,
+    site_text,
     token_title,
     tokens_at,
 )
 from tokenlens.recording.recording import Recording
-from tokenlens.tokens import HEAD_SITES, Site
+from tokenlens.tokens import Site
 
 
 @styled
@@ -91,7 +93,7 @@ def attention_overlay(
     shares = attention_shares(row_T, layout).items()
     to = ", ".join(f"{100 * share:.1f} % to {group_plural(group)}" for group, share in shares)
     most = f"maximum {largest:.1f} × uniform" if clipped else ""
-    _header(page, recording, image, f"block {block_of(recording, block)}", _head_text(head), to, most)
+    _header(page, recording, image, f"block {block_of(recording, block)}", head_text(Site.Q, head), to, most)
     return page.figure
 
 
@@ -134,8 +136,7 @@ def cosine_to_patch(
     _outline(panel, recording, token)
     panel.set_title(f"cosine to {token_title(token)}")
     _bar(page, drawn, panel, "cosine", clipped=float(map_hw.max()) > high * 1.0001)
-    heads = _head_text(head) if site in HEAD_SITES else ""
-    _header(page, recording, image, *_site_text(recording, block, site), heads)
+    _header(page, recording, image, site_text(recording, block, site), head_text(site, head))
     return page.figure
 
 
@@ -181,8 +182,8 @@ def pca_rgb(
         f"{colour} {100 * share:.0f} %"
         for colour, share in zip(("red", "green", "blue"), components.explained_C, strict=True)
     )
-    heads = _head_text(head, "all heads") if site in HEAD_SITES else ""
-    notes = (*_site_text(recording, block, site), heads, over, f"of the variance: {shares}")
+    heads = head_text(site, head, "all heads")
+    notes = (site_text(recording, block, site), heads, over, f"of the variance: {shares}")
     _header(page, recording, image, *notes)
     return page.figure
 
@@ -228,9 +229,9 @@ def norm_map(
         f"{_three_digits(found.threshold)}",
         f"maximum {_three_digits(longest)}",
         ", ".join(f"{token_title(name)} {_three_digits(x)}" for name, x in found.prefix.items()),
-        _head_text(head) if site in HEAD_SITES else "",
+        head_text(site, head),
     ]
-    _header(page, recording, image, *_site_text(recording, block, site), *notes)
+    _header(page, recording, image, site_text(recording, block, site), *notes)
     return page.figure
 
 
@@ -297,14 +298,6 @@ def _header(page: Canvas, recording: Recording, image: int | None, *notes: str) 
     assert recording.images is not None
     border = recording.layout.border_note((recording.images.shape[-2], recording.images.shape[-1]))
     page.header(pd.DataFrame({"model": [model_title(recording)]}), " · ".join(filter(None, [shown, *notes, border])))
-
-
-def _site_text(recording: Recording, block: int, site: str) -> tuple[str, ...]:
-    return (site,) if site == Site.FINAL_NORM else (f"block {block_of(recording, block)}", site)
-
-
-def _head_text(head: int | None, all_heads: str = "mean over heads") -> str:
-    return all_heads if head is None else f"head {head}"
 
 
 def _three_digits(value: float) -> str:
