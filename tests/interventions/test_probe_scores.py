@@ -103,6 +103,8 @@ def test_a_limit_takes_some_of_the_test_images(model, runs):
 
 
 def test_wrong_probes_are_refused(model, data, runs, tmp_path):
+    """`intervene --probe` with a run without a fitted head, of another model, or whose test images are not there"""
+
     def refused(words, run=runs / "knn", of=model, **options):
         with pytest.raises(ValueError, match=words):
             intervene(of, probe=run, by="zero", blocks=[0], **options)

@@ -108,6 +108,7 @@ def test_without_high_norm_patches_nothing_is_added():
     ],
 )
 def test_where_it_is_not_possible_it_says_why(name, options, words):
+    """`intervene --by register` where no token can be added"""
     assert name in KINDS
     model = MODELS[name]()
     with pytest.raises(LookupError, match=words):
