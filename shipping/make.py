@@ -2,8 +2,8 @@
 
     python shipping/make.py RUN NAME --probes PROBE PROBE …
 
-RUN is a finished training by ``tokenlens train`` or ``tokenlens verify``, each PROBE a run of ``tokenlens probe`` on it,
-on its start, on the same model untrained (``--no-pretrained``), on ``raw_pixels`` or on another model. Writes
+RUN is a finished training of ``tokenlens train`` or ``tokenlens verify``, each PROBE a run of ``tokenlens probe`` on
+it, on its start, on the same model untrained (``--no-pretrained``), on ``raw_pixels`` or on another model. Writes
 tokenlens/models/shipped/NAME with ``model.safetensors`` in float16, ``config.json`` in timm's format,
 ``MODEL_CARD.md`` and, for weights that started from others, ``NOTICE``, replacing an older version.
 """
@@ -137,7 +137,7 @@ def measure_change(exact: LoadedModel, rounded: LoadedModel) -> dict[str, float]
 
 
 def identify_model(result: ProbeResult, run: TrainedRun, file: Path) -> str:
-    """Return whose features a probe used: ``"this"``, ``"start"``, ``"untrained"``, ``"pixels"``, or another model's."""
+    """Return whose features a probe used: ``"this"``, ``"start"``, ``"untrained"``, ``"pixels"``, or a model's name."""
     if result.model == "raw_pixels":
         return "pixels"
     identity = result.provenance["identity"]

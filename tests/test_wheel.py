@@ -60,7 +60,8 @@ def test_it_holds_both_packages_and_nothing_else(wheel):
         for file in (REPOSITORY / package).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 assert str(Path(folder) / file.relative_to(REPOSITORY / package)) in shipped
-    assert [name for name in names if name.name == "LICENSE"]
+    licences = [name.name for name in names if name.parts[0].endswith(".dist-info")]
+    assert (licences.count("LICENSE"), licences.count("NOTICE")) == (1, 2), "that of the code, and of each model"
 
 
 @pytest.mark.slow

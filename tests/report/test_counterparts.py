@@ -13,6 +13,10 @@ def test_the_models_that_ship_are_compared_with_their_twin_and_their_teacher(unt
     analysis = synthetic_analysis(model="tokenlens_tiny", untrained=untrained)
     assert [arguments for arguments, _ in counterparts(analysis)] == [twin, TEACHER]
     assert timm.is_model(TEACHER)
+
+
+def test_the_report_has_them():
+    analysis = synthetic_analysis(model="tokenlens_tiny", blocks=1)
     assert content(analysis)["counterparts"] == counterparts(analysis)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
 import textwrap
@@ -109,16 +110,40 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
     return settings
 
 
+ON_SCREEN = 1.25
+"""Magnification of figures in Jupyter, which makes their smallest text 10 pixels high."""
+
+
 class StyledFigure(Figure):
-    """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings."""
+    """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings.
+
+    Figures with photographs are displayed as JPEG, which is an eighth of their SVG, and all others as SVG.
+    """
 
     look: Mapping[str, Any] = STYLE
 
-    def _repr_svg_(self) -> str:
+    def _repr_svg_(self) -> str | None:
+        if self._has_photographs():
+            return None
         # All figures of a notebook share one page, so their ids must differ.
         svg = as_svg(self, "figure")
         digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
-        return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
+        svg = re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
+        return re.sub(
+            r' (width|height)="([\d.]+)pt"', lambda side: f' {side[1]}="{ON_SCREEN * float(side[2]):g}pt"', svg, count=2
+        )
+
+    def _repr_jpeg_(self) -> bytes | None:
+        if not self._has_photographs():
+            return None
+        written = io.BytesIO()
+        with matplotlib_style.context(["default", self.look]):
+            self.savefig(written, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
+        return written.getvalue()
+
+    def _has_photographs(self) -> bool:
+        pictures = (image.get_array() for axes in self.axes for image in axes.images)
+        return any(picture is not None and picture.ndim == 3 for picture in pictures)
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:

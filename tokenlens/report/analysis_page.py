@@ -12,8 +12,8 @@ from tokenlens.analysis.findings import judge
 from tokenlens.analysis.overview import overview
 from tokenlens.figures.base import group_title, model_title
 from tokenlens.report.analysis_summary import summary_table
-from tokenlens.report.counterparts import counterparts
 from tokenlens.report.cosine_strip import cosine_strip
+from tokenlens.report.counterparts import counterparts
 from tokenlens.report.downloads import download
 from tokenlens.report.headline import headline
 from tokenlens.report.number_format import with_decimals

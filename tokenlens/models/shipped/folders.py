@@ -21,7 +21,9 @@ def list_names() -> tuple[str, ...]:
 
 
 def find_folder(name: str) -> Path:
-    """Return a model's folder: ``model.safetensors`` (float16), ``config.json`` (timm's format), ``MODEL_CARD.md``, ``NOTICE``.
+    """Return a model's folder.
+
+    It holds ``model.safetensors`` (float16), ``config.json`` (timm's format), ``MODEL_CARD.md`` and ``NOTICE``.
 
     Raises:
         LookupError: if no model of that name comes with tokenlens.
