@@ -3,6 +3,7 @@
 # make test-oldest  the tests on the oldest supported torch and timm, in an environment of its own
 # make bench        the benchmarks; results go to benchmarks/results (on a GPU: python benchmarks/gpu.py)
 # make docs         the documentation as a site: site/index.html, which opens from disk
+# make gallery      the pictures of the gallery whose scripts have changed (most need the weights in TOKENLENS_TEST_DATA)
 # make env          the environment alone
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ CONSTRAINTS ?=
 TESTS ?=
 JOBS ?= 2
 
-.PHONY: env chromium check test test-oldest bench docs clean
+.PHONY: env chromium check test test-oldest bench docs gallery clean
 
 env: $(READY)
 
@@ -47,8 +48,12 @@ bench: env
 	$(BIN)/python benchmarks/analyze.py all
 	$(BIN)/python benchmarks/train.py all
 
+# Pictures are committed, because most need weights; nothing is drawn, and no model run, where they are up to date.
+gallery: env
+	$(BIN)/python docs/making/draw_gallery.py
+
 # The theme advertises its successor on every build otherwise.
-docs: env
+docs: gallery
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 

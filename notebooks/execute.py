@@ -20,6 +20,8 @@ from nbclient.exceptions import CellExecutionError
 FOLDER = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS = 300
+KEPT = ("tags", "jupyter")
+"""Metadata of a cell that folds it in JupyterLab, and leaves it out of the documentation."""
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -46,7 +48,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         }
     )
     for cell in notebook.cells:
-        cell.metadata.clear()
+        cell.metadata = nbformat.from_dict({name: cell.metadata[name] for name in KEPT if name in cell.metadata})
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     return notebook

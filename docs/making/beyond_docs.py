@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -23,6 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
+
+HIDDEN = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
+"""Cells of notebooks that only prepare something have this tag; the page has their output alone."""
 
 sources: dict[str, Path] = {}
 """For each path in the site the file in the repository that it comes from."""
@@ -73,7 +77,8 @@ def _convert(path: Path, config: MkDocsConfig) -> list[File]:
     """Return the page or file for a file of the repository, and the pictures in it."""
     uri = site_path(path)
     if path.suffix == ".ipynb":
-        text, resources = MarkdownExporter().from_filename(str(path))
+        text, resources = MarkdownExporter(config=HIDDEN).from_filename(str(path))
+        text = f"---\nhide:\n  - toc\n---\n\n{text}"  # figures get its room
         folder = f"{Path(uri).stem}_files"
         text = re.sub(r"\]\((output_[\w.]+)\)", rf"]({folder}/\1)", text)
         pictures = [

@@ -38,6 +38,9 @@ SIZES_MM = (30.0, 1000.0)
 EM = 0.61
 """Mean width of a character relative to its size: slightly more than model names have in DejaVu Sans."""
 
+ON_SCREEN = 4 / 3
+"""Size of figures in a notebook relative to paper: their smallest text, 5.6 points, is then 10 pixels high."""
+
 BOLD = 0.88
 """Bold characters, as in titles, that fit into the width of one regular character."""
 
@@ -127,6 +130,9 @@ class StyledFigure(Figure):
             return None
         # All figures of a notebook share one page, so their ids must differ.
         svg = as_svg(self, "figure")
+        svg = re.sub(
+            r'\b(width|height)="([\d.]+)pt"', lambda m: f'{m[1]}="{ON_SCREEN * float(m[2]):g}pt"', svg, count=2
+        )
         digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
         svg = re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
         return re.sub(
