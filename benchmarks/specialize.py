@@ -29,7 +29,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tokenlens.reduction.buffers import keep_freed_memory
+from tokenlens.reduction.memory import keep_freed_memory
 from tokenlens.specialization import SpecializedModule, get_plan, specialize
 
 sys.path.insert(0, str(Path(__file__).parent))

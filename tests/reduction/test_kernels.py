@@ -15,7 +15,7 @@ from tests.metrics._cases import images, model
 from tokenlens.analysis.run import AnalysisRun
 from tokenlens.families import norm_parameters
 from tokenlens.recording.capture import NormCall, NormCapture
-from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
+from tokenlens.reduction.kernels import ReductionKernels, compute_statistics
 from tokenlens.specialization import specialize
 from tokenlens.tokens import TokenLayout
 
@@ -24,7 +24,7 @@ LAYOUTS = [
     TokenLayout(grid=(2, 5), prefix=("cls", "reg"), patch_start=1),
     TokenLayout((3, 3), ()),
 ]
-SUMS = ("unit_patch_sum", "patch_sum")
+FIELDS = ("prefix", "norms", "unit_patch_sum", "patch_sum", "patch_abs_sum", "patch_square_sum")
 D = 48
 
 
@@ -32,30 +32,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def outputs(kernels: ReductionKernels, x: Tensor) -> TokenOutputs:
-    dtype, prefixes = torch.promote_types(x.dtype, torch.float32), len(kernels.layout.prefix)
-    shapes = (x.shape[1],), (prefixes + len(SUMS), x.shape[2]), (x.shape[2],)
-    return TokenOutputs(*(torch.full((len(x), *shape), torch.nan, dtype=dtype) for shape in shapes))
-
-
 def reduce_norm(module: nn.Module, layout: TokenLayout, x: Tensor, call: NormCall | None) -> dict[str, Tensor]:
     """Run every reduction of a norm; with a call, as the kernel's statistics allow."""
-    kernels, parameters = ReductionKernels(layout), norm_parameters(module)
-    y = module(x)
-    before, after = outputs(kernels, x), outputs(kernels, y)
-    stages = 1 if parameters.weight_patch is None else 2
-    mean = None if parameters.kind == "rms" else before.norms.new_empty(x.shape[:2])
-    rstd = before.norms.new_empty(x.shape[:2])
-    compute_statistics(x, parameters.eps, mean, rstd)
-    lengths = before.norms.new_empty(len(x), stages, layout.patches)
-    sums = before.norms.new_empty(len(x), stages, x.shape[2])
-    if call is not None:
-        mean, rstd = call.mean_BT, call.rstd_BT
-    given = (mean, None if call is None else rstd, lengths, sums)
-    kernels.reduce_norm(x, y, parameters, *given, SUMS, before, after)
-    found = {f"before {name}": value for name, value in before._asdict().items()}
-    found |= {f"after {name}": value for name, value in after._asdict().items()}
-    return found | {"lengths": lengths, "stage sums": sums}
+    parts = ReductionKernels(layout).reduce_norm(x, module(x), norm_parameters(module), call, FIELDS, FIELDS)
+    named = zip(("before ", "after ", ""), parts, strict=True)
+    return {f"{side}{name}": value for side, part in named for name, value in part.items()}
 
 
 def captured(module: nn.Module, x: Tensor) -> NormCall | None:
@@ -89,7 +70,7 @@ def test_norms_agree_with_float64(layout, kind, mean, scale, gamma, beta):
     for name in got:
         # Of γ⊙(x − μ) and the input nothing may be lost; the output itself is the model's.
         expected = exact[name]
-        size = expected.abs().amax(-1, keepdim=True) if "sums" in name or "rows" in name else expected.abs()
+        size = expected.abs().amax(-1, keepdim=True) if "sum" in name or "prefix" in name else expected.abs()
         if name.startswith("after"):
             continue
         assert ((got[name] - expected).abs() <= 1e-5 * size + 2e-6 * min(1, scale)).all(), name
@@ -106,7 +87,7 @@ def test_half_precision_agrees_with_float64_of_the_same_tensors(dtype):
         for one, other in zip(module.double().parameters(), half.parameters(), strict=True):
             one.copy_(other)
     exact = reduce_norm(module, layout, x.double(), None)
-    for name in ("before norms", "before rows", "before magnitudes", "lengths", "stage sums"):
+    for name in got.keys() - {f"after {name}" for name in FIELDS}:
         torch.testing.assert_close(got[name].double(), exact[name], rtol=1e-5, atol=2e-6)
 
 
@@ -121,6 +102,7 @@ def test_the_statistics_are_those_of_the_kernel(kind):
     centred = x.double() - (0 if call.mean_BT is None else x.double().mean(-1, keepdim=True))
     exact = (centred.square().mean(-1) + norm_parameters(block.norm1).eps).rsqrt()
     torch.testing.assert_close(call.rstd_BT.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(compute_statistics(x, norm_parameters(block.norm1)).rstd_BT.double(), exact)
 
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::item", "aten::equal", "aten::_to_cpu"}
@@ -137,7 +119,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["registers", "rms"])
 def test_no_pass_waits_for_the_device(monkeypatch, name):
     """As on a GPU, where numbers are not looked at: hooks and everything between batches, until a pool is read."""
-    monkeypatch.setattr(ReductionKernels, "_lengths_from_output", lambda *_: False)
+    monkeypatch.setattr(ReductionKernels, "_lengths_from_output", lambda *_: None)
     run, batches = AnalysisRun._run, []
 
     def without_waiting(self: AnalysisRun, *arguments: Any) -> None:

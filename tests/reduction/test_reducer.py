@@ -8,6 +8,8 @@ import weakref
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ def tensors_alive() -> list[Tensor]:
 
 
 def test_no_tensor_of_the_size_of_tokens_is_alive_between_batches():
-    """Not even a copy or a view: the buffers of all sites together are smaller than the tokens of two of them."""
+    """Not even a copy or a view: the summaries of all sites together are smaller than the tokens of two of them."""
     model = VisionTransformer(img_size=128, patch_size=4, embed_dim=48, depth=2, num_heads=3, num_classes=0).eval()
     pixels, layout = photographs(6, 128, 128), TokenLayout(grid=(32, 32))
     known = {id(x) for x in tensors_alive()}
@@ -114,3 +116,36 @@ def test_cka_keeps_a_limited_number_of_images(monkeypatch):
     assert (analysis.table["n"] == 5).all()
     five = tokenlens.analyze(fresh(), images("registers")[:5], metrics=["cka"], batch_size=2)
     np.testing.assert_allclose(analysis.table["value"], five.table["value"])
+
+
+class Doubled(VisionTransformer):
+    """A model that runs its first block on every image twice."""
+
+    def forward_features(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        x = self.blocks[0](torch.cat([x, x.flip(-1)]))[: len(x)]
+        return self.norm(self.blocks[1](x))
+
+
+class Mixed(Doubled):
+    """A model that computes in two precisions."""
+
+    def forward_features(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        return self.norm(self.blocks[1](self.blocks[0].double()(x.double()).float()))
+
+
+SIZE = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+def test_a_site_that_sees_other_images_is_refused():
+    with pytest.raises(ValueError, match="4 images in a forward pass of 2"):
+        tokenlens.analyze(Doubled(**SIZE).eval(), images("layer")[:2, :, :16, :16], batch_size=2)
+
+
+def test_blocks_of_different_precisions():
+    plain, mixed = VisionTransformer(**SIZE).eval(), Mixed(**SIZE).eval()
+    mixed.load_state_dict(plain.state_dict())
+    pixels = images("layer")[:2, :, :16, :16]
+    expected, found = (tokenlens.analyze(model, pixels, metrics="cls_patch_cosine").table for model in (plain, mixed))
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-5, atol=2e-6)

@@ -61,15 +61,18 @@ def test_the_kernels_compile(monkeypatch, tmp_path, channels):
     blocks = triton_kernels._blocks(channels)
     constants = {"CHANNELS": channels, "x_channel": 1, "other_channel": 1, **blocks}
     num_warps = constants.pop("num_warps")
-    f32 = [f"{name}_ptr" for name in ("norms", "rows", "sums", "magnitudes", "lengths", "stages", "mean", "weight")]
-    norm = constants | {"ROWS": 3, "UNIT": 0, "PLAIN": 1, "STAGES": 2}
-    update = norm | {"UNIT": -1, "PLAIN": -1, "STAGES": 0}
-    tiles = {name: constants[name] for name in ("CHANNELS", "BLOCK_C")} | {"SUMS": 2, "MAGNITUDES": 1, "STAGES": 2}
+    f32 = [f"{name}_ptr" for name in ("norms", "prefix", "sums", "lengths", "mean", "weight")]
+    sums = {"SUMS": 5, "UNIT": 0, "PLAIN": 1, "ABS": 2, "CENTRED": 3, "WEIGHTED": 4}
+    norm = constants | {"PREFIXES": 1} | sums
+    update = norm | dict.fromkeys(sums, -1)
     attention = constants | {"PREFIXES": 5, "BLOCK_R": 8, "q_channel": 1, "k_channel": 1}
     for kernel, pointers, given in (
         (triton_kernels._token_kernel, {"x_ptr": "*bf16"} | dict.fromkeys(f32, "*fp32"), norm),
-        (triton_kernels._token_kernel, {"x_ptr": "*fp16", "other_ptr": "*fp32", "products_ptr": "*fp32"}, update),
-        (triton_kernels._tiles_kernel, dict.fromkeys(("tiles_ptr", *f32[2:4], "stages_ptr"), "*fp32"), tiles),
+        (
+            triton_kernels._token_kernel,
+            {"x_ptr": "*fp16", "other_ptr": "*fp32", "products_ptr": "*fp32", "sums_ptr": "*fp32"},
+            update,
+        ),
         (
             triton_kernels._attention_kernel,
             {"q_ptr": "*bf16", "k_ptr": "*bf16"} | dict.fromkeys(("lse_ptr", "row_ptr", "columns_ptr"), "*fp32"),

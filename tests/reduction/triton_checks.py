@@ -27,7 +27,7 @@ from tokenlens.recording.capture import AttentionCapture
 from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction import triton_kernels
 from tokenlens.reduction.choice import describe_kernels
-from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
+from tokenlens.reduction.kernels import TOKENS, ReductionKernels
 from tokenlens.reduction.triton_kernels import TritonKernels
 from tokenlens.tokens import TokenLayout
 
@@ -53,34 +53,14 @@ def reduce_tokens(
     kernels: ReductionKernels, x: Tensor, sums: Any = BOTH, other: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Run every reduction of tokens (B, T, D) or (B, H, T, d)."""
-    numbers = torch.empty(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
-    out = {
-        "norms": numbers.new_full(x.shape[:-1], 99),
-        "rows": numbers.new_full((*x.shape[:-2], len(kernels.layout.prefix) + len(sums), x.shape[-1]), 99),
-    }
-    if x.dim() == 3:
-        out["magnitudes"] = numbers.new_full((len(x), x.shape[-1]), 99)
-    if other is not None:
-        out["products"] = numbers.new_full(x.shape[:-1], 99)
-    kernels.reduce_tokens(x, sums, **out, other=other)
-    return out
+    return kernels.reduce_tokens(x, (*TOKENS, *sums, "patch_abs_sum"), other)
 
 
 def reduce_norm(kernels: ReductionKernels, x: Tensor, y: Tensor, parameters: NormParameters) -> list[Tensor]:
     """Run every reduction of a norm, and of its input and output."""
-    numbers = torch.empty(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
-    layout, stages = kernels.layout, 1 if parameters.weight_patch is None else 2
-    mean = numbers.new_full(x.shape[:-1], 99) if parameters.kind == "layer" else None
-    compute_statistics(x, parameters.eps, mean, numbers.new_empty(x.shape[:-1]))
-    stage_outputs = [numbers.new_full((len(x), stages, last), 99) for last in (layout.patches, x.shape[-1])]
-
-    def outputs() -> TokenOutputs:
-        rows = numbers.new_full((len(x), len(layout.prefix) + 2, x.shape[-1]), 99)
-        return TokenOutputs(numbers.new_full(x.shape[:-1], 99), rows, numbers.new_full((len(x), x.shape[-1]), 99))
-
-    before, after = outputs(), outputs()
-    kernels.reduce_norm(x, y, parameters, mean, None, *stage_outputs, BOTH, before, after)
-    return [*stage_outputs, *before, *after]  # type: ignore[list-item]
+    wanted = (*TOKENS, *BOTH, "patch_abs_sum")
+    parts = kernels.reduce_norm(x, y, parameters, None, wanted, wanted)
+    return [part[name] for part in parts for name in sorted(part)]
 
 
 def norm_parameters(kind: Any, weight: Tensor | None) -> NormParameters:
@@ -97,14 +77,9 @@ def attention_call(layout: TokenLayout, dtype: torch.dtype = torch.float32, chan
 
 def reduce_attention(kernels: ReductionKernels, call: AttentionCall) -> list[Tensor]:
     """Compute the row of CLS, if there is one, and the columns of the prefix tokens, if there are any."""
-    layout, (images, heads) = kernels.layout, call.q_BHTd.shape[:2]
-    dtype = torch.float64 if call.q_BHTd.dtype == torch.float64 else torch.float32
-    row, columns = (
-        torch.full((images, heads, last), 99, dtype=dtype, device=DEVICE)
-        for last in (layout.tokens, len(layout.prefix))
-    )
-    kernels.reduce_attention(call, row if layout.has("cls") else None, columns if layout.prefix else None)
-    return [row, columns]
+    reduced = kernels.reduce_attention(call)
+    assert ("cls_row" in reduced) == kernels.layout.has("cls")
+    return [reduced[name] for name in sorted(reduced)]
 
 
 def near(got: Tensor, expected: Tensor) -> None:
@@ -213,8 +188,8 @@ def test_long_sums_do_not_lose_digits(monkeypatch, tile):
     x = torch.full((1, layout.tokens, 3), 0.1, device=DEVICE) * torch.tensor([1.0, -3.3, 700.0], device=DEVICE)
     got, precise = reduce_tokens(TritonKernels(layout), x), layout.patches_of(x).double()
     exact = torch.stack([(precise / precise.norm(dim=-1, keepdim=True)).sum(1), precise.sum(1)], dim=1)
-    torch.testing.assert_close(got["rows"][:, 3:].double(), exact, rtol=5e-6, atol=0)
-    torch.testing.assert_close(got["magnitudes"].double(), precise.abs().sum(1), rtol=5e-6, atol=0)
+    torch.testing.assert_close(torch.stack([got[name] for name in BOTH], 1).double(), exact, rtol=5e-6, atol=0)
+    torch.testing.assert_close(got["patch_abs_sum"].double(), precise.abs().sum(1), rtol=5e-6, atol=0)
     q = random(1, 1, layout.tokens, 16)
     call = AttentionCall(q, q, q, 0.1, lse_BHT=log_sum_exp(q, q, 0.1))
     all_near(reduce_attention(TritonKernels(layout), call), reduce_attention(ReductionKernels(layout), call))
@@ -235,8 +210,7 @@ def test_nan_and_infinity_propagate(bad):
     x = random(3, layout.tokens, 16)
     x[1, 4] = bad
     got, expected = (reduce_tokens(kernels, x) for kernels in (TritonKernels(layout), ReductionKernels(layout)))
-    assert torch.equal(got["rows"][:, 0], x[:, 0])
-    got["rows"], expected["rows"] = got["rows"][:, 1:], expected["rows"][:, 1:]
+    assert torch.equal(got["prefix"][:, 0], x[:, 0])
     for name, value in got.items():
         assert torch.equal(torch.isfinite(value), torch.isfinite(expected[name]))
         assert torch.isfinite(value[::2]).all()

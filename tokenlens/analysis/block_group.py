@@ -18,17 +18,10 @@ from tokenlens.metrics import (
     RawTokenMetric,
     Subject,
 )
-from tokenlens.recording import Observer, ReorderingObserver
 from tokenlens.reduction.choice import kernels_for
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import Reduction
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
-
-POOL_IMAGES = 16
-"""Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
-
-DEVICE_POOL_IMAGES = 128
-"""The same on a device other than the CPU, where batches are larger and metrics are launches that take no time."""
 
 
 class BlockGroup:
@@ -70,7 +63,7 @@ class BlockGroup:
         device = next(self.subject.model.parameters()).device
         computed_in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric)]
         return Reducer(
-            self.subject.layout,
+            self.layout,
             wanted,
             norm_stages="norm_stages" in needs,
             updates="updates" in needs,
@@ -81,13 +74,7 @@ class BlockGroup:
             patch_sample="patch_sample" in needs,
             cls_values="cls_values" in needs,
             kernels=kernels_for(self.subject.layout, device),
-            pool=POOL_IMAGES if device.type == "cpu" else DEVICE_POOL_IMAGES,
         )
-
-    @cached_property
-    def observer(self) -> Observer:
-        """The reducer, or what reorders tokens for it."""
-        return self.reducer if self.layout.contiguous else ReorderingObserver(self.reducer, self.layout)
 
     @property
     def where(self) -> str:

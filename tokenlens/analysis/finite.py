@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenlens.analysis.analysis import SITE_ORDER
-from tokenlens.reduction.host_copy import HostCopy
+from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,

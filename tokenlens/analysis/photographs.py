@@ -80,15 +80,15 @@ class Photographs:
 
 
 class PhotographObserver:
-    """An ``Observer`` that passes everything on to another one, and keeps maps of the first images at norm1.
+    """An ``Observer`` that passes everything on to those of the blocks, and keeps maps of the first images at norm1.
 
     Args:
-        observer: receives everything.
+        observers: receive everything of each block; None is the final norm.
         layouts: the tokens of each block.
     """
 
-    def __init__(self, observer: Observer, layouts: Sequence[TokenLayout]) -> None:
-        self.observer = observer
+    def __init__(self, observers: Mapping[int | None, Observer], layouts: Mapping[int | None, TokenLayout]) -> None:
+        self.observers = observers
         self._layouts = layouts
         self._names: list[str] = []
         self._hashes: list[str] = []
@@ -96,11 +96,6 @@ class PhotographObserver:
         self._maps: dict[int, list[NDArray[np.float16]]] = {}
         self._pairs: dict[int, NDArray[np.int64]] = {}
         self._room = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether enough images were seen."""
-        return len(self._names) >= MOST_PHOTOGRAPHS
 
     def start(self, pixels_BCHW: Tensor, names: Sequence[str], hashes: Sequence[str]) -> None:
         """Begin a forward pass of these images."""
@@ -111,23 +106,23 @@ class PhotographObserver:
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Pass tokens on."""
-        self.observer.tokens(block, site, x_BTD)
+        self.observers[block].tokens(block, site, x_BTD)
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Pass an attention call on."""
-        self.observer.attention(block, call)
+        self.observers[block].attention(block, call)
 
     def norm(
         self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
     ) -> None:
         """Keep maps of the input and output of norm1, and pass both on."""
-        if block is not None and site == Site.NORM1 and self._layouts[block].has("cls"):
+        if self._room and block is not None and site == Site.NORM1 and self._layouts[block].has("cls"):
             sides = [_maps(x_BTD[: self._room], self._layouts[block]) for x_BTD in (x_BTD, y_BTD)]
             kept = torch.stack([maps for maps, _ in sides], 1).half().cpu().numpy()
             self._maps.setdefault(block, []).append(kept)
             pairs = torch.stack([pairs for _, pairs in sides]).cpu().numpy().astype(np.int64)
             self._pairs[block] = self._pairs.get(block, np.zeros_like(pairs)) + pairs
-        self.observer.norm(block, site, module, x_BTD, y_BTD, call)
+        self.observers[block].norm(block, site, module, x_BTD, y_BTD, call)
 
     def photographs(self, mean: Sequence[float], std: Sequence[float], pixels: bool) -> Photographs | None:
         """Return what was kept; None if no norm1 with a class token was observed.

@@ -22,10 +22,16 @@ from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
 from tokenlens.metrics import Metric, NamedArray, PerImageMetric, Row
 from tokenlens.models.loading import LoadedModel
-from tokenlens.recording import Observer, Recorder, RoutingObserver
-from tokenlens.reduction.buffers import keep_freed_memory
+from tokenlens.recording import Recorder
+from tokenlens.reduction.memory import keep_freed_memory
 from tokenlens.statistics.moments import cut_interval
 from tokenlens.tokens import TokenLayout
+
+POOL_IMAGES = 16
+"""Metrics are updated once for at least this many images, so that small batches do not pay for them each time."""
+
+DEVICE_POOL_IMAGES = 128
+"""The same on a device other than the CPU, where batches are larger and metrics are launches that take no time."""
 
 
 class AnalysisRun:
@@ -103,12 +109,11 @@ class AnalysisRun:
         if not sites:
             return None
         keep_freed_memory()
-        groups, family = self._groups, self.loaded.family
-        observer = groups[0].observer if len(groups) == 1 else RoutingObserver(_by_block(groups))
-        pooled = groups[-1].reducer.pooled
-        layouts = [family.block_layout(block, self.layout) for block in family.blocks(self.loaded.module)]
-        self.photographs = PhotographObserver(observer, layouts)
-        return Recorder(self.loaded.module, family, self.layout, observer, sites=sites, pooled=pooled)
+        reducers = {block: group.reducer for group in self._groups for block in group.blocks}
+        layouts = {block: group.layout for group in self._groups for block in group.blocks}
+        self.photographs = PhotographObserver(reducers, layouts)
+        family, pooled = self.loaded.family, self._groups[-1].reducer.pooled
+        return Recorder(self.loaded.module, family, self.layout, self.photographs, sites=sites, pooled=pooled)
 
     def _check_size(self, pixels: Tensor) -> None:
         height, width = pixels.shape[-2:]
@@ -121,22 +126,17 @@ class AnalysisRun:
     def _run(self, recorder: Recorder, batch: Batch, pixels: Tensor, amp: bool) -> None:
         """Run one forward pass and reduce its activations."""
         reducers = [group.reducer for group in self._groups]
-        if not all(reducer.has_room(len(pixels)) for reducer in reducers):
-            self.flush()
         for reducer in reducers:
             reducer.start(batch.indices)
-        keeper = self.photographs
-        assert keeper is not None
-        recorder.observer = keeper.observer if keeper.full else keeper
-        if not keeper.full:
-            keeper.start(batch.images, batch.names, batch.hashes)
+        assert self.photographs is not None
+        self.photographs.start(batch.images, batch.names, batch.hashes)
         autocast = torch.autocast(pixels.device.type, dtype=torch.bfloat16) if amp else contextlib.nullcontext()
         with recorder, autocast:
             recorder.run(pixels)
         for reducer in reducers:
             reducer.end()
         self._pending_names += batch.names
-        if reducers[0].images >= reducers[0].pool:
+        if len(self._pending_names) >= (POOL_IMAGES if self._on_cpu else DEVICE_POOL_IMAGES):
             self.flush()
 
     def flush(self) -> None:
@@ -213,10 +213,6 @@ def _frame(metric: Metric, rows: Sequence[Row]) -> pd.DataFrame:
     bounds = np.array([metric.bounds_of(part) for part in frame["part"]])
     frame["ci_low"], frame["ci_high"] = cut_interval(value, low, high, bounds)
     return frame
-
-
-def _by_block(groups: Sequence[BlockGroup]) -> dict[int | None, Observer]:
-    return {block: group.observer for group in groups for block in group.blocks}
 
 
 def _of_all_blocks(array: NamedArray, rows: Sequence[Row], blocks: int, others: NamedArray | None) -> NamedArray:

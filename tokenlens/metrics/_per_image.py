@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
 from tokenlens.recording import PooledTokens
-from tokenlens.reduction.host_copy import HostCopy
+from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,

@@ -88,7 +88,8 @@ class DimensionSelectivity(JackknifeMetric):
 
     def constants(self, summary: NormSummary) -> dict[str, Tensor]:
         """Return |γ| of the patches."""
-        return {} if summary.weight_patch is None else {"gamma": summary.weight_patch.squeeze(1).abs()}
+        gamma = summary.parameter("weight_patch")
+        return {} if gamma is None else {"gamma": gamma.squeeze(1).abs()}
 
     def value(self, sums: dict[str, Array], n: int, constants: dict[str, Array]) -> dict[tuple[str, str], Array]:
         """Compute the summaries of s over channels."""

@@ -123,8 +123,7 @@ class NormDifferentiation(NormMetric):
             found = stage_differences(cosines, summary.kind, summary.has_bias)
             if any(summary.specialized):
                 centred = summary.centred_prefix[..., index, :]
-                prefix = _normed(centred, summary.weight_prefix, summary.bias_prefix, summary.eps)
-                patch = _normed(centred, summary.weight_patch, summary.bias_patch, summary.eps)
+                prefix, patch = _normed(centred, summary, "prefix"), _normed(centred, summary, "patch")
                 separate, shared = (
                     {name: cosine(x, stages[name][1]) for name, x in tokens.items()} for tokens in (prefix, patch)
                 )
@@ -148,10 +147,10 @@ class NormDifferentiation(NormMetric):
             return
         for stack in batch.stacks(self.summary_kind, self.chosen_sites):
             tensors = {
-                "cls_gamma": stack.summary.weight_prefix,
-                "patch_gamma": stack.summary.weight_patch,
-                "cls_beta": stack.summary.bias_prefix,
-                "patch_beta": stack.summary.bias_patch,
+                "cls_gamma": stack.summary.parameter("weight_prefix"),
+                "patch_gamma": stack.summary.parameter("weight_patch"),
+                "cls_beta": stack.summary.parameter("bias_prefix"),
+                "patch_beta": stack.summary.parameter("bias_patch"),
             }
             for key, row in zip(stack.keys, stack.rows, strict=True):
                 self._parameters[key] = {
@@ -183,10 +182,10 @@ class NormDifferentiation(NormMetric):
         return arrays
 
 
-def _normed(
-    centred_NBCD: Tensor, weight_N1D: Tensor | None, bias_N1D: Tensor | None, eps_N: Tensor
-) -> dict[str, Tensor]:
-    """Norm centred tokens with these weights: ``weighted`` and ``after`` of ``norm_stages``, (N, B, C, D) each."""
+def _normed(centred_NBCD: Tensor, norm: NormSummary, group: str) -> dict[str, Tensor]:
+    """Norm centred tokens with the weights of a group: ``weighted`` and ``after`` of ``norm_stages``, (N, B, C, D)."""
+    weight_N1D, bias_N1D = (norm.parameter(f"{name}_{group}") for name in ("weight", "bias"))
+    eps_N = centred_NBCD.new_tensor([parameters.eps for parameters in norm.parameters])
     weighted_NBCD = centred_NBCD if weight_N1D is None else centred_NBCD * weight_N1D.unsqueeze(-2)
     deviation_NBC1 = (centred_NBCD.square().mean(-1, keepdim=True) + eps_N[:, None, None, None]).sqrt()
     after_NBCD = weighted_NBCD / deviation_NBC1

@@ -11,7 +11,6 @@ from tokenlens.recording.recorder import (
     resolve_blocks,
 )
 from tokenlens.recording.recording import Recording, RecordingObserver
-from tokenlens.recording.reordering import ReorderingObserver, RoutingObserver
 
 __all__ = [
     "AttentionCall",
@@ -22,8 +21,6 @@ __all__ = [
     "Recorder",
     "Recording",
     "RecordingObserver",
-    "ReorderingObserver",
-    "RoutingObserver",
     "evaluating",
     "resolve_blocks",
 ]

@@ -116,6 +116,18 @@ class AttentionCall:
             self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
         return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
 
+    def reordered(self, order: Tensor) -> AttentionCall:
+        """Return the call with all tokens in another order; a bias with one row or column for all tokens keeps it."""
+
+        def select(x: Any, *dims: int) -> Any:
+            for dim in dims:
+                x = x if x is None or x.shape[dim] == 1 else x.index_select(dim, order)
+            return x
+
+        q, k, v = (select(x, -2) for x in (self.q_BHTd, self.k_BHTd, self.v_BHTd))
+        bias, pattern = select(self.bias, -2, -1), select(self.pattern_BHTT, -2, -1)
+        return AttentionCall(q, k, v, self.scale, bias, select(self.lse_BHT, -1), pattern)
+
     def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the pattern in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end.
 

@@ -1,236 +1,181 @@
 """Reductions of activations in torch operations, on any device and in any precision."""
 
-# Shapes: B images, T tokens, P patches, R prefix tokens, K sums over patches, S stages of a norm, D channels, H heads,
-# d channels per head.
+# Shapes: B images, T tokens, P patches, R prefix tokens, K sums over patches, D channels, H heads, d channels per head.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from tokenlens.families import NormParameters
 from tokenlens.recording.attention import AttentionCall, as_float
-from tokenlens.tokens import TokenLayout
+from tokenlens.recording.capture import NormCall
+from tokenlens.tokens import TokenLayout, take
+
+Reduced = dict[str, Tensor]
+"""The fields of a summary by name."""
+
+TOKENS = ("prefix", "norms")
+"""The fields of every ``TokenSummary``."""
 
 
-class TokenOutputs(NamedTuple):
-    """Outputs of the reductions of tokens (B, T, D) or (B, H, T, d), each None if it is not wanted.
-
-    Attributes:
-        norms: (..., T), Euclidean norm of every token.
-        rows: (..., R + K, D), the prefix tokens, then K sums over patches; only together with ``norms``.
-        magnitudes: (B, D), Σ_i |x_i| over patches.
-    """
-
-    norms: Tensor | None = None
-    rows: Tensor | None = None
-    magnitudes: Tensor | None = None
-
-
-def weighted_sums(weights: Tensor, x: Tensor, out: Tensor) -> None:
-    """Compute Σ_i w_ki·x_i for K sets of weights (..., K, T) and tokens (..., T, D), into ``out`` (..., K, D)."""
+def sum_patches(patches: Tensor, weights: dict[str, Tensor]) -> Reduced:
+    """Compute Σ_i w_i·x_i of patches (..., P, D) for several sets of weights (..., P), each (..., D)."""
+    if not weights:
+        return {}
     if torch.get_float32_matmul_precision() == "highest":
-        torch.matmul(weights, x, out=out)
-        return
-    # The user allows matrix products in TF32 or bfloat16, which would round these sums.
-    for k, row in enumerate(weights.unbind(-2)):
-        torch.sum(row.unsqueeze(-1) * x, dim=-2, out=out.select(-2, k))
+        sums = (torch.stack([*weights.values()], dim=-2) @ patches).unbind(-2)
+    else:  # The user allows matrix products in TF32 or bfloat16, which would round these sums.
+        sums = tuple((weight.unsqueeze(-1) * patches).sum(-2) for weight in weights.values())
+    return dict(zip(weights, sums, strict=True))
 
 
-def compute_statistics(x_BTD: Tensor, eps: float, mean_BT: Tensor | None, rstd_BT: Tensor) -> None:
+def compute_statistics(x_BTD: Tensor, parameters: NormParameters) -> NormCall:
     """Compute what a norm computes of each token: its mean, None for RMSNorm, and 1/σ with ε in it."""
-    x_BTD = as_float(x_BTD)
-    if mean_BT is not None:
-        torch.mean(x_BTD, dim=-1, out=mean_BT)
-        x_BTD = x_BTD - mean_BT.unsqueeze(-1)
-    variance_BT = torch.linalg.vector_norm(x_BTD, dim=-1).square_().div_(x_BTD.shape[-1])
-    torch.rsqrt(variance_BT.add_(eps), out=rstd_BT)
+    if parameters.kind == "rms":
+        return NormCall(None, (as_float(x_BTD).square().mean(-1) + parameters.eps).rsqrt())
+    variance_BT, mean_BT = torch.var_mean(as_float(x_BTD), dim=-1, correction=0)
+    return NormCall(mean_BT, (variance_BT + parameters.eps).rsqrt())
 
 
 class ReductionKernels:
     """The reductions of one model's activations.
 
-    Methods write into the tensors that they are given and skip the reductions whose tensor is None. Activations come in
-    the model's own precision; outputs are float32, or float64 for a model in float64.
+    Activations come in the model's own precision; results are float32, or float64 for a model in float64.
     """
 
     def __init__(self, layout: TokenLayout) -> None:
         self.layout = layout
-        self._weights: dict[tuple[object, ...], Tensor] = {}
 
-    def reduce_tokens(
-        self,
-        x: Tensor,
-        sums: tuple[str, ...] = (),
-        norms: Tensor | None = None,
-        rows: Tensor | None = None,
-        magnitudes: Tensor | None = None,
-        other: Tensor | None = None,
-        products: Tensor | None = None,
-    ) -> None:
+    def reduce_tokens(self, x: Tensor, wanted: Collection[str], other: Tensor | None = None) -> Reduced:
         """Reduce tokens (B, T, D) or (B, H, T, d).
 
         Args:
             x: the tokens.
-            sums: the sums in ``rows``: ``"unit_patch_sum"``, Σ_i x_i/‖x_i‖ over patches, and ``"patch_sum"``, Σ_i x_i.
-            norms: (..., T), Euclidean norm of every token.
-            rows: (..., R + K, D), the prefix tokens, then the sums; only together with ``norms``.
-            magnitudes: (B, D), Σ_i |x_i| over patches.
-            other: tokens of the same shape.
-            products: (B, T), inner product with ``other`` for each token.
+            wanted: fields of ``TokenSummary``; ``prefix`` and ``norms`` only together.
+            other: tokens of the same shape; gives ``product`` (B, T), the inner product with each token.
         """
         x = as_float(x)
-        if norms is not None and rows is not None:
-            torch.linalg.vector_norm(x, dim=-1, out=norms)
-            weighted_sums(self._row_weights(x, sums, norms), x, rows)
-        if magnitudes is not None:
-            torch.sum(self.layout.patches_of(x).abs(), dim=-2, out=magnitudes)
-        if other is not None and products is not None:
-            torch.linalg.vecdot(x, as_float(other), out=products)
+        patches, reduced = self.layout.patches_of(x), {}
+        if "norms" in wanted:
+            norms = torch.linalg.vector_norm(x, dim=-1)
+            reduced = self._reduce_linear(x, wanted, norms, {})
+        if "patch_abs_sum" in wanted:
+            reduced["patch_abs_sum"] = patches.abs().sum(-2)
+        if "patch_square_sum" in wanted:
+            reduced["patch_square_sum"] = patches.square().sum(-2)
+        if other is not None:
+            reduced["product"] = torch.linalg.vecdot(x, other.to(x.dtype))
+        return reduced
 
-    def _row_weights(self, x: Tensor, sums: tuple[str, ...], norms: Tensor | None, stages: int = 0) -> Tensor:
-        """Return weights (..., R + K + S, T): prefix tokens, sums of patches, and S rows that are still to be set.
-
-        A row that selects a token gives exactly that token, since it adds 0·x of all others.
-        """
-        key = (x.shape[:-1], sums, stages, x.dtype, x.device)
-        prefixes = len(self.layout.prefix)
-        if key not in self._weights:
-            weights = x.new_zeros((*x.shape[:-2], prefixes + len(sums) + stages, x.shape[-2]))
-            for row, position in enumerate(self.layout.prefix_positions):
-                weights[..., row, position] = 1.0
-            self.layout.patches_of(weights, -1)[..., prefixes:, :] = 1.0
-            self._weights[key] = weights
-        weights = self._weights[key]
-        if norms is not None and "unit_patch_sum" in sums:
-            unit = self.layout.patches_of(weights, -1).select(-2, prefixes)
-            torch.reciprocal(self.layout.patches_of(norms, -1), out=unit)
-        return weights
+    def _reduce_linear(self, x: Tensor, wanted: Collection[str], norms: Tensor, weights: dict[str, Tensor]) -> Reduced:
+        """Return norms, prefix tokens and sums of patches, those with further weights (..., P) in the same product."""
+        norms_P = self.layout.patches_of(norms, -1)
+        if "norms" in wanted:
+            both = {"unit_patch_sum": norms_P.reciprocal(), "patch_sum": torch.ones_like(norms_P)}
+            weights = {name: weight for name, weight in both.items() if name in wanted} | weights
+        reduced = sum_patches(self.layout.patches_of(x), weights)
+        if "norms" in wanted:
+            reduced |= {"norms": norms, "prefix": take(x, self.layout.prefix_positions, -2).clone()}
+        return reduced
 
     def reduce_norm(
         self,
         x_BTD: Tensor,
         y_BTD: Tensor,
         parameters: NormParameters,
-        mean_BT: Tensor | None,
-        rstd_BT: Tensor | None,
-        lengths_BSP: Tensor,
-        sums_BSD: Tensor,
-        sums: tuple[str, ...],
-        before: TokenOutputs,
-        after: TokenOutputs,
-    ) -> None:
+        call: NormCall | None,
+        before: Collection[str],
+        after: Collection[str],
+    ) -> tuple[Reduced, Reduced, Reduced]:
         """Reduce a norm: its input and output as ``reduce_tokens`` does, and the patches after each of its stages.
 
         Args:
             x_BTD: input.
             y_BTD: output.
             parameters: the parameters of the norm.
-            mean_BT: mean of every token; None for RMSNorm, which subtracts none.
-            rstd_BT: 1/σ of every token, with ε in it, from the norm's kernel; None if it did not report it.
-            lengths_BSP: ‖x_i − μ_i‖ and, if the norm has a γ, ‖γ⊙(x_i − μ_i)‖.
-            sums_BSD: Σ_i (x_i − μ_i) divided by each of these lengths; γ is still to be applied to the second.
-            sums: as in ``reduce_tokens``.
-            before: reductions of the input; None where it was reduced before.
-            after: reductions of the output.
+            call: the statistics of the norm's kernel; None if it did not report them.
+            before: fields wanted of the input.
+            after: fields wanted of the output.
+
+        Returns:
+            The fields of input, output, and of the stages: ``patch_lengths``, ``centred_patch_sum``,
+            ``weighted_patch_sum`` and ``mean`` of ``NormSummary``.
         """
-        self.reduce_tokens(y_BTD, sums, *after)
-        patches_of = self.layout.patches_of
-        if (
-            rstd_BT is not None
-            and after.norms is not None
-            and x_BTD.device.type == "cpu"
-            and x_BTD.dtype == y_BTD.dtype == lengths_BSP.dtype
-            and self._lengths_from_output(y_BTD, parameters, mean_BT, rstd_BT, lengths_BSP, before.norms, after.norms)
-        ):
-            means_BP = None if mean_BT is None else patches_of(mean_BT, -1)
-            self._sum_stages(x_BTD, means_BP, lengths_BSP, sums_BSD, sums, before)
-            self.reduce_tokens(x_BTD, magnitudes=before.magnitudes)
-            return
-        self.reduce_tokens(x_BTD, sums, *before)
-        centred_BPD = as_float(patches_of(x_BTD))
-        if mean_BT is not None:
-            # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ.
-            centred_BPD = centred_BPD - patches_of(mean_BT, -1).unsqueeze(-1)
-        torch.linalg.vector_norm(centred_BPD, dim=-1, out=lengths_BSP.select(-2, 0))
-        if parameters.weight_patch is not None:
-            weighted_BPD = centred_BPD * parameters.weight_patch.to(centred_BPD.dtype)
-            torch.linalg.vector_norm(weighted_BPD, dim=-1, out=lengths_BSP.select(-2, 1))
-        weighted_sums(lengths_BSP.reciprocal(), centred_BPD, sums_BSD)
+        output = self.reduce_tokens(y_BTD, after)
+        mean_BT = (compute_statistics(x_BTD, parameters) if call is None else call).mean_BT
+        means_BP = None if mean_BT is None else self.layout.patches_of(mean_BT, -1)
+        weight_D = parameters.weight_patch
+        same = "norms" in output and x_BTD.dtype == y_BTD.dtype == output["norms"].dtype
+        known = self._lengths_from_output(y_BTD, parameters, call, output["norms"]) if call and same else None
+        if known is None:
+            reduced = self.reduce_tokens(x_BTD, before)
+            centred_BPD = as_float(self.layout.patches_of(x_BTD))
+            if means_BP is not None:
+                # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ.
+                centred_BPD = centred_BPD - means_BP.unsqueeze(-1)
+            lengths_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
+            weights = {"centred_patch_sum": lengths_BP.reciprocal()}
+            if weight_D is not None:
+                weighted_BPD = centred_BPD * weight_D.to(centred_BPD.dtype)
+                weights["weighted_patch_sum"] = torch.linalg.vector_norm(weighted_BPD, dim=-1).reciprocal()
+            stages = sum_patches(centred_BPD, weights)
+        else:
+            norms_BT, lengths_BP, weights = known
+            reduced = self._reduce_linear(x_BTD, before, norms_BT, weights)
+            reduced |= self.reduce_tokens(x_BTD, {"patch_abs_sum", "patch_square_sum"} & set(before))
+            stages = {name: reduced.pop(name) for name in weights}
+            if means_BP is not None:  # Σ w_i (x_i − μ_i) = Σ w_i x_i − Σ w_i μ_i
+                stages = {
+                    name: total - torch.linalg.vecdot(weights[name], means_BP).unsqueeze(-1)
+                    for name, total in stages.items()
+                }
+        if weight_D is None:
+            stages["weighted_patch_sum"] = stages["centred_patch_sum"]
+        else:
+            stages["weighted_patch_sum"] = stages["weighted_patch_sum"] * weight_D.to(lengths_BP.dtype)
+        return reduced, output, stages | {"patch_lengths": lengths_BP} | ({} if mean_BT is None else {"mean": mean_BT})
 
     def _lengths_from_output(
-        self,
-        y_BTD: Tensor,
-        parameters: NormParameters,
-        mean_BT: Tensor | None,
-        rstd_BT: Tensor,
-        lengths_BSP: Tensor,
-        before_BT: Tensor | None,
-        after_BT: Tensor,
-    ) -> bool:
-        """Compute the lengths after each stage, and ‖x‖, without the input; return False where that loses digits.
+        self, y_BTD: Tensor, parameters: NormParameters, call: NormCall, after_BT: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
+        """Return ‖x‖ (B, T), ‖x − μ‖ (B, P) and the inverse lengths after each stage, or None where that loses digits.
 
         With v = 1/rstd² − ε: ‖x‖² = D·(v + μ²), ‖x − μ‖² = D·v and ‖γ⊙(x − μ)‖ = ‖y − β‖/rstd. Only on the CPU, where
         looking at numbers does not wait for a device.
         """
+        if y_BTD.device.type != "cpu":
+            return None
         patches_of, channels = self.layout.patches_of, y_BTD.shape[-1]
-        variance_BT = rstd_BT.pow(-2).sub_(parameters.eps)
-        squares_BT = variance_BT if mean_BT is None else variance_BT + mean_BT.square()
+        variance_BT = call.rstd_BT.pow(-2).sub_(parameters.eps)
+        squares_BT = variance_BT if call.mean_BT is None else variance_BT + call.mean_BT.square()
         # ε that is large beside v loses digits of it, and a mean that is large beside σ those of centred sums.
-        safe = bool(((squares_BT + parameters.eps) / variance_BT).amax() <= 17)  # False for NaN, too
-        if not safe:
-            return False
-        if before_BT is not None:
-            torch.sqrt(squares_BT * channels, out=before_BT)
-        torch.sqrt(patches_of(variance_BT, -1) * channels, out=lengths_BSP.select(-2, 0))
-        if parameters.weight_patch is None:
-            return True
-        lengths_BP, norms_BP = lengths_BSP.select(-2, 1), patches_of(after_BT, -1)
-        if parameters.bias_patch is not None:
-            bias_D = parameters.bias_patch
-            squares_BP = norms_BP.square() - 2 * torch.linalg.vecdot(patches_of(y_BTD), bias_D) + bias_D.dot(bias_D)
-            # Digits cancel where y is much longer than y − β.
-            if not bool((norms_BP.square() / squares_BP).amax() <= 30):
-                return False
-            norms_BP = squares_BP.sqrt_()
-        torch.div(norms_BP, patches_of(rstd_BT, -1), out=lengths_BP)
-        return True
+        if not bool(((squares_BT + parameters.eps) / variance_BT).amax() <= 17):  # NaN, too
+            return None
+        lengths_BP = torch.sqrt(patches_of(variance_BT, -1) * channels)
+        weights = {"centred_patch_sum": lengths_BP.reciprocal()}
+        if parameters.weight_patch is not None:
+            norms_BP, bias_D = patches_of(after_BT, -1), parameters.bias_patch
+            if bias_D is not None:
+                squares_BP = norms_BP.square() - 2 * torch.linalg.vecdot(patches_of(y_BTD), bias_D) + bias_D.dot(bias_D)
+                # Digits cancel where y is much longer than y − β.
+                if not bool((norms_BP.square() / squares_BP).amax() <= 30):
+                    return None
+                norms_BP = squares_BP.sqrt_()
+            weights["weighted_patch_sum"] = patches_of(call.rstd_BT, -1) / norms_BP
+        return torch.sqrt(squares_BT * channels), lengths_BP, weights
 
-    def _sum_stages(
-        self,
-        x_BTD: Tensor,
-        means_BP: Tensor | None,
-        lengths_BSP: Tensor,
-        sums_BSD: Tensor,
-        sums: tuple[str, ...],
-        before: TokenOutputs,
-    ) -> None:
-        """Compute Σ_i (x_i − μ_i)/length_i = Σ_i x_i/length_i − Σ_i μ_i/length_i, in one product with the rows of x."""
-        stages = lengths_BSP.shape[-2]
-        weights = self._row_weights(x_BTD, sums, before.norms, stages)
-        inverse_BSP = torch.reciprocal(lengths_BSP, out=self.layout.patches_of(weights, -1)[..., -stages:, :])
-        if before.rows is None:
-            weighted_sums(weights[..., -stages:, :], x_BTD, sums_BSD)
-        else:
-            all_BKD = x_BTD.new_empty((len(x_BTD), weights.shape[-2], x_BTD.shape[-1]))
-            weighted_sums(weights, x_BTD, all_BKD)
-            before.rows.copy_(all_BKD[..., :-stages, :])
-            sums_BSD.copy_(all_BKD[..., -stages:, :])
-        if means_BP is not None:
-            sums_BSD.sub_(torch.linalg.vecdot(inverse_BSP, means_BP.unsqueeze(-2)).unsqueeze(-1))
+    def reduce_attention(self, call: AttentionCall) -> Reduced:
+        """Reduce one attention call to ``cls_row`` and ``patch_to_prefix`` of ``AttentionSummary``.
 
-    def reduce_attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
-        """Reduce one attention call.
-
-        Args:
-            call: the call.
-            row_BHT: attention of CLS to every token, mean over the class tokens.
-            columns_BHR: mean over patches of their attention to each prefix token.
+        The first only with CLS, the second only with prefix tokens, and where all tokens attend.
         """
-        if row_BHT is not None:
-            row_BHT.copy_(call.rows(self.layout.positions("cls")).mean(-2))
-        if columns_BHR is not None:
+        reduced = {}
+        if self.layout.has("cls"):
+            reduced["cls_row"] = call.rows(self.layout.positions("cls")).mean(-2)
+        if self.layout.prefix and call.q_BHTd.shape[-2] == self.layout.tokens:
             columns_BHTR = call.columns(self.layout.prefix_positions)
-            torch.mean(self.layout.patches_of(columns_BHTR), dim=-2, out=columns_BHR)
+            reduced["patch_to_prefix"] = self.layout.patches_of(columns_BHTR).mean(-2)
+        return reduced

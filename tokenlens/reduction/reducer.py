@@ -1,6 +1,6 @@
 """Reduce activations inside forward hooks, without storing them."""
 
-# Shapes: B images, T tokens, P patches, R prefix tokens, S stages of a norm, D channels, H heads, d channels per head.
+# Shapes: B images, T tokens, D channels.
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
-from tokenlens.reduction.buffers import Buffers, Slot
-from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs, compute_statistics
+from tokenlens.reduction.kernels import TOKENS, Reduced, ReductionKernels
 from tokenlens.reduction.pattern import WholePattern, sum_values
 from tokenlens.reduction.summaries import (
-    SAMPLED_PATCHES,
     AttentionSummary,
     BatchSummary,
-    Fields,
     NormSummary,
     PatternReduction,
     PatternSummary,
     Reduction,
+    Summary,
     SummaryType,
     TokenSummary,
     UpdateSummary,
@@ -35,8 +33,11 @@ from tokenlens.reduction.summaries import (
 )
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
 
+SAMPLED_PATCHES = 8
+"""Number of patches of each image in ``NormSummary.patch_sample``."""
+
 _RESIDUALS = {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
-_LINEAR: tuple[Reduction, ...] = ("unit_patch_sum", "patch_sum")
+_LINEAR = {"unit_patch_sum", "patch_sum"}
 
 
 class Reducer:
@@ -46,7 +47,7 @@ class Reducer:
     call.
 
     Args:
-        layout: the model's tokens.
+        layout: the model's tokens. Where special tokens stand between patches, all summaries have them in front.
         wanted: the sums over patches to compute at each site.
         norm_stages: whether norms are followed stage by stage.
         updates: whether to compute inner products of updates and residuals.
@@ -58,7 +59,6 @@ class Reducer:
         cls_values: whether to sum the values over each token group, weighted by the attention of CLS.
         patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
-        pool: number of images, at least, between two calls of ``collect``.
     """
 
     def __init__(
@@ -74,9 +74,8 @@ class Reducer:
         patch_sample: bool = False,
         cls_values: bool = False,
         kernels: ReductionKernels | None = None,
-        pool: int = 1,
     ) -> None:
-        self.layout = layout
+        self.layout = layout.with_contiguous_patches()
         self.wanted = wanted
         self.norm_stages = norm_stages
         self.updates = updates
@@ -84,44 +83,43 @@ class Reducer:
         self.raw = list(raw)
         self.cls_values = cls_values
         self.accumulate = list(accumulate)
-        self.pool = pool
+        self._order = None if layout.contiguous else torch.tensor(layout.contiguous_order)
         # The same positions in every image, in an order of which any beginning is spread over the grid.
-        positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
+        positions = np.random.RandomState(0).permutation(self.layout.positions("patch"))[:SAMPLED_PATCHES]
         self._sampled = torch.from_numpy(positions) if patch_sample else None
-        self._kernels = ReductionKernels(layout) if kernels is None else kernels
-        self._whole_pattern = WholePattern(layout, whole_pattern)
-        # Use the same sums at all token sites: several sites may be the same tensor, which is reduced once.
-        everywhere = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
-        self._linear = tuple(name for name in _LINEAR if name in everywhere)
-        self._magnitudes = {site for site, names in wanted.items() if "patch_abs_sum" in names}
-        self._squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
-        if norm_stages and self._magnitudes & set(NORM_SITES):
+        self._kernels = ReductionKernels(self.layout) if kernels is None else kernels
+        self._whole_pattern = WholePattern(self.layout, whole_pattern)
+        # The same sums at all token sites: several sites may be the same tensor, which is reduced once.
+        everywhere: set[str] = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
+        absolute = {site for site, names in wanted.items() if "patch_abs_sum" in names}
+        if norm_stages and absolute & set(NORM_SITES):
             # A residual site is usually the input of a norm; asking there too lets one pass serve both.
-            self._magnitudes |= _RESIDUALS
-        self._buffers = Buffers()
+            absolute |= _RESIDUALS
+        squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
+        chosen = {"patch_abs_sum": absolute, "patch_square_sum": squares}
+        self._fields = {
+            site: {*TOKENS, *(everywhere & _LINEAR), *(name for name, sites in chosen.items() if site in sites)}
+            for site in map(str, Site)
+        }
+        self._images = 0
         self._parameters: dict[int, NormParameters] = {}
         self._residual: Tensor | None = None
         # A residual is reduced together with the stages of the norm that reads it next.
-        self._waiting: tuple[Tensor, int, TokenOutputs] | None = None
-        self._recent: dict[int, tuple[weakref.ref[Tensor], int, Fields]] = {}
+        self._waiting: list[tuple[Tensor, int, Key]] = []
+        self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._forget()
 
     def _forget(self) -> None:
         self._indices: list[int] = []
-        self._fields: dict[SummaryType, dict[Key, Fields]] = {}
+        self._summaries: dict[SummaryType, dict[Key, list[Summary]]] = {}
         self._raw: dict[str, dict[Key, list[Mapping[tuple[str, str], Tensor]]]] = {}
-
-    def has_room(self, images: int) -> bool:
-        """Whether a pass of ``images`` images can start before ``collect``."""
-        return not self._indices or len(self._indices) + images <= self._buffers.capacity
 
     def start(self, indices: list[int]) -> None:
         """Begin a forward pass of the images with these indices."""
-        self._fields = {}
-        self._residual = self._waiting = None
+        self._images, self._residual = len(indices), None
+        self._waiting.clear()
         self._recent.clear()
         self._whole_pattern.start()
-        self._buffers.start(len(self._indices), len(indices), -(-self.pool // len(indices)) * len(indices))
         self._indices = self._indices + indices
 
     def end(self) -> None:
@@ -130,7 +128,6 @@ class Reducer:
         self._residual = None
         self._recent.clear()
         self._whole_pattern.end()
-        self._buffers.end()
 
     @property
     def images(self) -> int:
@@ -138,7 +135,7 @@ class Reducer:
         return len(self._indices)
 
     def collect(self) -> BatchSummary:
-        """Return the summaries of all passes since the last call; read them before the next pass overwrites them."""
+        """Return the summaries of all passes since the last call."""
         raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = {
             name: {
                 key: {label: torch.cat([part[label] for part in parts]) for label in parts[0]}
@@ -146,7 +143,7 @@ class Reducer:
             }
             for name, by_key in self._raw.items()
         }
-        batch = BatchSummary(self.layout, self._indices, self._fields, self._buffers, raw)
+        batch = BatchSummary(self.layout, self._indices, self._summaries, raw)
         self._forget()
         return batch
 
@@ -154,29 +151,30 @@ class Reducer:
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Reduce the tokens of a site; those of an update together with its residual."""
-        if self._waiting is not None and self._waiting[0] is not x_BTD:
-            self._reduce_waiting()
+        x_BTD, key = self._in_order(x_BTD), (block, str(site))
+        self._compute_raw(key, x_BTD)
+        self._passes(TokenSummary, key)  # sites stay in the order in which tokens pass them
         residual: Tensor | None = None
         if self.updates and site in (Site.RESID_PRE, Site.RESID_MID):
             # Held until the branch's update arrives; the block itself holds it as long.
             self._residual = x_BTD
         elif self.updates and site in (Site.ATTN_OUT, Site.MLP_OUT):
             residual, self._residual = self._residual, None
-        if residual is None and self.norm_stages and site in _RESIDUALS:
-            fields, outputs = self._outputs(x_BTD, site)
-            if any(output is not None for output in outputs):
-                self._reduce_waiting()
-                self._waiting = x_BTD, x_BTD._version, outputs
+        if self._waits(x_BTD):
+            self._waiting.append((x_BTD, x_BTD._version, key))
+            return
+        self._reduce_waiting()
+        if self.norm_stages and site in _RESIDUALS and self._missing(x_BTD, site):
+            self._waiting.append((x_BTD, x_BTD._version, key))
         elif residual is None:
-            fields = self._reduce(x_BTD, site)
+            self._keep(key, self._reduce(x_BTD, site))
         else:
-            before = self._reduce(residual, site)
-            slot, products_BT = self._buffers.next_slot("product", before["norms"].tail, x_BTD)
-            fields = self._reduce(x_BTD, site, residual, products_BT)
-            update = {"product": slot, "update_norms": fields["norms"], "residual_norms": before["norms"]}
-            self._keep(UpdateSummary, (block, site), update)
-        self._keep(TokenSummary, (block, site), fields)
-        self._compute_raw((block, site), x_BTD)
+            before, found = self._reduce(residual, site), self._missing(x_BTD, site)
+            reduced = self._kernels.reduce_tokens(x_BTD, found, residual)
+            product = reduced.pop("product")
+            summary = self._remember(x_BTD, reduced)
+            self._keep(key, summary)
+            self._keep(key, UpdateSummary(self.layout, product, summary.norms, before.norms))
 
     def norm(
         self,
@@ -188,61 +186,49 @@ class Reducer:
         call: NormCall | None = None,
     ) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
-        after, after_outputs = self._outputs(y_BTD, site)
-        self._keep(TokenSummary, (block, site), after)
-        self._compute_raw((block, site), y_BTD)
+        x_BTD, y_BTD, key = self._in_order(x_BTD), self._in_order(y_BTD), (block, str(site))
+        self._compute_raw(key, y_BTD)
         if not self.norm_stages:
-            self._kernels.reduce_tokens(y_BTD, self._linear, *after_outputs)
+            self._keep(key, self._reduce(y_BTD, site))
             return
+        keys = [key for *_, key in self._waiting] if self._waits(x_BTD) else []
+        if keys:
+            self._waiting.clear()
+        self._reduce_waiting()
         if id(module) not in self._parameters:
             self._parameters[id(module)] = norm_parameters(module)
         parameters = self._parameters[id(module)]
-        before, before_outputs = self._outputs(x_BTD, site)
-        if self._waiting is not None and self._waiting[0] is x_BTD and self._waiting[1] == x_BTD._version:
-            waiting, self._waiting = self._waiting[2], None
-            before_outputs = TokenOutputs(
-                *(a if b is None else b for a, b in zip(waiting, before_outputs, strict=True))
-            )
-        self._reduce_waiting()
-        stages, (mean_BT, rstd_BT, lengths_BSP, sums_BSD) = self._stage_slots(x_BTD, parameters)
-        known = call is not None and (mean_BT is None) == (call.mean_BT is None)
-        if call is None or not known:
-            compute_statistics(x_BTD, parameters.eps, mean_BT, rstd_BT)
-        else:
-            rstd_BT.copy_(call.rstd_BT)
-            if mean_BT is not None and call.mean_BT is not None:
-                mean_BT.copy_(call.mean_BT)
-        stages_and_tokens = (lengths_BSP, sums_BSD, self._linear, before_outputs, after_outputs)
-        self._kernels.reduce_norm(x_BTD, y_BTD, parameters, mean_BT, rstd_BT if known else None, *stages_and_tokens)
+        if call is not None and (call.mean_BT is None) != (parameters.kind == "rms"):
+            call = None
+        if call is not None and self._order is not None:
+            call = call.reordered(self._order)
+        wanted = {name for _, read in (key, *keys) for name in self._missing(x_BTD, read)}
+        missing = self._missing(y_BTD, site)
+        before, after, stages = self._kernels.reduce_norm(x_BTD, y_BTD, parameters, call, wanted, missing)
+        summaries = self._remember(x_BTD, before), self._remember(y_BTD, after)
+        for other in keys:
+            self._keep(other, summaries[0])
+        self._keep(key, summaries[1])
         if self._sampled is not None and site == Site.NORM1:
             self._sampled = self._sampled.to(x_BTD.device)
-            stages["patch_sample"] = self._copy("patch_sample", as_float(x_BTD.index_select(1, self._sampled)))
-        self._keep(NormSummary, (block, site), {"input": before, "output": after, **stages})
+            stages["patch_sample"] = as_float(x_BTD.index_select(1, self._sampled))
+        fields: dict[str, Any] = {"parameters": [parameters], **stages}
+        self._keep(key, NormSummary(self.layout, *summaries, **fields))
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
+        call = call if self._order is None else call.reordered(self._order.to(call.q_BHTd.device))
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
-                sums = tuple(name for name in _LINEAR if name in self.wanted[site])
-                fields, norms, rows = self._token_slots(x, sums)
-                self._kernels.reduce_tokens(x, sums, norms, rows)
-                self._keep(TokenSummary, (block, site), fields)
+                reduced = self._kernels.reduce_tokens(x, {*TOKENS, *(self.wanted[site] & _LINEAR)})
+                self._keep((block, site), TokenSummary(self.layout, **reduced))
         if self.pattern:
-            heads, like = call.q_BHTd.shape[1], call.q_BHTd
-            fields, row_BHT, columns_BHR = {}, None, None
-            if self.layout.has("cls"):
-                fields["cls_row"], row_BHT = self._buffers.next_slot("cls_row", (heads, self.layout.tokens), like)
-            if self.layout.prefix and call.q_BHTd.shape[-2] == self.layout.tokens:
-                tail = (heads, len(self.layout.prefix))
-                fields["patch_to_prefix"], columns_BHR = self._buffers.next_slot("patch_to_prefix", tail, like)
-            self._kernels.reduce_attention(call, row_BHT, columns_BHR)
-            if self.cls_values and row_BHT is not None:
-                fields["cls_values"] = self._copy("cls_values", sum_values(self.layout, row_BHT, call.v_BHTd))
-            self._keep(AttentionSummary, (block, "pattern"), fields)
+            reduced = self._kernels.reduce_attention(call)
+            if self.cls_values and "cls_row" in reduced:
+                reduced["cls_values"] = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
+            self._keep((block, "pattern"), AttentionSummary(self.layout, **reduced))
         if self._whole_pattern.wanted:
-            reduced = self._whole_pattern.reduce(block, call)
-            fields = {name: self._copy(name, x) for name, x in reduced.items()}
-            self._keep(PatternSummary, (block, "pattern"), fields)
+            self._keep((block, "pattern"), PatternSummary(self.layout, **self._whole_pattern.reduce(block, call)))
 
     def pooled(self, pooled: PooledTokens) -> None:
         """Compute the metrics of the latent that pools the tokens."""
@@ -252,16 +238,28 @@ class Reducer:
                     function(self.layout, pooled)
                 )
 
-    # -- reductions into buffers
+    # -- what is kept
 
-    def _keep(self, kind: SummaryType, key: Key, fields: Fields) -> None:
-        self._fields.setdefault(kind, {})[key] = fields
+    def _in_order(self, x: Tensor) -> Tensor:
+        """Return tokens with the special ones in front, where some stand between patches.
 
-    def _copy(self, name: str, x: Tensor) -> Slot:
-        """Copy a small tensor into its buffer."""
-        slot, memory = self._buffers.next_slot(name, tuple(x.shape[1:]), x)
-        memory.copy_(x)
-        return slot
+        Raises:
+            ValueError: if these are not the tokens of the images of this forward pass.
+        """
+        if len(x) != self._images:
+            raise ValueError(
+                f"a site has {len(x)} images in a forward pass of {self._images}; every site must see each one once"
+            )
+        if self._order is None:
+            return x
+        self._order = self._order.to(x.device)
+        return x.index_select(-2, self._order)
+
+    def _keep(self, key: Key, summary: Summary) -> None:
+        self._passes(type(summary), key).append(summary)
+
+    def _passes(self, kind: SummaryType, key: Key) -> list[Summary]:
+        return self._summaries.setdefault(kind, {}).setdefault(key, [])
 
     def _compute_raw(self, key: Key, x: Tensor) -> None:
         for sites, add in self.accumulate:
@@ -271,64 +269,42 @@ class Reducer:
             if key[1] in sites:
                 self._raw.setdefault(name, {}).setdefault(key, []).append(function(self.layout, to_float64(x)))
 
-    def _reduce(
-        self, x: Tensor, site: Site, residual: Tensor | None = None, products_BT: Tensor | None = None
-    ) -> Fields:
-        """Reduce the tokens of a site, with the inner products with the residual where there is one."""
-        fields, outputs = self._outputs(x, site)
-        if products_BT is not None or any(output is not None for output in outputs):
-            self._kernels.reduce_tokens(x, self._linear, *outputs, residual, products_BT)
-        return fields
+    def _waits(self, x: Tensor) -> bool:
+        return bool(self._waiting) and self._waiting[0][0] is x and self._waiting[0][1] == x._version
 
     def _reduce_waiting(self) -> None:
         """Reduce the residual that waits for its norm, if there is one: no norm has read it."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            x, version, outputs = waiting
+        for x, version, key in self._waiting:
             if x._version != version:
                 raise ValueError("the model changed the residual stream in place where no norm had read it yet")
-            self._kernels.reduce_tokens(x, self._linear, *outputs)
+            self._keep(key, self._reduce(x, key[1]))
+        self._waiting.clear()
 
-    def _outputs(self, x: Tensor, site: Site) -> tuple[Fields, TokenOutputs]:
-        """Return the slots of a site's tokens, and where to write what is not there yet.
+    def _reduce(self, x: Tensor, site: str) -> TokenSummary:
+        """Return the summary of a site's tokens, after reducing what is missing in it."""
+        missing = self._missing(x, site)
+        return self._remember(x, self._kernels.reduce_tokens(x, missing) if missing else {})
 
-        A tensor is reduced once for all sites it stands for (a block's output is the next one's input).
-        """
-        known = self._recent.get(id(x))
-        norms = rows = magnitudes_BD = None
-        if known is not None and known[0]() is x and known[1] == x._version:
-            fields = known[2]
-        else:
-            fields, norms, rows = self._token_slots(x, self._linear)
+    def _known(self, x: Tensor) -> TokenSummary | None:
+        """Return the summary of a tensor that was reduced before: a block's output is the next one's input."""
+        of, version, summary = self._recent.get(id(x), (None, 0, None))
+        return summary if of is not None and of() is x and version == x._version else None
+
+    def _missing(self, x: Tensor, site: str) -> set[str]:
+        """Return the fields that are wanted at a site and not there yet."""
+        known = self._known(x)
+        return {name for name in self._fields[site] if known is None or getattr(known, name) is None}
+
+    def _remember(self, x: Tensor, reduced: Reduced) -> TokenSummary:
+        """Return the summary of a tensor, with these fields added."""
+        summary = self._known(x)
+        if summary is None:
+            summary = TokenSummary(self.layout, **reduced)
             self._recent.pop(id(x), None)  # the id of a tensor that is gone; entries stay in order of age
             if len(self._recent) > 4:
                 self._recent.pop(next(iter(self._recent)))
-            self._recent[id(x)] = (weakref.ref(x), x._version, fields)
-        if "patch_abs_sum" not in fields and site in self._magnitudes:
-            fields["patch_abs_sum"], magnitudes_BD = self._buffers.next_slot("patch_abs_sum", (x.shape[-1],), x)
-        if "patch_square_sum" not in fields and site in self._squares:
-            fields["patch_square_sum"], squares_BD = self._buffers.next_slot("patch_square_sum", (x.shape[-1],), x)
-            torch.sum(as_float(self.layout.patches_of(x)).square(), dim=-2, out=squares_BD)
-        return fields, TokenOutputs(norms, rows, magnitudes_BD)
-
-    def _token_slots(self, x: Tensor, sums: tuple[Reduction, ...]) -> tuple[Fields, Tensor, Tensor]:
-        """Return the slots of norms, prefix tokens and sums of tokens (B, T, D) or (B, H, T, d), and their memory."""
-        *heads, tokens, channels = x.shape[1:]
-        norms_slot, norms = self._buffers.next_slot("norms", (*heads, tokens), x)
-        rows_slot, rows = self._buffers.next_slot("rows", (*heads, len(self.layout.prefix) + len(sums), channels), x)
-        return {"rows": rows_slot, "norms": norms_slot, "sums": sums}, norms, rows
-
-    def _stage_slots(
-        self, x_BTD: Tensor, parameters: NormParameters
-    ) -> tuple[Fields, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
-        """Return the slots of a norm's statistics and stages, and their memory: mean, 1/σ, lengths and sums."""
-        next_slot, patches = self._buffers.next_slot, self.layout.patches
-        fields: Fields = {"parameters": parameters}
-        mean_BT = None
-        if parameters.kind == "layer":
-            fields["mean"], mean_BT = next_slot("mean", (self.layout.tokens,), x_BTD)
-        fields["rstd"], rstd_BT = next_slot("rstd", (self.layout.tokens,), x_BTD)
-        stages = 1 if parameters.weight_patch is None else 2
-        fields["patch_lengths"], lengths_BSP = next_slot("patch_lengths", (stages, patches), x_BTD)
-        fields["stage_sums"], sums_BSD = next_slot("stage_sums", (stages, x_BTD.shape[-1]), x_BTD)
-        return fields, (mean_BT, rstd_BT, lengths_BSP, sums_BSD)
+            self._recent[id(x)] = weakref.ref(x), x._version, summary
+        else:
+            for name, value in reduced.items():
+                setattr(summary, name, value)
+        return summary

@@ -1,16 +1,17 @@
 """Summaries of activations: the few sums over tokens that are kept, and from which metrics are computed.
 
-Metrics get the summaries of one type for all blocks and sites at once, stacked along a first axis, so that they run a
-few operations per batch and not per site. ``tokenlens.reduction.reducer`` fills the buffers that they are read from.
+A hook makes a summary of one site and one forward pass, with tensors (B, …). Metrics get the summaries of one type for
+several blocks and sites and all passes, stacked along a first axis (N, B, …), so that they run a few operations per
+pool of images and not per site.
 """
 
-# Shapes: N stacked summaries, B images, T tokens, P patches, R prefix tokens, K sums over patches, S stages of a norm,
-# D channels, H heads, d channels per head. "..." stands for (N, B), and for (N, B, H) at q, k and v.
+# Shapes: N stacked summaries, B images, T tokens, P patches, R prefix tokens, D channels, H heads, d channels per head.
+# "..." stands for (N, B), and for (N, B, H) at q, k and v.
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import NormParameters
-from tokenlens.reduction.buffers import Buffers, Slot, select_rows
 from tokenlens.tokens import Key, TokenLayout, take
 
 Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum", "patch_square_sum"]
@@ -26,9 +26,6 @@ Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum", "patch_squar
 
 PatternReduction = Literal["rollout", "patch_distance"]
 """Reductions of the whole attention pattern that a metric can ask for; they cost a pass over every row of it."""
-
-SAMPLED_PATCHES = 8
-"""Number of patches of each image in ``NormSummary.patch_sample``."""
 
 
 def to_float64(x: Tensor) -> Tensor:
@@ -38,42 +35,24 @@ def to_float64(x: Tensor) -> Tensor:
 
 @dataclass
 class TokenSummary:
-    """The tokens at one site: the prefix tokens, the norm of every token, and sums over the patches.
+    """The tokens at one site; sums over patches are None where no metric asked for them.
 
     Attributes:
-        rows: (..., R + K, D), the R prefix tokens in layout order, then K sums over patches.
-        sums: the names of these K sums.
+        prefix: (..., R, D), the prefix tokens in layout order.
         norms: (..., T), Euclidean norm of every token.
-        patch_abs_sum: (..., D), Σ_i |x_i| over patches; None if no metric asked for it.
-        patch_square_sum: (..., D), Σ_i x_i² over patches; None if no metric asked for it.
+        unit_patch_sum: (..., D), Σ_i x_i/‖x_i‖ over patches.
+        patch_sum: (..., D), Σ_i x_i over patches.
+        patch_abs_sum: (..., D), Σ_i |x_i| over patches.
+        patch_square_sum: (..., D), Σ_i x_i² over patches.
     """
 
     layout: TokenLayout
-    rows: Tensor
-    sums: tuple[str, ...]
+    prefix: Tensor
     norms: Tensor
+    unit_patch_sum: Tensor | None = None
+    patch_sum: Tensor | None = None
     patch_abs_sum: Tensor | None = None
     patch_square_sum: Tensor | None = None
-
-    @cached_property
-    def prefix(self) -> Tensor:
-        """The prefix tokens, (..., R, D)."""
-        return self.rows.narrow(-2, 0, len(self.layout.prefix))
-
-    def _sum(self, name: Reduction) -> Tensor | None:
-        if name not in self.sums:
-            return None
-        return self.rows.select(-2, len(self.layout.prefix) + self.sums.index(name))
-
-    @property
-    def unit_patch_sum(self) -> Tensor | None:
-        """Σ_i x_i/‖x_i‖ over patches, (..., D); None if no metric asked for it."""
-        return self._sum("unit_patch_sum")
-
-    @property
-    def patch_sum(self) -> Tensor | None:
-        """Σ_i x_i over patches, (..., D); None if no metric asked for it."""
-        return self._sum("patch_sum")
 
     @property
     def patches(self) -> int:
@@ -95,21 +74,19 @@ class TokenSummary:
 
     def norms_of(self, group: str) -> Tensor:
         """Return the norms of one group's tokens, (..., tokens of the group)."""
-        if group == "patch":
-            return self.layout.patches_of(self.norms, -1)
         return take(self.norms, self.layout.positions(group), -1)
 
 
 @dataclass
 class NormSummary:
-    """One norm: its tokens before and after, the statistics it computes per token, and its intermediate stages.
+    """One norm: its tokens before and after, and its patches after its intermediate stages.
 
     Attributes:
         input, output: the tokens before and after.
-        rstd: (..., T), 1/σ of every token, with ε in it.
-        patch_lengths: (..., S, P), ‖x_i − μ_i‖ and, if the norm has a γ, ‖γ⊙(x_i − μ_i)‖.
-        stage_sums: (..., S, D), Σ_i (x_i − μ_i) divided by each of these lengths.
         parameters: the parameters of the N norms, which are of one kind and have the same ones.
+        patch_lengths: (..., P), ‖x_i − μ_i‖.
+        centred_patch_sum: (..., D), sum over patches of the unit vectors of x_i − μ_i.
+        weighted_patch_sum: (..., D), sum over patches of the unit vectors of γ⊙(x_i − μ_i).
         mean: (..., T), the mean that a LayerNorm subtracts; None for RMSNorm.
         patch_sample: (..., K, D), some patches of the input, at places chosen once; None if no metric asked for them.
     """
@@ -117,10 +94,10 @@ class NormSummary:
     layout: TokenLayout
     input: TokenSummary
     output: TokenSummary
-    rstd: Tensor
-    patch_lengths: Tensor
-    stage_sums: Tensor
     parameters: Sequence[NormParameters]
+    patch_lengths: Tensor
+    centred_patch_sum: Tensor
+    weighted_patch_sum: Tensor
     mean: Tensor | None = None
     patch_sample: Tensor | None = None
 
@@ -139,34 +116,10 @@ class NormSummary:
         """Whether each of the N norms has separate weights for prefix tokens and patches."""
         return tuple(norm.specialized for norm in self.parameters)
 
-    def _stack(self, name: str) -> Tensor | None:
+    def parameter(self, name: str) -> Tensor | None:
+        """Return ``weight_prefix``, ``weight_patch``, ``bias_prefix`` or ``bias_patch``, (N, 1, D), or None."""
         values = [getattr(norm, name) for norm in self.parameters]
-        return None if values[0] is None else torch.stack(values).to(self.stage_sums.dtype).unsqueeze(1)
-
-    @cached_property
-    def weight_prefix(self) -> Tensor | None:
-        """γ of the prefix tokens, (N, 1, D); None if the norm has none."""
-        return self._stack("weight_prefix")
-
-    @cached_property
-    def weight_patch(self) -> Tensor | None:
-        """γ of the patches, (N, 1, D); None if the norm has none."""
-        return self._stack("weight_patch")
-
-    @cached_property
-    def bias_prefix(self) -> Tensor | None:
-        """β of the prefix tokens, (N, 1, D); None if the norm has none."""
-        return self._stack("bias_prefix")
-
-    @cached_property
-    def bias_patch(self) -> Tensor | None:
-        """β of the patches, (N, 1, D); None if the norm has none."""
-        return self._stack("bias_patch")
-
-    @cached_property
-    def eps(self) -> Tensor:
-        """ε, which is added to the variance, (N,)."""
-        return self.stage_sums.new_tensor([norm.eps for norm in self.parameters])
+        return None if values[0] is None else torch.stack(values).to(self.centred_patch_sum.dtype).unsqueeze(1)
 
     @property
     def patch_mean(self) -> Tensor | None:
@@ -176,19 +129,7 @@ class NormSummary:
     @cached_property
     def patch_variance(self) -> Tensor:
         """Variance of each patch over channels (mean square for RMSNorm), without ε, (..., P)."""
-        return self.patch_lengths.select(-2, 0).square() / self.stage_sums.shape[-1]
-
-    @property
-    def centred_patch_sum(self) -> Tensor:
-        """Sum over patches of the unit vectors of x_i − μ_i, (..., D)."""
-        return self.stage_sums.select(-2, 0)
-
-    @cached_property
-    def weighted_patch_sum(self) -> Tensor:
-        """Sum over patches of the unit vectors of γ⊙(x_i − μ_i), (..., D)."""
-        if self.weight_patch is None:
-            return self.centred_patch_sum
-        return self.stage_sums.select(-2, 1) * self.weight_patch  # γ is the same for all patches
+        return self.patch_lengths.square() / self.centred_patch_sum.shape[-1]
 
     @cached_property
     def centred_prefix(self) -> Tensor:
@@ -199,9 +140,8 @@ class NormSummary:
     @cached_property
     def weighted_prefix(self) -> Tensor:
         """γ⊙(x − μ) of the prefix tokens, (..., R, D)."""
-        if self.weight_prefix is None:
-            return self.centred_prefix
-        return self.centred_prefix * self.weight_prefix.unsqueeze(-2)
+        weight = self.parameter("weight_prefix")
+        return self.centred_prefix if weight is None else self.centred_prefix * weight.unsqueeze(-2)
 
 
 @dataclass
@@ -250,26 +190,29 @@ class UpdateSummary:
     residual_norms: Tensor
 
 
-SummaryType = (
-    type[TokenSummary] | type[NormSummary] | type[AttentionSummary] | type[PatternSummary] | type[UpdateSummary]
-)
+Summary = TokenSummary | NormSummary | AttentionSummary | PatternSummary | UpdateSummary
+SummaryType = type[Summary]
 
-Fields = dict[str, Any]
-"""The fields of one summary except its layout: a ``Slot``, the ``Fields`` of a TokenSummary, or a constant."""
+_SOMETIMES = ("patch_abs_sum", "patch_square_sum", "patch_sample")
+"""Fields that a summary may have only because another site has the same tensor, or that one norm has."""
+
+_VECTORS = ("prefix", "unit_patch_sum", "patch_sum", "centred_patch_sum", "weighted_patch_sum", *_SOMETIMES)
+"""Fields that stay in float32: they are half of all memory, and their products are summed over channels anyway."""
 
 
-def _shape_of(fields: Fields) -> tuple[Any, ...]:
+def _shape_of(summary: Any) -> tuple[Any, ...]:
     """Return what must be equal for two summaries to be stacked."""
     shape: list[Any] = []
-    for name, value in fields.items():
-        if isinstance(value, dict):
+    for item in fields(summary):
+        value = getattr(summary, item.name)
+        if isinstance(value, TokenSummary):
             shape.append(_shape_of(value))
-        elif isinstance(value, NormParameters):
-            shape.append((value.kind, value.weight_prefix is None, value.weight_patch is None))
-            shape.append((value.bias_prefix is None, value.bias_patch is None))
-        # These sums are sometimes there only because another site has the same tensor; the sample is of one norm only.
-        elif name not in ("patch_abs_sum", "patch_square_sum", "patch_sample"):
-            shape.append(value[:2] if isinstance(value, Slot) else value)
+        elif item.name == "parameters":
+            norm = value[0]
+            present = (norm.weight_prefix, norm.weight_patch, norm.bias_prefix, norm.bias_patch)
+            shape.append((norm.kind, *(parameter is None for parameter in present)))
+        elif isinstance(value, Tensor) and item.name not in _SOMETIMES:
+            shape.append((item.name, value.shape[1:]))
     return tuple(shape)
 
 
@@ -293,6 +236,10 @@ class Stack:
         return self.rows != list(range(len(self.keys)))
 
 
+Passes = list[Any]
+"""The summaries of one site in successive forward passes."""
+
+
 @dataclass
 class BatchSummary:
     """The summaries of all images of one or several forward passes.
@@ -300,54 +247,81 @@ class BatchSummary:
     Attributes:
         layout: the token layout.
         indices: each image's index in the image source.
-        fields: for each type of summary and (block, site), its fields.
-        buffers: hold the tensors that ``fields`` point into.
+        summaries: for each type of summary and (block, site), those of all passes.
         raw: results of metrics that are computed from the tokens themselves, by metric and (block, site).
     """
 
     layout: TokenLayout
     indices: list[int]
-    fields: Mapping[SummaryType, Mapping[Key, Fields]]
-    buffers: Buffers
+    summaries: Mapping[SummaryType, Mapping[Key, Passes]]
     raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
     _stacks: dict[tuple[SummaryType, tuple[str, ...] | None], list[Stack]] = field(default_factory=dict)
-    _columns: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    _columns: dict[tuple[Any, ...], tuple[dict[int, int], Tensor]] = field(default_factory=dict)
 
     def stacks(self, kind: SummaryType, sites: Iterable[str] | None = None) -> list[Stack]:
         """Return the summaries of one type at some sites (default all), one stack for each distinct shape."""
         chosen = None if sites is None else tuple(sites)
         if (kind, chosen) not in self._stacks:
-            alike: dict[Any, dict[Key, Fields]] = {}
-            for key, fields in self.fields.get(kind, {}).items():
+            alike: dict[Any, dict[Key, Passes]] = {}
+            for key, passes in self.summaries.get(kind, {}).items():
                 if chosen is None or key[1] in chosen:
-                    alike.setdefault(_shape_of(fields), {})[key] = fields
-            self._stacks[kind, chosen] = [self._stack(kind, members) for members in alike.values()]
+                    alike.setdefault(_shape_of(passes[0]), {})[key] = passes
+            self._stacks[kind, chosen] = [self._stack(members) for members in alike.values()]
         return self._stacks[kind, chosen]
 
-    def _stack(self, kind: SummaryType, members: dict[Key, Fields]) -> Stack:
-        distinct = {id(fields): fields for fields in members.values()}
+    def _stack(self, members: dict[Key, Passes]) -> Stack:
+        distinct = {id(passes[0]): passes for passes in members.values()}
         rows = {identity: row for row, identity in enumerate(distinct)}
-        summary = self._read(kind, list(distinct.values()))
-        return Stack(list(members), [rows[id(fields)] for fields in members.values()], summary)
+        summary = self._join(list(distinct.values()))
+        return Stack(list(members), [rows[id(passes[0])] for passes in members.values()], summary)
 
-    def _read(self, kind: SummaryType, members: Sequence[Fields]) -> Any:
-        """Read the stacked summary of several (block, site) pairs; a field that some of them lack is left out."""
-        values: Fields = {}
-        for name, first in members[0].items():
-            column = [fields[name] for fields in members if name in fields]
-            if isinstance(first, dict):
-                values[name] = self._read(TokenSummary, column)
-            elif not isinstance(first, Slot):
-                values[name] = column if isinstance(first, NormParameters) else first
-            elif len(column) == len(members):
-                values[name] = select_rows(self._column(first), [slot.row for slot in column])
-        return kind(self.layout, **values)
+    def _join(self, members: Sequence[Passes]) -> Any:
+        """Return one summary of several sites and all passes; a field that some of them lack is None."""
+        values: dict[str, Any] = {}
+        for item in fields(members[0][0]):
+            parts = [[getattr(summary, item.name) for summary in passes] for passes in members]
+            first = parts[0][0]
+            if isinstance(first, TokenSummary):
+                values[item.name] = self._join(parts)
+            elif item.name == "parameters":
+                values[item.name] = [passes[0][0] for passes in parts]
+            elif isinstance(first, TokenLayout):
+                values[item.name] = first
+            elif all(passes[0] is not None for passes in parts):
+                values[item.name] = self._rows(item.name, members)
+            else:
+                values[item.name] = None
+        return type(members[0][0])(**values)
 
-    def _column(self, slot: Slot) -> Tensor:
-        """Return all slots of a field, (N, B, …), in float64 unless they are vectors over channels."""
-        if slot[:2] not in self._columns:
-            column = self.buffers.read(slot.name, slot.tail)[:, : len(self.indices)]
-            # Vectors stay in float32: they are half of all memory, and their products are summed over channels anyway.
-            vectors = slot.name in ("rows", "patch_abs_sum", "patch_square_sum", "stage_sums", "patch_sample")
-            self._columns[slot[:2]] = column if vectors else to_float64(column)
-        return self._columns[slot[:2]]
+    def _rows(self, name: str, members: Sequence[Passes]) -> Tensor:
+        """Return a field of several sites, (N, B, …): rows of one tensor with all sites, in float64 unless vectors."""
+        kind, shape = type(members[0][0]), getattr(members[0][0], name).shape[1:]
+        if (kind, name, shape) not in self._columns:
+            every = {id(passes[0]): passes for passes in self._all(kind) if _has(passes[0], name, shape)}
+            joined = torch.cat([getattr(summary, name) for passes in every.values() for summary in passes])
+            joined = joined.unflatten(0, (len(every), -1))
+            rows = {identity: row for row, identity in enumerate(every)}
+            self._columns[kind, name, shape] = rows, joined if name in _VECTORS else to_float64(joined)
+        rows, column = self._columns[kind, name, shape]
+        return _select_rows(column, [rows[id(passes[0])] for passes in members])
+
+    def _all(self, kind: SummaryType) -> Iterable[Passes]:
+        """Yield the summaries of one type at all sites; those of tokens include the inputs of norms."""
+        yield from self.summaries.get(kind, {}).values()
+        if kind is TokenSummary:
+            for passes in self.summaries.get(NormSummary, {}).values():
+                yield [summary.input for summary in passes]
+                yield [summary.output for summary in passes]
+
+
+def _has(summary: Any, name: str, shape: torch.Size) -> bool:
+    value = getattr(summary, name)
+    return value is not None and value.shape[1:] == shape
+
+
+def _select_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Select rows of the first axis: a view where they are evenly spaced, as those of one site usually are."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
+        return x[rows[0] : rows[-1] + 1 : step]
+    return x[list(rows)]

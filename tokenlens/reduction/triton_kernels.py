@@ -1,11 +1,12 @@
 """Reductions in Triton for a GPU, which read each activation once, in its own precision."""
 
-# Shapes: B images, T tokens, P patches, R prefix tokens, K sums over patches, S stages of a norm, D channels, H heads,
-# d channels per head. In the kernels C is D or d, padded to a power of two.
+# Shapes: B images, T tokens, P patches, R prefix tokens, D channels, H heads, d channels per head. In the kernels C is
+# D or d, padded to a power of two.
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 import triton
@@ -13,9 +14,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from tokenlens.families import NormParameters
-from tokenlens.recording.attention import AttentionCall
-from tokenlens.reduction.kernels import ReductionKernels, TokenOutputs
-from tokenlens.tokens import TokenLayout
+from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.capture import NormCall
+from tokenlens.reduction.kernels import Reduced, ReductionKernels, compute_statistics
+
+_SUMS = ("unit_patch_sum", "patch_sum", "patch_abs_sum", "centred_patch_sum", "weighted_patch_sum")
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,16 +31,16 @@ _SMALLEST_TILE, _LARGEST_TILE = 32, 256
 
 @triton.jit
 def _token_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, other_ptr, mean_ptr, weight_ptr,
-    norms_ptr, rows_ptr, sums_ptr, magnitudes_ptr, stages_ptr, products_ptr, lengths_ptr,
+    x_ptr, other_ptr, mean_ptr, weight_ptr, norms_ptr, prefix_ptr, sums_ptr, products_ptr, lengths_ptr,
     heads, x_image, x_head, x_token, x_channel, other_image, other_token, other_channel,
-    sums_image, magnitudes_image, stages_image, sums_tile, tokens, first_patch, patches, tile_tokens,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PLAIN: tl.constexpr, STAGES: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    tokens, first_patch, patches, tile_tokens,
+    CHANNELS: tl.constexpr, PREFIXES: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, PLAIN: tl.constexpr,
+    ABS: tl.constexpr, CENTRED: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Reduce the tokens of one tile of one image (or head); every pointer but the first may be None.
 
-    Sums over patches (``sums_ptr``, ``magnitudes_ptr``, ``stages_ptr``) are those of the tile.
+    ``sums_ptr`` (images, tiles, SUMS, D) takes the sums over the patches of a tile; UNIT, PLAIN, ABS, CENTRED and
+    WEIGHTED are their positions among the SUMS, or −1.
     """
     image = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -46,10 +49,10 @@ def _token_kernel(  # type: ignore[no-untyped-def]
     in_C = c_C < CHANNELS
     unit_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
     plain_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
-    magnitude_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
+    abs_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
     centred_sum_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
     weighted_sum_TC = tl.full((BLOCK_T, BLOCK_C), 0.0, tl.float32)
-    if weight_ptr is not None:
+    if WEIGHTED >= 0:
         weight_C = tl.load(weight_ptr + c_C, mask=in_C, other=0.0).to(tl.float32)
     begin = tile * tile_tokens
     for start in range(begin, tl.minimum(begin + tile_tokens, tokens), BLOCK_T):
@@ -63,73 +66,42 @@ def _token_kernel(  # type: ignore[no-untyped-def]
         if norms_ptr is not None:
             norm_T = tl.sqrt(tl.sum(x_TC * x_TC, axis=1))
             tl.store(norms_ptr + image * tokens + t_T, norm_T, mask=in_T)
+            row_T = tl.where(t_T < first_patch, t_T, t_T - patches)
+            prefix_ptr_TC = prefix_ptr + (image * PREFIXES + row_T[:, None]) * CHANNELS + c_C[None, :]
+            tl.store(prefix_ptr_TC, x_TC, mask=in_TC & (patch_T == 0)[:, None])
             if UNIT >= 0:
                 unit_TC += patch_TC * (1.0 / tl.where(patch_T, norm_T, 1.0))[:, None]
-        if rows_ptr is not None:
-            row_T = tl.where(t_T < first_patch, t_T, t_T - patches)
-            row_ptr_TC = rows_ptr + (image * ROWS + row_T[:, None]) * CHANNELS + c_C[None, :]
-            tl.store(row_ptr_TC, x_TC, mask=in_TC & (patch_T == 0)[:, None])
         if PLAIN >= 0:
             plain_TC += patch_TC
-        if magnitudes_ptr is not None:
-            magnitude_TC += tl.abs(patch_TC)
+        if ABS >= 0:
+            abs_TC += tl.abs(patch_TC)
         if products_ptr is not None:
             from_TC = other_ptr + image * other_image + t_T[:, None] * other_token + c_C[None, :] * other_channel
             other_TC = tl.load(from_TC, mask=in_TC, other=0.0).to(tl.float32)
             tl.store(products_ptr + image * tokens + t_T, tl.sum(x_TC * other_TC, axis=1), mask=in_T)
-        if stages_ptr is not None:
+        if CENTRED >= 0:
             centred_TC = patch_TC
             if mean_ptr is not None:
                 mean_T = tl.load(mean_ptr + image * tokens + t_T, mask=in_T, other=0.0)
                 centred_TC = tl.where(patch_T[:, None] & in_C[None, :], x_TC - mean_T[:, None], 0.0)
             length_T = tl.sqrt(tl.sum(centred_TC * centred_TC, axis=1))
-            length_ptr_T = lengths_ptr + image * STAGES * patches + t_T - first_patch
-            tl.store(length_ptr_T, length_T, mask=patch_T)
+            tl.store(lengths_ptr + image * patches + t_T - first_patch, length_T, mask=patch_T)
             centred_sum_TC += centred_TC * (1.0 / tl.where(patch_T, length_T, 1.0))[:, None]
-            if weight_ptr is not None:
+            if WEIGHTED >= 0:
                 weighted_TC = centred_TC * weight_C[None, :]
                 length_T = tl.sqrt(tl.sum(weighted_TC * weighted_TC, axis=1))
-                tl.store(length_ptr_T + patches, length_T, mask=patch_T)
-                weighted_sum_TC += centred_TC * (1.0 / tl.where(patch_T, length_T, 1.0))[:, None]
+                weighted_sum_TC += weighted_TC * (1.0 / tl.where(patch_T, length_T, 1.0))[:, None]
+    sums_ptr += (image * tl.num_programs(1) + tile) * SUMS * CHANNELS
     if UNIT >= 0:
-        sums_ptr_C = sums_ptr + image * sums_image + tile * sums_tile + UNIT * CHANNELS + c_C
-        tl.store(sums_ptr_C, tl.sum(unit_TC, axis=0), mask=in_C)
+        tl.store(sums_ptr + UNIT * CHANNELS + c_C, tl.sum(unit_TC, axis=0), mask=in_C)
     if PLAIN >= 0:
-        sums_ptr_C = sums_ptr + image * sums_image + tile * sums_tile + PLAIN * CHANNELS + c_C
-        tl.store(sums_ptr_C, tl.sum(plain_TC, axis=0), mask=in_C)
-    if magnitudes_ptr is not None:
-        sums_ptr_C = magnitudes_ptr + image * magnitudes_image + tile * sums_tile + c_C
-        tl.store(sums_ptr_C, tl.sum(magnitude_TC, axis=0), mask=in_C)
-    if stages_ptr is not None:
-        sums_ptr_C = stages_ptr + image * stages_image + tile * sums_tile + c_C
-        tl.store(sums_ptr_C, tl.sum(centred_sum_TC, axis=0), mask=in_C)
-        if weight_ptr is not None:
-            tl.store(sums_ptr_C + CHANNELS, tl.sum(weighted_sum_TC, axis=0), mask=in_C)
-
-
-@triton.jit
-def _tiles_kernel(  # type: ignore[no-untyped-def]
-    tiles_ptr, sums_ptr, magnitudes_ptr, stages_ptr, sums_image, tiles,
-    CHANNELS: tl.constexpr, SUMS: tl.constexpr, MAGNITUDES: tl.constexpr, STAGES: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Add up one of the sums of one image (or head) over its tiles, (images, tiles, SUMS + MAGNITUDES + STAGES, D)."""
-    image = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1)
-    tile_T, c_C = tl.arange(0, 8), tl.arange(0, BLOCK_C)
-    in_C = c_C < CHANNELS
-    sum_TC = tl.full((8, BLOCK_C), 0.0, tl.float32)
-    for start in range(0, tiles, 8):
-        row_T = (image * tiles + start + tile_T) * (SUMS + MAGNITUDES + STAGES) + k
-        in_TC = (start + tile_T < tiles)[:, None] & in_C[None, :]
-        sum_TC += tl.load(tiles_ptr + row_T[:, None] * CHANNELS + c_C[None, :], mask=in_TC, other=0.0)
-    sum_C = tl.sum(sum_TC, axis=0)
-    if k < SUMS:
-        tl.store(sums_ptr + image * sums_image + k * CHANNELS + c_C, sum_C, mask=in_C)
-    elif k < SUMS + MAGNITUDES:
-        tl.store(magnitudes_ptr + image * CHANNELS + c_C, sum_C, mask=in_C)
-    else:
-        stage = k - SUMS - MAGNITUDES
-        tl.store(stages_ptr + (image * STAGES + stage) * CHANNELS + c_C, sum_C, mask=in_C)
+        tl.store(sums_ptr + PLAIN * CHANNELS + c_C, tl.sum(plain_TC, axis=0), mask=in_C)
+    if ABS >= 0:
+        tl.store(sums_ptr + ABS * CHANNELS + c_C, tl.sum(abs_TC, axis=0), mask=in_C)
+    if CENTRED >= 0:
+        tl.store(sums_ptr + CENTRED * CHANNELS + c_C, tl.sum(centred_sum_TC, axis=0), mask=in_C)
+    if WEIGHTED >= 0:
+        tl.store(sums_ptr + WEIGHTED * CHANNELS + c_C, tl.sum(weighted_sum_TC, axis=0), mask=in_C)
 
 
 @triton.jit
@@ -186,91 +158,96 @@ class TritonKernels(ReductionKernels):
     Sums are over tiles of at most 256 tokens and then over the tiles, in a fixed order: no atomic additions.
     """
 
-    def reduce_tokens(
-        self, x: Tensor, sums: tuple[str, ...] = (), norms: Tensor | None = None, rows: Tensor | None = None,
-        magnitudes: Tensor | None = None, other: Tensor | None = None, products: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Reduce tokens as ``ReductionKernels`` does, in one pass over them."""
-        if _readable(x, other) and (other is None or x.dim() == 3):
-            _reduce(self.layout, x, sums, TokenOutputs(norms, rows, magnitudes), other=other, products=products)
-        else:
-            super().reduce_tokens(x, sums, norms, rows, magnitudes, other, products)
+    def reduce_tokens(self, x: Tensor, wanted: Collection[str], other: Tensor | None = None) -> Reduced:
+        """Reduce tokens as ``ReductionKernels`` does, in one pass over them (and one for Σ x²)."""
+        if not _readable(x, other) or (other is not None and x.dim() != 3):
+            return super().reduce_tokens(x, wanted, other)
+        reduced = self._launch(x, [name for name in wanted if name != "patch_square_sum"], other=other)
+        if "patch_square_sum" in wanted:
+            reduced["patch_square_sum"] = as_float(self.layout.patches_of(x)).square().sum(-2)
+        return reduced
 
     def reduce_norm(
-        self, x_BTD: Tensor, y_BTD: Tensor, parameters: NormParameters, mean_BT: Tensor | None, rstd_BT: Tensor | None,
-        lengths_BSP: Tensor, sums_BSD: Tensor, sums: tuple[str, ...], before: TokenOutputs, after: TokenOutputs,
-    ) -> None:  # fmt: skip
+        self, x_BTD: Tensor, y_BTD: Tensor, parameters: NormParameters, call: NormCall | None,
+        before: Collection[str], after: Collection[str],
+    ) -> tuple[Reduced, Reduced, Reduced]:  # fmt: skip
         """Reduce a norm as ``ReductionKernels`` does, in one pass over its input and one over its output."""
         weight_D = parameters.weight_patch
-        if not _readable(x_BTD, mean_BT, weight_D) or (weight_D is not None and weight_D.shape != x_BTD.shape[-1:]):
-            super().reduce_norm(x_BTD, y_BTD, parameters, mean_BT, rstd_BT, lengths_BSP, sums_BSD, sums, before, after)
-            return
+        if not _readable(x_BTD, weight_D) or (weight_D is not None and weight_D.shape != x_BTD.shape[-1:]):
+            return super().reduce_norm(x_BTD, y_BTD, parameters, call, before, after)
+        mean_BT = (compute_statistics(x_BTD, parameters) if call is None else call).mean_BT
+        stages = ["centred_patch_sum", "patch_lengths", *([] if weight_D is None else ["weighted_patch_sum"])]
+        once = [name for name in before if name != "patch_square_sum"]
         mean, weight = (None if x is None else x.contiguous() for x in (mean_BT, weight_D))
-        _reduce(self.layout, x_BTD, sums, before, mean=mean, weight=weight, lengths=lengths_BSP, stages=sums_BSD)
-        self.reduce_tokens(y_BTD, sums, *after)
+        reduced = self._launch(x_BTD, [*once, *stages], mean=mean, weight=weight)
+        found = {name: reduced.pop(name) for name in stages}
+        found.setdefault("weighted_patch_sum", found["centred_patch_sum"])
+        if mean_BT is not None:
+            found["mean"] = mean_BT
+        if "patch_square_sum" in before:
+            reduced |= self.reduce_tokens(x_BTD, ["patch_square_sum"])
+        return reduced, self.reduce_tokens(y_BTD, after), found
 
-    def reduce_attention(self, call: AttentionCall, row_BHT: Tensor | None, columns_BHR: Tensor | None) -> None:
+    def _launch(
+        self, x: Tensor, wanted: Collection[str],
+        other: Tensor | None = None, mean: Tensor | None = None, weight: Tensor | None = None,
+    ) -> Reduced:  # fmt: skip
+        """Launch the kernel for tokens (B, T, D) or (B, H, T, d), and add up its tiles."""
+        layout, (*images, tokens, channels) = self.layout, x.shape
+        layout.check(tokens)
+        programs, prefixes = math.prod(images), len(layout.prefix)
+        tile, tiles = _tiles(programs, tokens)
+        sums = [name for name in _SUMS if name in wanted]
+
+        def empty(*shape: int) -> Tensor:
+            return x.new_empty((*images, *shape), dtype=torch.float32)
+
+        reduced = {"norms": empty(tokens), "prefix": empty(prefixes, channels)} if "norms" in wanted else {}
+        reduced |= {"product": empty(tokens)} if other is not None else {}
+        reduced |= {"patch_lengths": empty(layout.patches)} if "patch_lengths" in wanted else {}
+        parts = empty(tiles, len(sums), channels)
+        if not reduced and not sums:
+            return reduced
+        with torch.cuda.device_of(x):
+            _token_kernel[(programs, tiles)](
+                x, other, mean, weight, reduced.get("norms"), reduced.get("prefix"), parts, reduced.get("product"),
+                reduced.get("patch_lengths"),
+                images[1] if len(images) == 2 else 1, x.stride(0), x.stride(1), x.stride(-2), x.stride(-1),
+                *((0, 0, 0) if other is None else other.stride()),
+                tokens, layout.patch_slice.start, layout.patches, tile,
+                channels, prefixes, len(sums), *(sums.index(name) if name in sums else -1 for name in _SUMS),
+                **_blocks(channels),
+            )  # fmt: skip
+        totals = parts.sum(-3) if tiles > 1 and sums else parts[..., 0, :, :]
+        return reduced | dict(zip(sums, totals.unbind(-2), strict=True))
+
+    def reduce_attention(self, call: AttentionCall) -> Reduced:
         """Reduce an attention call as ``ReductionKernels`` does, in one pass over q and k."""
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
         fused = call.pattern_BHTT is None and call.bias is None and q.shape == k.shape
         one_cls = len(self.layout.positions("cls")) < 2
         if lse is None or not fused or not one_cls or not _readable(q, k, lse):
-            super().reduce_attention(call, row_BHT, columns_BHR)
-            return
+            return super().reduce_attention(call)
         layout = self.layout
         layout.check(q.shape[2])
         images, heads, tokens, channels = q.shape
         tile, tiles = _tiles(images * heads, tokens)
-        columns = columns_BHR
-        if columns is not None and tiles > 1:
-            columns = columns.new_empty((images, heads, tiles, len(layout.prefix)))
+        row = q.new_empty((images, heads, tokens), dtype=torch.float32) if layout.has("cls") else None
+        prefixes, columns = len(layout.prefix), None
+        if prefixes:
+            columns = q.new_empty((images, heads, tiles, prefixes), dtype=torch.float32)
         with torch.cuda.device_of(q):
             _attention_kernel[(images * heads, tiles)](
-                q, k, lse, row_BHT, columns, call.scale,
+                q, k, lse, row, columns, call.scale,
                 heads, *q.stride(), *k.stride(), *lse.stride(),
-                layout.positions("cls")[0] if layout.has("cls") else 0,
+                layout.positions("cls")[0] if row is not None else 0,
                 tokens, layout.patch_slice.start, layout.patches, tile,
-                channels, len(layout.prefix), triton.next_power_of_2(max(len(layout.prefix), 1)), **_blocks(channels),
+                channels, prefixes, triton.next_power_of_2(max(prefixes, 1)), **_blocks(channels),
             )  # fmt: skip
-        if columns is not None and tiles > 1:
-            torch.sum(columns, dim=-2, out=columns_BHR)
-
-
-def _reduce(
-    layout: TokenLayout, x: Tensor, sums: tuple[str, ...], outputs: TokenOutputs,
-    other: Tensor | None = None, products: Tensor | None = None, mean: Tensor | None = None,
-    weight: Tensor | None = None, lengths: Tensor | None = None, stages: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Launch the kernel for tokens (B, T, D) or (B, H, T, d), and add up its tiles."""
-    *images, tokens, channels = x.shape
-    layout.check(tokens)
-    heads, programs = (images[1] if len(images) == 2 else 1), math.prod(images)
-    tile, tiles = _tiles(programs, tokens)
-    norms, rows, magnitudes = outputs
-    sums = () if rows is None else sums
-    unit, plain = (sums.index(name) if name in sums else -1 for name in ("unit_patch_sum", "patch_sum"))
-    prefixes = len(layout.prefix)
-    results = [None if rows is None else rows.narrow(-2, prefixes, len(sums)), magnitudes, stages]
-    counts = [len(sums), int(magnitudes is not None), 0 if stages is None else stages.shape[-2]]
-    strides = [(prefixes + len(sums)) * channels, channels, counts[2] * channels]  # from image to image
-    blocks = _blocks(channels)
-    parts, targets, part_strides = None, results, [*strides, 0]
-    if tiles > 1 and any(counts):
-        parts = x.new_empty((programs, tiles, sum(counts), channels), dtype=torch.float32)
-        targets, part_strides = [*parts.split(counts, dim=-2)], [*[parts.stride(0)] * 3, parts.stride(1)]
-        targets = [target if count else None for target, count in zip(targets, counts, strict=True)]
-    with torch.cuda.device_of(x):
-        _token_kernel[(programs, tiles)](
-            x, other, mean, weight, norms, rows, *targets, products, lengths,
-            heads, x.stride(0), x.stride(1), x.stride(-2), x.stride(-1),
-            *((0, 0, 0) if other is None else other.stride()), *part_strides,
-            tokens, layout.patch_slice.start, layout.patches, tile,
-            channels, prefixes + len(sums), unit, plain, counts[2], **blocks,
-        )  # fmt: skip
-        if parts is not None:
-            del blocks["BLOCK_T"]
-            results = [parts if result is None else result for result in results]
-            _tiles_kernel[(programs, sum(counts))](parts, *results, strides[0], tiles, channels, *counts, **blocks)
+        reduced = {} if row is None else {"cls_row": row}
+        if columns is not None:
+            reduced["patch_to_prefix"] = columns.sum(-2) if tiles > 1 else columns[..., 0, :]
+        return reduced
 
 
 def _readable(*tensors: Tensor | None) -> bool:

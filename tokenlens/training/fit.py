@@ -23,7 +23,7 @@ from tokenlens.images.labelled.classes import LabelledImages, open_labelled
 from tokenlens.models.checkpoints import Checkpoint, read_checkpoint
 from tokenlens.models.loading import load_model
 from tokenlens.models.names import find_weights_file
-from tokenlens.reduction.buffers import keep_freed_memory
+from tokenlens.reduction.memory import keep_freed_memory
 from tokenlens.specialization import save_timm_folder
 from tokenlens.storage.files import write_text
 from tokenlens.storage.run_folder import SCHEMA_VERSION, slug

@@ -7,8 +7,8 @@ import torch
 
 import tokenlens
 from tests.support.tiny_models import MODELS, images
+from tests.support.watching import watch
 from tokenlens.analysis import Analysis
-from tokenlens.families import find_family
 from tokenlens.families.timm_beit import TimmBeit
 from tokenlens.families.timm_vit import TimmViT
 from tokenlens.overlays.maps import attention_map, cosine_map, norm_map
@@ -62,18 +62,10 @@ def test_maps_of_a_recording_are_on_the_grid():
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_biases_are_reordered(monkeypatch):
-    from tests.support.watching import Witness
-    from tokenlens.recording import Recorder, ReorderingObserver, evaluating
-
-    model, x = MODELS["timm_beit"](), images("timm_beit")
-    layout = TokenLayout.from_positions((4, 4), {"cls": [6]})
-    plain, witness = Witness(), Witness()
-    for observer in (plain, ReorderingObserver(witness, layout)):
-        family = find_family(model)
-        with evaluating(model), Recorder(model, family, TokenLayout((4, 4)), observer) as recorder:
-            recorder.run(x)
-    order = list(layout.contiguous_order)
-    expected = plain.calls[1].pattern()[..., order, :][..., order]
-    torch.testing.assert_close(witness.calls[1].pattern(), expected)
-    torch.testing.assert_close(witness.calls[1].columns([0]), expected[..., :1], atol=1e-6, rtol=1e-5)
+def test_attention_biases_are_reordered():
+    call = watch(MODELS["timm_beit"](), images("timm_beit"))[0].calls[1]
+    order = torch.tensor(TokenLayout.from_positions((4, 4), {"cls": [6]}).contiguous_order)
+    assert call.bias is not None
+    expected, found = call.pattern()[..., order, :][..., order], call.reordered(order)
+    torch.testing.assert_close(found.pattern(), expected)
+    torch.testing.assert_close(found.columns([0]), expected[..., :1], atol=1e-6, rtol=1e-5)
