@@ -2,6 +2,7 @@
 
 from tokenlens.metrics._jackknife import AccumulatingMetric, JackknifeMetric
 from tokenlens.metrics._per_image import (
+    AttentionCallMetric,
     AttentionMetric,
     LatentMetric,
     NormMetric,
@@ -35,6 +36,7 @@ __all__ = [
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
     "AccumulatingMetric",
+    "AttentionCallMetric",
     "AttentionMetric",
     "JackknifeMetric",
     "LatentMetric",

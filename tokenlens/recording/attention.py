@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,8 @@ class AttentionCall:
     """The arguments of an attention kernel, and its log-sum-exp if it returned one.
 
     ``pattern_BHTT`` is set if no fused kernel ran; q and k may then already carry the scale or a part of it.
+    ``learned`` are the key and value of an attention bias, (B, H, 1, d) each. Rows are of the tokens: with an attention
+    bias they sum to less than 1, the rest is ``bias_mass()``; ``bias`` and ``pattern_BHTT`` have a last column for it.
     """
 
     q_BHTd: Tensor
@@ -101,15 +103,31 @@ class AttentionCall:
     bias: Tensor | None = None
     lse_BHT: Tensor | None = None
     pattern_BHTT: Tensor | None = None
+    learned: tuple[Tensor, Tensor] | None = None
+
+    def over_all_keys(self) -> AttentionCall:
+        """Return the call with the learned key and value as those of a last token; the same call if there are none."""
+        if self.learned is None:
+            return self
+        k, v = (torch.cat(pair, dim=-2) for pair in zip((self.k_BHTd, self.v_BHTd), self.learned, strict=True))
+        return replace(self, k_BHTd=k, v_BHTd=v, learned=None)
+
+    def bias_mass(self) -> Tensor:
+        """Return the attention of every token to the learned key of a call that has one, (B, H, T)."""
+        return self.over_all_keys().columns([self.k_BHTd.shape[-2]]).squeeze(-1)
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of the tokens at ``positions`` to every token, (B, H, R, T)."""
+        if self.learned is not None:
+            return self.over_all_keys().rows(positions)[..., :-1]
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions), :])
         return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
 
     def columns(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of every token to those at ``positions``, (B, H, T, R)."""
+        if self.learned is not None:
+            return self.over_all_keys().columns(positions)
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
@@ -121,6 +139,9 @@ class AttentionCall:
 
         Cost O(T²·d), memory B·H·rows_at_once·T.
         """
+        if self.learned is not None:
+            yield from ((rows, x[..., :-1]) for rows, x in self.over_all_keys().row_blocks(rows_at_once))
+            return
         tokens = self.q_BHTd.shape[-2]
         q_BHTd = as_float(self.q_BHTd)
         # Contiguous: with a strided K this takes twice as long on a ViT-S.
@@ -139,7 +160,7 @@ class AttentionCall:
     def pattern(self) -> Tensor:
         """Return the whole pattern, (B, H, T, T), for few images: its size is quadratic in the number of tokens."""
         if self.pattern_BHTT is not None:
-            return self.pattern_BHTT
+            return self.pattern_BHTT[..., : self.k_BHTd.shape[-2]]
         return next(self.row_blocks(self.q_BHTd.shape[-2]))[1]
 
 

@@ -29,7 +29,10 @@ class ReorderingObserver:
         self._order = torch.tensor(layout.contiguous_order)
 
     def _reorder(self, x: Tensor, dim: int = -2) -> Tensor:
-        return x if x.shape[dim] == 1 else x.index_select(dim, self._order.to(x.device))
+        if x.shape[dim] == 1:
+            return x
+        behind = torch.arange(len(self._order), x.shape[dim])  # the column of an attention bias
+        return x.index_select(dim, torch.cat([self._order, behind]).to(x.device))
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Pass the tokens on."""
