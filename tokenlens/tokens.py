@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -26,6 +26,7 @@ GROUP_TITLES = {
     "summary": "summary",
     "det": "detection",
     "patch": "patch",
+    "bias": "attention bias",
 }
 """Display names of single tokens; a group that is not here is shown under its own name."""
 
@@ -49,6 +50,8 @@ class TokenLayout:
             stand between patches; see ``from_positions``.
         patch_size: height and width of a patch in pixels of the image; None if unknown, which is taken as
             ``image size / grid``.
+        attention_bias: whether every attention has a learned key and value beside those of the tokens. It is no token;
+            attention to it is that to the source ``bias``.
 
     Raises:
         ValueError: for an empty grid, a group name that cannot be used, or positions outside the sequence.
@@ -63,15 +66,16 @@ class TokenLayout:
     patch_start: InitVar[int | None] = None
     prefix_positions: tuple[int, ...] = ()
     patch_size: tuple[int, int] | None = None
+    attention_bias: bool = False
 
     def __post_init__(self, patch_start: int | None) -> None:
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"a patch grid has at least one row and one column, got {self.grid}")
         for group in self.prefix:
-            if group == "patch" or not re.fullmatch(r"[a-z_]+", group):
+            if group in ("patch", "bias") or not re.fullmatch(r"[a-z_]+", group):
                 raise ValueError(
-                    f"a group of special tokens has a name of lower-case letters other than patch (cls, dist, reg, "
-                    f"summary, …), got {group!r}"
+                    "a group of special tokens has a name of lower-case letters other than patch and bias (cls, dist, "
+                    f"reg, summary, …), got {group!r}"
                 )
         special = len(self.prefix)
         if not self.prefix_positions:
@@ -145,6 +149,11 @@ class TokenLayout:
         return tuple(dict.fromkeys([*usual, *self.prefix, "patch"]))
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """What a token can attend to: the groups, and ``bias`` if there is an attention bias."""
+        return self.groups + ("bias",) * self.attention_bias
+
+    @property
     def prefix_text(self) -> str:
         """The number of tokens of each group of special tokens: ``"cls, 4 × reg"``; empty without any."""
         counts = [(self.prefix.count(group), group) for group in self.groups[:-1]]
@@ -174,7 +183,7 @@ class TokenLayout:
 
     def with_contiguous_patches(self) -> TokenLayout:
         """Return the layout of the same tokens in the order of ``contiguous_order``."""
-        return self if self.contiguous else TokenLayout(self.grid, self.prefix, patch_size=self.patch_size)
+        return self if self.contiguous else replace(self, patch_start=len(self.prefix), prefix_positions=())
 
     @cached_property
     def contiguous_order(self) -> tuple[int, ...]:

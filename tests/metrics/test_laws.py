@@ -128,7 +128,10 @@ def jackknife(value: np.ndarray, left_out: Sequence[np.ndarray]) -> tuple[np.nda
 
 
 def skewed_interval(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute Student's interval, and Hall's where that is longer, with the allowance for bounded numbers."""
+    """Compute Student's interval, and Hall's where that is longer, with the allowance for bounded numbers.
+
+    Shares of images get Wilson's interval, from SciPy.
+    """
     n = values.shape[1]
     mean, sd = values.mean(1), values.std(1, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -144,7 +147,10 @@ def skewed_interval(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, 
         reach[sign] = np.maximum(quantile, np.where(np.abs(skew) < 1e-4, quantile, sign * hall))
     skew = np.where(sd > 1e-6 * unseen * n / 0.08, skew, 0)  # the skewness of rounding says nothing
     down, up = (np.maximum(sd * reach[sign], unseen) + unseen * np.minimum(np.abs(skew), 3) / 2 for sign in (1, -1))
-    return mean - down, mean + up
+    low, high = mean - down, mean + up
+    for i in np.flatnonzero(units == "share of images"):
+        low[i], high[i] = stats.binomtest(round(values[i].sum()), n).proportion_ci(method="wilson")
+    return low, high
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -173,6 +173,14 @@ def synthetic_analysis(
             put("cls_update", "bias_norm", block, "attn_out", "cls", 0.3, "norm")
             put("cka", "", block, "resid_post", "cls-patch", 0.2 + 0.6 * d, "CKA", 0.1, jackknife=True)
         for head in range(heads):
+            kinds = rng.dirichlet((4, 2, 1, 1))
+            for part, value in zip(("none", "nop", "broadcast", "other"), kinds, strict=True):
+                put("attention_sink", part, block, "pattern", "all", value, "share of images", head=head)
+            for part, value, unit in (("mass", 0.5, "share"), ("queries", 0.6, "share"), ("strength", 0.4, "ratio")):
+                put("attention_sink", part, block, "pattern", "all", value * d, unit, head=head)
+            for group in groups:
+                at = (1 - kinds[0]) / len(groups)
+                put("attention_sink", "sink", block, "pattern", group, at, "share of images", head=head)
             for prefix in (g for g in groups if g != "patch"):
                 for query in ("cls", "patch") if cls else ("patch",):
                     mass = rng.uniform(0, 0.4)

@@ -13,6 +13,7 @@ from tokenlens.metrics import (
     PATTERN_REDUCTIONS,
     TOKEN_REDUCTIONS,
     AccumulatingMetric,
+    AttentionCallMetric,
     LatentMetric,
     Metric,
     RawTokenMetric,
@@ -61,7 +62,9 @@ class BlockGroup:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
         device = next(self.subject.model.parameters()).device
-        computed_in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric)]
+        computed_in_hooks = [
+            m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)
+        ]
         return Reducer(
             self.layout,
             wanted,

@@ -49,6 +49,22 @@ class AttentionOutput:
             for stage in stages
         )
 
+    def projection(self) -> Tensor:
+        """Return the weight of the output projection, (D, C), without LayerScale; of parallel attentions side by side.
+
+        Raises:
+            LookupError: if a norm or a gate comes before it, or it is specialized.
+        """
+        for first, *_ in self.branches:
+            if isinstance(first, nn.Module) and _for_cls(first) is not first and not _is_norm(_for_cls(first)):
+                raise LookupError("the output projection has separate weights for special tokens and patches")
+            if not isinstance(first, nn.Linear):
+                raise LookupError(
+                    "a norm or gate between the heads and the output projection scales each token by itself"
+                )
+        weights = [first.weight.detach() for first, *_ in self.branches if isinstance(first, nn.Linear)]
+        return torch.cat(weights, dim=1) if len(weights) > 1 else weights[0]
+
     def split(self, heads_BSC: Tensor, input_BD: Tensor | None = None) -> Tensor:
         """Map parts of one special token's heads to parts of its update, (B, S + 1, D); the last one is the bias.
 

@@ -17,6 +17,7 @@ from tokenlens.families.base import (
     as_height_width,
     check_image_size,
     grid_of,
+    has_attention_bias,
     is_a,
     linear_paths,
     residual_taps,
@@ -56,7 +57,10 @@ class TimmFamily(Family):
         has_dist = getattr(model, "dist_token", None) is not None
         registers = model.num_prefix_tokens - has_cls - has_dist
         prefix = ("cls",) * has_cls + ("dist",) * has_dist + _radio_groups(model, registers)
-        return TokenLayout(self.grid(model, image_size), prefix, patch_size=self.patch_size(model))
+        biased = any(has_attention_bias(getattr(block, "attn", None)) for block in self.blocks(model))
+        return TokenLayout(
+            self.grid(model, image_size), prefix, patch_size=self.patch_size(model), attention_bias=biased
+        )
 
     def patch_size(self, model: Any) -> tuple[int, int]:
         """Return height and width of a patch in pixels of the image, all strides of the embedding together."""

@@ -320,6 +320,11 @@ def is_a(module: object, *classes: str) -> bool:
     return any(f"{cls.__module__}.{cls.__qualname__}" in classes for cls in type(module).__mro__)
 
 
+def has_attention_bias(attention: object) -> bool:
+    """Return whether an attention module has a learned key beside those of the tokens, named as in PyTorch."""
+    return getattr(attention, "bias_k", None) is not None
+
+
 def as_height_width(size: Any) -> tuple[int, int]:
     """Convert an int or two of them to (height, width)."""
     if isinstance(size, int):

@@ -28,6 +28,7 @@ GROUP_NAMES = {
     "summary": "summary tokens",
     "det": "detection tokens",
     "patch": "patches",
+    "bias": "attention bias",
 }
 PAIR_NAMES = {
     "cls-patch": "CLS–patch",

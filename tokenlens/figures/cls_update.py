@@ -25,11 +25,11 @@ CAPTION = (
 METRICS = ("cls_update",)
 
 PANELS = {"share": "share of the update", "norm": "norm ‖u‖"}
-BIAS = "bias"
+BIAS = "output bias"
 
 
 def frame(analysis: Analysis) -> pd.DataFrame:
-    """Return shares and norms per block and source: a token group or ``bias``.
+    """Return shares and norms per block and source: a token group, ``bias`` (an attention bias) or ``output bias``.
 
     Raises:
         NothingToDraw: if cls_update was not computed, which is opt-in, or does not apply.

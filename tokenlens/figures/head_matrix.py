@@ -27,7 +27,10 @@ CAPTION = (
 )
 METRICS = ("attention_mass", "attention_entropy")
 
-QUANTITIES = ("cls-patch", "cls-cls", "cls-reg", "cls-dist", "patch-cls", "patch-reg", "patch-dist", "entropy")
+QUANTITIES = (
+    *("cls-patch", "cls-cls", "cls-reg", "cls-dist", "cls-bias"),
+    *("patch-cls", "patch-reg", "patch-dist", "patch-bias", "entropy"),
+)
 
 
 def frame(analysis: Analysis, quantities: str | Sequence[str] | None = None) -> pd.DataFrame:

@@ -25,13 +25,14 @@ _KNOWN_COLOURS = {
     "summary": "#CC79A7",
     "det": "#8A6A00",
     "patch": "#0072B2",
+    "bias": "#56B4E9",
     "cls-patch": "#D55E00",
     "cls-cls": "#D55E00",
     "patch-patch": "#0072B2",
     "reg-cls": "#CC79A7",
     "reg-patch": "#009E73",
 }
-COLOURS: Mapping[str, str] = GroupLooks(_KNOWN_COLOURS, ("#56B4E9", "#7F3C8D", "#5F5F5F", "#A5AA99"))
+COLOURS: Mapping[str, str] = GroupLooks(_KNOWN_COLOURS, ("#7F3C8D", "#5F5F5F", "#A5AA99"))
 """Colours of token groups and pairs of groups, from Okabe and Ito's palette, which is safe for colour-blind readers."""
 
 _KNOWN_MARKERS = {
@@ -41,13 +42,14 @@ _KNOWN_MARKERS = {
     "summary": "D",
     "det": "P",
     "patch": "s",
+    "bias": "X",
     "cls-patch": "o",
     "cls-cls": "o",
     "patch-patch": "s",
     "reg-cls": "v",
     "reg-patch": "^",
 }
-MARKERS: Mapping[str, str] = GroupLooks(_KNOWN_MARKERS, ("X", "<", "p", ">"))
+MARKERS: Mapping[str, str] = GroupLooks(_KNOWN_MARKERS, ("<", "p", ">"))
 """Markers that go with the colours, so that no line is identified by its colour alone."""
 
 STAGE_COLOURS: Mapping[str, str] = {"centring": "#9A9A9A", "gamma": "#882255", "beta": "#EAC84B"}

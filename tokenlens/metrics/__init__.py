@@ -2,6 +2,7 @@
 
 from tokenlens.metrics._jackknife import AccumulatingMetric, JackknifeMetric
 from tokenlens.metrics._per_image import (
+    AttentionCallMetric,
     AttentionMetric,
     LatentMetric,
     NormMetric,
@@ -39,6 +40,7 @@ __all__ = [
     "TOKEN_REDUCTIONS",
     "UNBOUNDED",
     "AccumulatingMetric",
+    "AttentionCallMetric",
     "AttentionMetric",
     "JackknifeMetric",
     "LatentMetric",

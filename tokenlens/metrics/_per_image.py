@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
-from tokenlens.recording import PooledTokens
+from tokenlens.recording import AttentionCall, PooledTokens
 from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,
@@ -25,11 +25,14 @@ from tokenlens.reduction.summaries import (
     TokenSummary,
     UpdateSummary,
 )
-from tokenlens.statistics.moments import Moments
+from tokenlens.statistics.moments import Moments, wilson_interval
 from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, Key, Site, TokenLayout
 
 Values = Mapping[tuple[str, str], Tensor]
 """Tensors by part and group, as ``per_image`` returns them."""
+
+OF_IMAGES = "share of images"
+"""Unit of numbers that are 0 or 1 for each image; their interval is Wilson's."""
 
 CHUNK = 256
 """Images for which ``KeptRows`` allocates memory at a time."""
@@ -158,6 +161,10 @@ class PerImageMetric(Metric):
             return []
         units = [self.unit_of(part) for part, *_ in self.keys]
         low, high = self.moments.interval(ranges=np.array([RANGES.get(unit, 0.0) for unit in units]))
+        yes_or_no = np.array([unit == OF_IMAGES for unit in units])
+        if yes_or_no.any():
+            wilson = wilson_interval(np.clip(self.moments.mean, 0, 1), self.moments.n)
+            low, high = (np.where(yes_or_no, ours, end) for ours, end in zip(wilson, (low, high), strict=True))
         without = np.array([part in self.no_interval for part, *_ in self.keys]) | (self.moments.n < self.fewest_images)
         low, high = (np.where(without, np.nan, end) for end in (low, high))
         numbers = zip(self.moments.mean, self.moments.n, self.moments.sd, low, high, strict=True)
@@ -207,6 +214,31 @@ class PatternMetric(AttentionMetric):
     summary_kind = PatternSummary
     sites = ()
     expensive_sites = (PATTERN,)
+
+
+class AttentionCallMetric(AttentionMetric):
+    """An opt-in metric of the calls of attention kernels, computed in the hook: ``look`` may read every row."""
+
+    sites = ()
+    expensive_sites = (PATTERN,)
+
+    def prepare(self, subject: Subject) -> str | None:
+        """Say so if not all tokens attend."""
+        reason = super().prepare(subject)
+        return reason if reason or subject.all_attend else "only CLS attends to the other tokens"
+
+    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
+        """Yield the numbers computed in the hooks."""
+        for key, values in batch.raw.get(self.name, {}).items():
+            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
+
+    @abstractmethod
+    def look(self, layout: TokenLayout, block: int, call: AttentionCall) -> Values:
+        """Compute the numbers of one block in the hook: (B,), or (B, H) per head, for each (part, group)."""
+
+    def per_image(self, summary: Any) -> Values:
+        """Not used: ``look`` reads the call."""
+        raise NotImplementedError
 
 
 class UpdateMetric(PerImageMetric):

@@ -21,6 +21,7 @@ class AttentionMass(AttentionMetric):
 
     Formula: Σ_j A_ij over the tokens j of a group, mean over the querying tokens i, in [0, 1]. The rows of CLS
         (``cls-cls``, ``cls-patch``, …) add up to 1; patches are reported to special tokens only (``patch-cls``, …).
+        With an attention bias (a learned key), ``cls-bias`` and ``patch-bias`` are the attention to it.
     Reference: Darcet et al. 2024 (arXiv 2309.16588) on attention to registers.
     Pitfalls: Groups differ in size: uniform attention gives the patches nearly all of it.
     Tested against: sums over stored patterns.
@@ -39,4 +40,7 @@ class AttentionMass(AttentionMetric):
             if group != "patch" and summary.patch_to_prefix is not None:
                 columns = take(summary.patch_to_prefix, layout.prefix_index(group), -1)
                 values["", f"patch-{group}"] = columns.sum(-1)
+        if summary.bias_mass is not None:
+            for query in ("cls", "patch") if layout.has("cls") else ("patch",):
+                values["", f"{query}-bias"] = layout.mean_of(summary.bias_mass, query, -1)
         return values

@@ -46,7 +46,8 @@ class AttentionRollout(PatternMetric):
 
     Formula: CLS row of R_l = Ã_l Ã_(l−1) ⋯ Ã_1, where Ã = ½·(mean of A over heads) + ½·I; it sums to 1.
     Parts:
-        mass: sum over the tokens of a group (``cls-cls``, ``cls-reg``, ``cls-patch``, …), in [0, 1].
+        mass: sum over the tokens of a group (``cls-cls``, ``cls-reg``, ``cls-patch``, …), in [0, 1]. ``cls-bias`` is
+            what attention biases of all blocks so far took: their keys are no tokens, and end a path.
         normalized_entropy: entropy over patches, normalized to sum to 1, over log P, in [0, 1]; 1 is uniform.
     Arrays: ``mean`` and ``sd`` over images of the share of each patch (block, row, column).
     Reference: Abnar and Zuidema 2020 (ACL, arXiv 2005.00928).
@@ -73,6 +74,8 @@ class AttentionRollout(PatternMetric):
         row, layout = summary.cls_rollout, summary.layout
         assert row is not None
         values = {("mass", f"cls-{group}"): take(row, layout.positions(group), -1).sum(-1) for group in layout.groups}
+        if layout.attention_bias:
+            values["mass", "cls-bias"] = 1 - row.sum(-1)
         entropy = attention_entropy(layout.patches_of(row, -1))
         return values | {("normalized_entropy", "cls-patch"): entropy / math.log(layout.patches)}
 

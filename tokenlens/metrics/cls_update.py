@@ -42,7 +42,7 @@ class ClsUpdate(PerImageMetric):
         norm or a gate stands between, its scale is held at what it is for CLS; biases of norms belong to u_bias.
     Parts:
         share: ⟨u_g, u⟩/‖u‖² for ``cls-cls``, ``cls-reg``, ``cls-patch``, …; with ``bias_share`` these sum to 1, and
-            single ones may be negative or above 1.
+            single ones may be negative or above 1. ``cls-bias`` is the learned value of an attention bias.
         bias_share: ⟨u_bias, u⟩/‖u‖², of the output projection's bias; biases of values stay in the values.
         norm: ‖u_g‖.
         bias_norm: ‖u_bias‖.
@@ -105,7 +105,7 @@ class ClsUpdate(PerImageMetric):
                 output, update_BD = self._outputs[key[0]], cls[key[0], "attn_out"]
                 values_BHGd = stack.summary.cls_values[row]
                 parts_BHGD, bias_BD = split_update(output, values_BHGd, cls.get((key[0], "norm1")))
-                values = _describe(stack.summary.layout.groups, parts_BHGD, bias_BD, update_BD, key[0])
+                values = _describe(stack.summary.layout.sources, parts_BHGD, bias_BD, update_BD, key[0])
                 yield [(key[0], "attn_out")], {name: value.unsqueeze(0) for name, value in values.items()}
 
     def per_image(self, summary: Any) -> Values:

@@ -2,8 +2,8 @@
 
 ``import tokenlens.models.timm_registration`` makes these names known to timm, for scripts that create models with
 ``timm.create_model``: ``vit_small_patch16_224_specialized`` (each of ``SIZES`` with that suffix), ``specialized_vit``
-(which saved specialized models name as their architecture), ``tokenlens_tiny`` and ``tokenlens_tiny_specialized``. The
-functions and commands of tokenlens import this module themselves.
+and ``attention_bias_vit`` (which saved models of these kinds name as their architecture), ``tokenlens_tiny`` and
+``tokenlens_tiny_specialized``. The functions and commands of tokenlens import this module themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, r
 from torch import nn
 
 from tokenlens.models import shipped
+from tokenlens.models.attention_bias import add_attention_bias
 from tokenlens.models.checkpoints import read_checkpoint
 from tokenlens.specialization import Specialization, has_specialized_weights, specialize
 
@@ -71,6 +72,42 @@ def specialized_vit(
     )
     specialize(model, "paper" if specialization is None else specialization)
     if pretrained and specialized:
+        _load_weights(model)
+    return model
+
+
+@register_model
+def attention_bias_vit(
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    architecture: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Create a Vision Transformer of timm with an attention bias, a learned key and value in every attention.
+
+    Args:
+        pretrained: load the weights of a saved model; none are published.
+        pretrained_cfg: from timm; that of a saved model names its architecture.
+        pretrained_cfg_overlay: from timm.
+        architecture: timm name of the standard model.
+        kwargs: options of the standard model.
+
+    Raises:
+        ValueError: without an architecture, and for published weights.
+    """
+    config = dict(pretrained_cfg) if isinstance(pretrained_cfg, Mapping) else pretrained_cfg
+    saved = config.pop("attention_bias", None) if isinstance(config, dict) else None
+    architecture = architecture if saved is None else saved
+    if architecture is None or (pretrained and saved is None):
+        raise ValueError(
+            "attention_bias_vit needs architecture=…, a standard model of timm, and has no published weights"
+        )
+    model = timm.create_model(
+        architecture, pretrained_cfg=config, pretrained_cfg_overlay=pretrained_cfg_overlay, **kwargs
+    )
+    add_attention_bias(model)
+    if pretrained:
         _load_weights(model)
     return model
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,8 @@ class AttentionCall:
     """The arguments of an attention kernel, and its log-sum-exp if it returned one.
 
     ``pattern_BHTT`` is set if no fused kernel ran; q and k may then already carry the scale or a part of it.
+    ``learned`` are the key and value of an attention bias, (B, H, 1, d) each. Rows are of the tokens: with an attention
+    bias they sum to less than 1, the rest is ``bias_mass()``; ``bias`` and ``pattern_BHTT`` have a last column for it.
     """
 
     q_BHTd: Tensor
@@ -101,15 +103,31 @@ class AttentionCall:
     bias: Tensor | None = None
     lse_BHT: Tensor | None = None
     pattern_BHTT: Tensor | None = None
+    learned: tuple[Tensor, Tensor] | None = None
+
+    def over_all_keys(self) -> AttentionCall:
+        """Return the call with the learned key and value as those of a last token; the same call if there are none."""
+        if self.learned is None:
+            return self
+        k, v = (torch.cat(pair, dim=-2) for pair in zip((self.k_BHTd, self.v_BHTd), self.learned, strict=True))
+        return replace(self, k_BHTd=k, v_BHTd=v, learned=None)
+
+    def bias_mass(self) -> Tensor:
+        """Return the attention of every token to the learned key of a call that has one, (B, H, T)."""
+        return self.over_all_keys().columns([self.k_BHTd.shape[-2]]).squeeze(-1)
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of the tokens at ``positions`` to every token, (B, H, R, T)."""
+        if self.learned is not None:
+            return self.over_all_keys().rows(positions)[..., :-1]
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions), :])
         return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
 
     def columns(self, positions: Sequence[int]) -> Tensor:
         """Return the attention of every token to those at ``positions``, (B, H, T, R)."""
+        if self.learned is not None:
+            return self.over_all_keys().columns(positions)
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
@@ -121,18 +139,23 @@ class AttentionCall:
 
         def select(x: Any, *dims: int) -> Any:
             for dim in dims:
-                x = x if x is None or x.shape[dim] == 1 else x.index_select(dim, order)
+                if x is not None and x.shape[dim] > 1:
+                    behind = torch.arange(len(order), x.shape[dim], device=order.device)  # of an attention bias
+                    x = x.index_select(dim, torch.cat([order, behind]))
             return x
 
         q, k, v = (select(x, -2) for x in (self.q_BHTd, self.k_BHTd, self.v_BHTd))
         bias, pattern = select(self.bias, -2, -1), select(self.pattern_BHTT, -2, -1)
-        return AttentionCall(q, k, v, self.scale, bias, select(self.lse_BHT, -1), pattern)
+        return AttentionCall(q, k, v, self.scale, bias, select(self.lse_BHT, -1), pattern, self.learned)
 
     def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the pattern in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end.
 
         Cost O(T²·d), memory B·H·rows_at_once·T.
         """
+        if self.learned is not None:
+            yield from ((rows, x[..., :-1]) for rows, x in self.over_all_keys().row_blocks(rows_at_once))
+            return
         tokens = self.q_BHTd.shape[-2]
         q_BHTd = as_float(self.q_BHTd)
         # Contiguous: with a strided K this takes twice as long on a ViT-S.
@@ -151,7 +174,7 @@ class AttentionCall:
     def pattern(self) -> Tensor:
         """Return the whole pattern, (B, H, T, T), for few images: its size is quadratic in the number of tokens."""
         if self.pattern_BHTT is not None:
-            return self.pattern_BHTT
+            return self.pattern_BHTT[..., : self.k_BHTd.shape[-2]]
         return next(self.row_blocks(self.q_BHTd.shape[-2]))[1]
 
 

@@ -9,6 +9,7 @@ models that compute softmax(QKᵀ) themselves, the softmax and the matrix produc
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,16 +53,20 @@ class AttentionCapture(TorchDispatchMode):
         tokens: number of tokens per image.
         parallel: number of attentions side by side; ``call`` joins their heads.
         queries: number of querying tokens, by default all.
+        biased: whether attention has a learned key and value behind those of the tokens.
 
     Raises:
         ValueError: inside the mode, if attention runs more often, with a causal mask, or with fewer key than query
             heads.
     """
 
-    def __init__(self, batch: int, tokens: int, parallel: int = 1, queries: int | None = None) -> None:
+    def __init__(
+        self, batch: int, tokens: int, parallel: int = 1, queries: int | None = None, biased: bool = False
+    ) -> None:
         super().__init__()
         self.batch = batch
         self.tokens = tokens
+        self.keys = tokens + biased
         self.parallel = parallel
         self.queries = tokens if queries is None else queries
         self._calls: list[AttentionCall] = []
@@ -77,10 +82,10 @@ class AttentionCapture(TorchDispatchMode):
         if packet is aten._native_multi_head_attention:
             self._native(_by_name(func, args, kwargs))
         if packet is aten.bmm:
-            if self._pattern is not None and args[0].shape[-1] == self.tokens:
+            if self._pattern is not None and args[0].shape[-1] == self.keys:
                 self._explicit(args[1])
             self._product = (args[0], args[1])
-        elif packet in _SOFTMAX and out.shape[-2:] == (self.queries, self.tokens) and self._product is not None:
+        elif packet in _SOFTMAX and out.shape[-2:] == (self.queries, self.keys) and self._product is not None:
             self._pattern = out
         return out
 
@@ -93,6 +98,9 @@ class AttentionCapture(TorchDispatchMode):
         if len(self._calls) == self.parallel:
             often = "twice" if self.parallel == 1 else f"more than {self.parallel} times"
             raise ValueError(f"attention ran {often} in one attention module; expected one call per block")
+        if self.keys > self.tokens:
+            (k, learned_k), (v, learned_v) = (x.split(self.tokens, dim=-2) for x in (call.k_BHTd, call.v_BHTd))
+            call = replace(call, k_BHTd=k, v_BHTd=v, learned=(learned_k, learned_v))
         self._calls.append(call)
 
     def _fused(self, func: Any, packet: Any, args: Any, kwargs: Any) -> Any:
@@ -112,9 +120,10 @@ class AttentionCapture(TorchDispatchMode):
             raise ValueError(
                 f"{q.shape[1]} query heads share {k.shape[1]} key heads; grouped-query attention is not supported"
             )
-        if k.shape[-2] != self.tokens:
+        if k.shape[-2] != self.keys:
             raise ValueError(
-                f"{self.tokens} tokens attend to {k.shape[-2]} keys; only attention among the tokens is supported"
+                f"{self.tokens} tokens attend to {k.shape[-2]} keys; only attention among the tokens is supported, and "
+                "to the one key of an attention bias that the family's layout() states"
             )
         lse_index = _FUSED[packet]
         lse = None if lse_index is None else out[lse_index]
@@ -126,7 +135,7 @@ class AttentionCapture(TorchDispatchMode):
         if bias is not None and bias.dtype == torch.bool:
             bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill_(~bias, -math.inf)
         if bias is not None:
-            bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, self.tokens, self.tokens)))
+            bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, self.tokens, self.keys)))
         self._keep(
             AttentionCall(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, lse_BHT=lse)
         )
@@ -146,7 +155,7 @@ class AttentionCapture(TorchDispatchMode):
     def _explicit(self, value: Tensor) -> None:
         assert self._pattern is not None
         assert self._product is not None
-        heads = self._pattern.numel() // (self.batch * self.queries * self.tokens)
+        heads = self._pattern.numel() // (self.batch * self.queries * self.keys)
 
         def by_head(x: Tensor) -> Tensor:
             return x.reshape(self.batch, heads, *x.shape[-2:])

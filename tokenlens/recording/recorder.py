@@ -283,8 +283,15 @@ class Recorder:
             self._mark_seen((block, "attention"))
             self._notify(call.q_BHTd, self.observer.attention, block, call)
 
+        layout = self._layouts[block]
         self._capture(
-            taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe, taps.sequence_first
+            taps.attention,
+            layout.tokens,
+            taps.parallel,
+            taps.queries,
+            observe,
+            taps.sequence_first,
+            biased=layout.attention_bias,
         )
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
@@ -308,13 +315,14 @@ class Recorder:
         queries: int | None,
         observe: Callable[[AttentionCall, Tensor, Tensor], None],
         sequence_first: bool = False,
+        biased: bool = False,
     ) -> None:
         """Capture the attention inside a module, and pass it on with the module's input and output."""
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             x_BTD = _first_tensor((args, kwargs))
             images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            self._begin_capture(AttentionCapture(images, tokens, parallel, queries))
+            self._begin_capture(AttentionCapture(images, tokens, parallel, queries, biased))
 
         def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             capture = self._end_capture(AttentionCapture)

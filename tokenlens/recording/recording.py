@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenlens.recording.attention import AttentionCall, as_float, attention_rows
@@ -26,6 +27,8 @@ class Recording(Mapping[Key, Tensor]):
     Attributes:
         patterns: attention patterns (B, H, T, T) by block, if they were asked for.
         scores: scale and bias that a fused kernel applied to the scores, by block.
+        learned_keys: key of the attention bias (H, 1, d), by block, where there is one; rows of patterns then sum to
+            less than 1, and the rest is the attention to it.
         block_layouts: the tokens of blocks that lack some of ``layout``, by block.
         images: the preprocessed images (B, 3, height, width), (x − ``mean``) / ``std`` of pixels in [0, 1].
         names: the images' names in their source.
@@ -46,6 +49,7 @@ class Recording(Mapping[Key, Tensor]):
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     untrained: bool = False
     scores: dict[int, tuple[float, Tensor | None]] = field(default_factory=dict)
+    learned_keys: dict[int, Tensor] = field(default_factory=dict)
     block_layouts: dict[int, TokenLayout] = field(default_factory=dict)
     source: str = ""
     notes: list[str] = field(default_factory=list)
@@ -94,7 +98,10 @@ class Recording(Mapping[Key, Tensor]):
             )
         scale, bias = self.scores[block]
         bias = None if bias is None else bias[image % len(bias)]
-        return attention_rows(self[block, "q"][image], self[block, "k"][image], positions, scale, bias)
+        keys_HTd = k_HTd = self[block, "k"][image]
+        if block in self.learned_keys:
+            keys_HTd = torch.cat([k_HTd, self.learned_keys[block]], dim=-2)
+        return attention_rows(self[block, "q"][image], keys_HTd, positions, scale, bias)[..., : k_HTd.shape[-2]]
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +157,8 @@ class RecordingObserver:
                 self.recording.tensors[block, str(site)] = self._copy(x)
         if call.pattern_BHTT is None and {Site.Q, Site.K} <= self.sites:
             self.recording.scores[block] = call.scale, None if call.bias is None else self._copy(call.bias)
+            if call.learned is not None:
+                self.recording.learned_keys[block] = self._copy(call.learned[0][0])
         if self.patterns or (self.patterns is None and call.pattern_BHTT is not None):
             self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
             self.recording.patterns[block] = self._copy(call.pattern())

@@ -52,7 +52,7 @@ class Reducer:
         norm_stages: whether norms are followed stage by stage.
         updates: whether to compute inner products of updates and residuals.
         pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
-        raw: name, sites and function of each metric that is computed from the tokens themselves.
+        raw: name, sites and function of each metric that is computed from the tokens, or the call of attention, itself.
         accumulate: sites and function of each metric that sums tokens of several images itself, given block and site,
             the indices of the images and the tokens.
         whole_pattern: reductions of every row of the attention pattern.
@@ -68,7 +68,7 @@ class Reducer:
         norm_stages: bool = True,
         updates: bool = True,
         pattern: bool = True,
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[..., Any]]] = (),
         accumulate: Iterable[tuple[tuple[str, ...], Callable[[Key, list[int], Tensor], None]]] = (),
         whole_pattern: Collection[PatternReduction] = (),
         patch_sample: bool = False,
@@ -224,11 +224,23 @@ class Reducer:
                 self._keep((block, site), TokenSummary(self.layout, **reduced))
         if self.pattern:
             reduced = self._kernels.reduce_attention(call)
+            bias_BHT = None if call.learned is None else call.bias_mass()
+            if bias_BHT is not None:
+                reduced["bias_mass"] = bias_BHT
             if self.cls_values and "cls_row" in reduced:
-                reduced["cls_values"] = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
+                values_BHGd = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
+                if call.learned is not None and bias_BHT is not None:
+                    cls_BH11 = self.layout.mean_of(bias_BHT, "cls", -1)[..., None, None]
+                    values_BHGd = torch.cat([values_BHGd, cls_BH11 * as_float(call.learned[1])], dim=-2)
+                reduced["cls_values"] = values_BHGd
             self._keep((block, "pattern"), AttentionSummary(self.layout, **reduced))
         if self._whole_pattern.wanted:
             self._keep((block, "pattern"), PatternSummary(self.layout, **self._whole_pattern.reduce(block, call)))
+        for name, sites, function in self.raw:
+            if "pattern" in sites:
+                self._raw.setdefault(name, {}).setdefault((block, "pattern"), []).append(
+                    function(self.layout, block, call)
+                )
 
     def pooled(self, pooled: PooledTokens) -> None:
         """Compute the metrics of the latent that pools the tokens."""

@@ -151,14 +151,16 @@ class AttentionSummary:
     Attributes:
         cls_row: (..., H, T), attention of CLS to every token, mean over class tokens; None without CLS.
         patch_to_prefix: (..., H, R), mean over patches of their attention to each prefix token; None without any.
-        cls_values: (..., H, G, d), Σ_j a_j·v_j over the tokens of each of the layout's G groups, with a the CLS row;
-            None if no metric asked for it.
+        cls_values: (..., H, G, d), Σ_j a_j·v_j over the tokens of each of the layout's G groups, with a the CLS row,
+            and over the attention bias if there is one; None if no metric asked for it.
+        bias_mass: (..., H, T), attention of every token to the attention bias; None without one.
     """
 
     layout: TokenLayout
     cls_row: Tensor | None = None
     patch_to_prefix: Tensor | None = None
     cls_values: Tensor | None = None
+    bias_mass: Tensor | None = None
 
 
 @dataclass

@@ -40,6 +40,7 @@ def _facts(run: TrainedRun) -> list[tuple[str, str]]:
         "Model": recipe.model,
         "Objective": recipe.objective,
         "Specialization": "none" if recipe.specialization is None else recipe.specialization,
+        "Attention bias": "a learned key and value per block" if recipe.attention_bias else "none",
         "Images": settings["data"]["count"],
         "Batch size": recipe.batch_size,
         "Images per second": "unknown" if speed is None else with_decimals(speed, 1),

@@ -104,6 +104,19 @@ class Moments:
         return self.mean + low, self.mean + high
 
 
+def wilson_interval(share: Array, n: NDArray[np.int64], level: float = 0.95) -> tuple[Array, Array]:
+    """Return Wilson's interval (1927) of the share of a population, from the share of n images; NaN where n < 2.
+
+    >>> [round(float(end), 4) for end in wilson_interval(np.array(0.0), np.array(48))]
+    [0.0, 0.0741]
+    """
+    z2 = stats.norm.ppf(0.5 + level / 2) ** 2
+    count = np.where(n > 1, n, np.nan)
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return np.minimum(centre - half, share), np.maximum(centre + half, share)
+
+
 def hall_transform(quantile: Array, skewness: Array, n: NDArray[np.int64]) -> Array:
     """Solve x + γx²/3 + γ²x³/27 + γ/(6n) = quantile for x, which is (mean − true mean)/sd.
 

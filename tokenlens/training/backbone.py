@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from tokenlens.models.attention_bias import add_attention_bias
 from tokenlens.models.checkpoints import Checkpoint
 from tokenlens.models.creation import classifier_names
 from tokenlens.models.fitting import FittedWeights, fit_weights
@@ -44,6 +45,8 @@ def make_backbone(recipe: Recipe, classes: int, start: Checkpoint | None = None)
             model: nn.Module = timm.create_model(source.timm_name, pretrained=False, num_classes=classes, **options)
         except TypeError as error:
             raise ValueError(f"{recipe.model} cannot be created with {options}: {error}") from error
+        if recipe.attention_bias:
+            add_attention_bias(model)  # last, so that all other weights are those of the standard model of this seed
     if recipe.specialization is not None:
         specialize(model, as_specialization(recipe.specialization))
     if start is not None:
@@ -80,7 +83,12 @@ def describe_start(recipe: Recipe, classes: int, start: Checkpoint) -> dict[str,
 
 
 def _fit_start(model: nn.Module, start: Checkpoint) -> FittedWeights:
+    wanted = model.state_dict()
     fitted = fit_weights(start, model, optional=tuple(f"{name}." for name in classifier_names(model)))
     if fitted.problem is not None:
-        raise ValueError(f"checkpoint {start.source} does not fit the model: {fitted.problem}")
+        biased, known = (any(name.endswith(".bias_k") for name in tensors) for tensors in (wanted, start.tensors))
+        hint = ". A model with an attention bias is another function: train it from random weights"
+        raise ValueError(
+            f"checkpoint {start.source} does not fit the model: {fitted.problem}{hint if biased and not known else ''}"
+        )
     return fitted

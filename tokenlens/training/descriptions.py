@@ -80,6 +80,7 @@ def describe_run(settings: dict[str, Any]) -> str:
     specialization = recipe["specialization"]
     preset = specialization if isinstance(specialization, str) else json.dumps(specialization)
     variant = "standard" if specialization is None else f"specialized ({preset})"
+    variant += ", attention bias" if recipe.get("attention_bias") else ""
     start = "random weights" if settings["start"] is None else f"the weights {settings['start']['source']}"
     command = first["command"] if first["command"].startswith("tokenlens train ") else None
     checkpoint = "" if settings["start"] is None else f"checkpoint={settings['start']['given']!r}, "

@@ -140,10 +140,11 @@ def fit(
 
 
 def default_folder(recipe: Recipe, name: str) -> Path:
-    """Return ``runs/NAME[_PRESET]_seedN``."""
+    """Return ``runs/NAME[_bias][_PRESET]_seedN``."""
     wanted = recipe.specialization
     preset = "" if wanted is None else f"_{wanted if isinstance(wanted, str) else 'specialized'}"
-    return Path("runs") / slug(f"{name}{preset}_seed{recipe.seed}")
+    bias = "_bias" if recipe.attention_bias else ""
+    return Path("runs") / slug(f"{name}{bias}{preset}_seed{recipe.seed}")
 
 
 def _make_loop(

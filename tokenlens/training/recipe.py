@@ -22,6 +22,7 @@ class Recipe:
             ``img_size`` defaults to ``image_size``.
         specialization: ``"paper"`` or another preset, what ``Specialization.to_dict`` returned, or None for the
             standard model.
+        attention_bias: whether every attention has a learned key and value (Sun et al., arXiv 2402.17762).
         objective_options: options of the objective; the others keep their defaults.
         image_size: pixels of a (global) view.
         batch_size: images of one optimizer step, over all processes and accumulated parts.
@@ -59,6 +60,7 @@ class Recipe:
     model: str
     model_options: Mapping[str, Any] = field(default_factory=dict)
     specialization: str | Mapping[str, Any] | None = None
+    attention_bias: bool = False
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 224
     batch_size: int = 256

@@ -19,6 +19,7 @@ import pandas as pd
 
 from tokenlens.storage.files import replacing, write_json
 from tokenlens.storage.run_folder import MANIFEST, check_can_create, write_manifest
+from tokenlens.training.recipe import Recipe
 from tokenlens.training.trained_run import (
     CHANGEABLE_ON_RESUME,
     DIAGNOSTICS,
@@ -184,6 +185,8 @@ def _check_same_configuration(path: Path, found: Mapping[str, Any], wanted: Mapp
     differences = []
     for name, value in json.loads(json.dumps(wanted)).items():
         before = found.get(name)
+        if name == "recipe" and isinstance(before, dict):  # with the fields that older versions did not have
+            before = json.loads(json.dumps(Recipe.from_dict(before).to_dict()))
         if isinstance(value, dict) and isinstance(before, dict):
             differences += [
                 f"{name}.{key} is {before.get(key)!r} there and {value.get(key)!r} now"

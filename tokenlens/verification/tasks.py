@@ -14,7 +14,16 @@ from tokenlens.training.recipe import Recipe, get_recipe, recipes
 from tokenlens.verification.data import VerificationData
 from tokenlens.verification.scales.base import Scale, ScaleProbe
 from tokenlens.verification.start import start_weights
-from tokenlens.verification.variants import PAPER, PROBE_SEEDS, STANDARD, START, TWIN, TWIN_SEEDS, specialization_of
+from tokenlens.verification.variants import (
+    PAPER,
+    PROBE_SEEDS,
+    STANDARD,
+    START,
+    TWIN,
+    TWIN_SEEDS,
+    recipe_of_variant,
+    split_variant,
+)
 
 PLAN = ("number", "what", "variant", "seed", "folder", "state", "minutes", "basis", "command")
 """Columns of a plan, a table of tasks. ``minutes`` is the time left for a task, 0 when it is done; ``basis`` says if
@@ -77,9 +86,9 @@ class Task:
 
 
 def tasks_of(scale: Scale, out: Path, variants: Sequence[str], seeds: Sequence[int], masks: bool) -> list[Task]:
-    """Return all tasks in order: of the start, of standard and paper, of the others; each seed by seed.
+    """Return all tasks in order: of the start, of standard and paper (of each kind of model), of the others.
 
-    So an early end leaves complete seeds, and F3 comes before the ablations.
+    Each is done seed by seed, so an early end leaves complete seeds, and F3 and F6 come before the ablations.
 
     Args:
         scale: the scale.
@@ -90,6 +99,7 @@ def tasks_of(scale: Scale, out: Path, variants: Sequence[str], seeds: Sequence[i
 
     Raises:
         LookupError: for an unknown variant.
+        ValueError: for a variant with registers or attention bias where trainings start from weights without.
     """
     tasks: list[Task] = []
 
@@ -100,10 +110,15 @@ def tasks_of(scale: Scale, out: Path, variants: Sequence[str], seeds: Sequence[i
                 tasks.append(Task("probe", variant, seed, out / "probes" / f"{name}_{probe.name}", run, probe))
 
     for variant in variants:
-        specialization_of(variant)
+        recipe_of_variant(scale.recipe, variant)
+        if scale.start is not None and split_variant(variant)[0]:
+            raise ValueError(
+                f"the variant {variant} has weights that the start {scale.start!r} lacks, so it is trained from random "
+                "weights; choose a scale without a start, or leave the variant out"
+            )
     if scale.start is not None:
         measure(START, 0, START, out / START)
-    pair = [variant for variant in variants if variant in (STANDARD, PAPER)]
+    pair = [variant for variant in variants if split_variant(variant)[1] in (STANDARD, PAPER)]
     others = [variant for variant in variants if variant not in pair]
     for some, their_seeds in ((pair, seeds), (others, seeds[: scale.ablation_seeds])):
         for seed in their_seeds:
@@ -121,8 +136,8 @@ def probe_seed(task: Task) -> int:
 
 def recipe_of_task(recipe: Recipe, task: Task) -> Recipe:
     """Return the recipe of one training."""
-    seed = task.seed + (TWIN_SEEDS if task.variant == TWIN else 0)
-    return replace(recipe, seed=seed, specialization=specialization_of(task.variant))
+    seed = task.seed + (TWIN_SEEDS if split_variant(task.variant)[1] == TWIN else 0)
+    return replace(recipe_of_variant(recipe, task.variant), seed=seed)
 
 
 def command_of(task: Task, scale: Scale, data: VerificationData) -> list[str]:
@@ -145,10 +160,15 @@ def command_of(task: Task, scale: Scale, data: VerificationData) -> list[str]:
         return []
     recipe = recipe_of_task(scale.recipe, task)
     preset = recipe.specialization
+    settings = {
+        "specialization": None if isinstance(preset, str) else preset,
+        "attention_bias": recipe.attention_bias or None,
+        "model_options.reg_tokens": recipe.model_options.get("reg_tokens") if recipe != scale.recipe else None,
+    }
     options = {
         "--data": data.labelled,
         "--specialize": preset if isinstance(preset, str) else None,
-        "--set": None if preset is None or isinstance(preset, str) else f"specialization={preset}",
+        "--set": [f"{name}={value}" for name, value in settings.items() if value is not None],
         "--seed": recipe.seed,
         "--checkpoint": None if scale.start is None else start_weights(task.folder.parent.parent / START),
     }
@@ -156,5 +176,8 @@ def command_of(task: Task, scale: Scale, data: VerificationData) -> list[str]:
 
 
 def _command(name: str, argument: str, options: dict[str, object], task: Task) -> list[str]:
-    given = [(option, str(value)) for option, value in options.items() if value is not None and value != ""]
+    lists = {option: value if isinstance(value, list) else [value] for option, value in options.items()}
+    given = [
+        (option, str(one)) for option, several in lists.items() for one in several if one is not None and one != ""
+    ]
     return ["tokenlens", name, argument, *(word for pair in given for word in pair), "--out", str(task.folder)]

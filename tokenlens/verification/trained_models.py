@@ -100,7 +100,7 @@ def starts_of(models: Iterable[TrainedModel]) -> dict[str, list[TrainedModel]]:
 def variant_and_seed(run: TrainedRun) -> tuple[str, int]:
     """Return the variant and matching seed of a training; its folder's name tells a twin from a standard model."""
     variant, seed = variant_of(run.recipe.specialization), int(run.recipe.seed)
-    if run.path.name == f"{TWIN}_seed{seed - TWIN_SEEDS}":
+    if run.path.name.endswith(f"{TWIN}_seed{seed - TWIN_SEEDS}"):
         return TWIN, seed - TWIN_SEEDS
     return variant, seed
 
@@ -114,6 +114,7 @@ def describe_setting(settings: Mapping[str, Any]) -> str:
     recipe = settings["recipe"]
     options = ", ".join(f"{name} {value}" for name, value in recipe["model_options"].items())
     model = f"{recipe['model']} ({options})" if options else recipe["model"]
+    model += ", attention bias" if recipe.get("attention_bias") else ""
     start = settings.get("start")
     # Only the last two parts of a path: the rest describes the machine rather than the weights.
     continued = f", continued from {'/'.join(Path(start['given']).parts[-2:])}" if start else ""

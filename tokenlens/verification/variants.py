@@ -1,15 +1,26 @@
-"""Names of the variants in a verification: ``standard``, a preset, or a component and its blocks."""
+"""Names of the variants in a verification: ``standard``, a preset, or a component and its blocks.
+
+A variant of another model than the recipe's, with registers or an attention bias, has that in front of its name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokenlens.catalog import check_known
 from tokenlens.specialization import PRESETS, Specialization, as_specialization
+from tokenlens.training.recipe import Recipe
 
 STANDARD, PAPER, TWIN = "standard", "paper", "twin"
 """``twin`` is a control: a second standard model, with another seed, in place of the specialized one."""
+
+KINDS = ("registers", "bias")
+"""Other models than the recipe's: with four registers, and with an attention bias (a learned key and value per block).
+Each is a setting of its own, in which standard and specialized models are compared."""
+
+REGISTERS = 4
 
 START = "start"
 """Label of the weights that trainings start from; it is shown next to the variants and is not one of them."""
@@ -19,6 +30,30 @@ TWIN_SEEDS = 1000
 
 PROBE_SEEDS = 1000
 """The seed of a probe's further draw is the model's plus a multiple of this."""
+
+
+def split_variant(variant: str) -> tuple[str, str]:
+    """Return the kind of model, empty for the recipe's own, and the name of the specialization.
+
+    >>> split_variant("bias_paper"), split_variant("registers"), split_variant("qkv_all")
+    (('bias', 'paper'), ('registers', 'standard'), ('', 'qkv_all'))
+    """
+    kind, _, rest = variant.partition("_")
+    return (kind, rest or STANDARD) if kind in KINDS else ("", variant)
+
+
+def recipe_of_variant(recipe: Recipe, variant: str) -> Recipe:
+    """Return the recipe of a variant: its specialization, and four registers or the attention bias.
+
+    Raises:
+        LookupError: for an unknown variant, with the known ones.
+    """
+    kind, name = split_variant(variant)
+    if kind == "registers":
+        recipe = replace(recipe, model_options={**recipe.model_options, "reg_tokens": REGISTERS})
+    elif kind == "bias":
+        recipe = replace(recipe, attention_bias=True)
+    return replace(recipe, specialization=specialization_of(name))
 
 
 def specialization_of(variant: str) -> str | dict[str, Any] | None:
@@ -43,7 +78,7 @@ def specialization_of(variant: str) -> str | dict[str, Any] | None:
         for component in Specialization.components()
         for blocks in ("all", "first_third", "first_half", "last_third")
     }
-    check_known(variant, [STANDARD, TWIN, *PRESETS, *single], "variant")
+    check_known(variant, [STANDARD, TWIN, *PRESETS, *single, *KINDS], "variant")
     return Specialization(**single[variant]).to_dict()
 
 
