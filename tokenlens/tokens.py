@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,11 @@ class TokenLayout:
             prefix_positions=tuple(position for position, _ in places),
             patch_size=patch_size,
         )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenLayout:
+        """Return the layout of what ``dataclasses.asdict`` returned; JSON turns tuples into lists."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @cached_property
     def patches(self) -> int:

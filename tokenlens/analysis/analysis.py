@@ -166,12 +166,9 @@ def read_numbers(folder: Path) -> Analysis:
     kept = {name: stored.pop(name) for name in list(stored) if name.startswith(_PHOTOGRAPHS)}
     kept = {name.removeprefix(_PHOTOGRAPHS): array for name, array in kept.items()}
     labels = settings["arrays"]
-    layout: dict[str, Any] = {
-        name: None if value is None else tuple(value) for name, value in settings["layout"].items()
-    }
     return Analysis(
         model=settings["model"],
-        layout=TokenLayout(**layout),
+        layout=TokenLayout.from_dict(settings["layout"]),
         blocks=settings["blocks"],
         table=table,
         arrays={

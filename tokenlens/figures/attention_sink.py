@@ -28,10 +28,10 @@ TITLE = "Attention sinks"
 ORDER = 65
 GROUP = "Attention"
 CAPTION = (
-    "Squares are heads. Largest attention: mean attention of all tokens to the one that gets most of it. The others are "
-    "shares of images with a sink, a token with at least half of the attention of 90 % of the tokens: a NOP "
-    "writes nearly nothing, its value has at most 0.2 of the average length; a broadcast writes one vector to all. Last "
-    "panel: share of images and heads with a sink, by the group that the sink is in."
+    "Squares are heads. Largest attention: mean attention of all tokens to the one that gets most of it. The others "
+    "are shares of images with a sink, a token with at least half of the attention of 90 % of the tokens: a NOP "
+    "writes nearly nothing, its value has at most 0.2 of the average length; a broadcast writes one vector to all. "
+    "Last panel: share of images and heads with a sink, by the group that the sink is in."
 )
 METRICS = ("attention_sink",)
 

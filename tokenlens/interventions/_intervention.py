@@ -123,9 +123,6 @@ class Intervention(Result):
     def _read(cls, folder: Path) -> Intervention:
         check_manifest(folder, _FILES)
         settings = read_settings(folder, cls.kind)
-        layout: dict[str, Any] = {
-            name: None if value is None else tuple(value) for name, value in settings["layout"].items()
-        }
         table = read_table(folder / "table.csv", texts=(*TEXT_COLUMNS, "replace", "by")).astype({"n": "int64"})
         values = load_file(folder / "per_image.safetensors")["per_image"]
         names = pd.Index(settings["provenance"]["images"]["names"], name="image")
@@ -136,7 +133,7 @@ class Intervention(Result):
             photographs = ReplacedPhotographs.from_arrays(settings["photographs"], arrays)
         return cls(
             model=settings["model"],
-            layout=TokenLayout(**layout),
+            layout=TokenLayout.from_dict(settings["layout"]),
             blocks=settings["blocks"],
             table=table[list(EFFECT_COLUMNS)],
             per_image=pd.DataFrame(values, index=names),

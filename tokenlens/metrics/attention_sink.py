@@ -94,7 +94,10 @@ class AttentionSink(AttentionCallMetric):
         "strength": "ratio",
         **dict.fromkeys((*KINDS, "sink"), OF_IMAGES),
     }
-    cost = "COST"
+    cost = (
+        "a pass over the whole pattern: about 23 % of a ViT-S forward pass at 197 tokens, 63 % at 1370 (CPU), and for "
+        "each head with a sink whose value is not weak its attention once more"
+    )
 
     def __init__(self) -> None:
         super().__init__()

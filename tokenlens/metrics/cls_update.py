@@ -62,7 +62,7 @@ class ClsUpdate(PerImageMetric):
         "head_share": "share of ‖u‖²",
     }
     expensive_sites = ("attn_out",)
-    cost = "one row of attention times the values, and the output projection for each head: 2 % of a ViT-S forward pass"
+    cost = "one row of attention times the values, and the output projection for each head: 3 % of a ViT-S forward pass"
     needs = frozenset({"cls", "pattern", "cls_values"})
 
     def __init__(self) -> None:

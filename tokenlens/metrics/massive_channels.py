@@ -50,7 +50,7 @@ class MassiveChannels(JackknifeMetric):
     unit = {"max_over_median": "ratio", "top3_energy": "share"}  # noqa: RUF012
     no_interval = dict.fromkeys(unit, "the largest of many channels is biased upward with few images")
     expensive_sites = RESIDUAL_SITES
-    cost = "a pass over the tokens at each residual site: 1 % of a ViT-S forward pass"
+    cost = "a pass over the tokens at each residual site: 2 % of a ViT-S forward pass"
     needs = frozenset({"patch_abs_sum", "patch_square_sum"})
 
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class ModelDescription:
         tokens: number of tokens by group.
         blocks: number of transformer blocks.
         parameters: number of parameters, without a classifier that the checkpoint lacks.
+        attention_bias: whether every attention has a learned key and value.
     """
 
     class_name: str
@@ -50,6 +51,7 @@ class ModelDescription:
     tokens: dict[str, int]
     blocks: int
     parameters: int
+    attention_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class ModelCheck:
             yield f"  model       {model.class_name} of {model.library}, family {model.family}"
             yield f"  images      {_times(model.image_size)} pixels, {_times(model.grid)} patches"
             yield f"  tokens      {groups}"
-            yield f"  blocks      {model.blocks}"
+            biased = ", each with an attention bias (a learned key and value)" if model.attention_bias else ""
+            yield f"  blocks      {model.blocks}{biased}"
             yield f"  parameters  {model.parameters:,}"
         if weights := self.weights:
             of = f", {weights.format}" if weights.format else ""
@@ -242,6 +245,7 @@ def _check_model(subject: str, module: nn.Module, family: Family | None, size: S
         tokens={group: len(layout.positions(group)) for group in layout.groups},
         blocks=blocks,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
+        attention_bias=layout.attention_bias,
     )
     return ModelCheck(subject, description)
 

@@ -70,6 +70,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         "Heads": analysis.heads or None,
         "Patches": "{} × {}".format(*analysis.layout.grid),
         "Prefix tokens": analysis.layout.prefix_text or "none",
+        "Attention bias": "a learned key and value per block" if analysis.layout.attention_bias else None,
         "Family": provenance.get("family"),
         "Weights": "; ".join(provenance.get("weights", {}).get("steps", ())),
     }
