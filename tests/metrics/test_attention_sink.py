@@ -93,7 +93,7 @@ def test_most_queries_means_nine_of_ten():
         pattern = torch.full((1, 1, 20, 20), 0.01)
         pattern[..., :queries, 7] = 0.5
         x = torch.zeros(1, 1, 20, 4)
-        sink, _, share = find_sinks(AttentionCall(x, x, x, pattern_BHTT=pattern))
+        sink, _, share, _ = find_sinks(AttentionCall(x, x, x, pattern_BHTT=pattern))
         assert sink.item() == 7
         assert share.item() == pytest.approx(expected)
 
@@ -101,7 +101,7 @@ def test_most_queries_means_nine_of_ten():
 def test_the_stable_rank_does_not_change_with_scale():
     x = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     singular = torch.linalg.svdvals(x)
-    torch.testing.assert_close(stable_rank(7 * x), singular.square().sum(-1) / singular[:, 0] ** 2)
+    torch.testing.assert_close(stable_rank(49 * x.mT @ x), singular.square().sum(-1) / singular[:, 0] ** 2)
 
 
 def _projection(name, model, block):
