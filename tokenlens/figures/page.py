@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
 import textwrap
@@ -22,6 +23,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_scalings
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from tokenlens.catalog import did_you_mean
@@ -113,11 +115,16 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
 
 
 class StyledFigure(Figure):
-    """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings."""
+    """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings.
+
+    It is shown as SVG, or as JPEG if there are photographs in it.
+    """
 
     look: Mapping[str, Any] = STYLE
 
-    def _repr_svg_(self) -> str:
+    def _repr_svg_(self) -> str | None:
+        if self._has_photographs():
+            return None
         # All figures of a notebook share one page, so their ids must differ.
         svg = as_svg(self, "figure")
         svg = re.sub(
@@ -125,6 +132,19 @@ class StyledFigure(Figure):
         )
         digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
         return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
+
+    def _repr_jpeg_(self) -> bytes | None:
+        # As SVG, photographs would make a notebook eight times as large.
+        if not self._has_photographs():
+            return None
+        jpeg = io.BytesIO()
+        with matplotlib_style.context(["default", dict(self.look)]):
+            self.savefig(jpeg, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
+        return jpeg.getvalue()
+
+    def _has_photographs(self) -> bool:
+        """Return whether there are pictures in colours; maps of numbers have two dimensions."""
+        return any(image.get_array().ndim == 3 for image in self.findobj(AxesImage))
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
