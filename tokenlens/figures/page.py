@@ -139,7 +139,7 @@ class StyledFigure(Figure):
             return None
         jpeg = io.BytesIO()
         with matplotlib_style.context(["default", dict(self.look)]):
-            self.savefig(jpeg, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
+            self.savefig(jpeg, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 70})
         return jpeg.getvalue()
 
     def _has_photographs(self) -> bool:
