@@ -88,5 +88,5 @@ def test_a_new_script_is_drawn_and_described(gallery, monkeypatch, tmp_path):
     assert entry.file(".pdf").read_bytes().startswith(b"%PDF")
     page = gallery.page_of(entry)
     assert page.startswith("# A new entry\n\nWhat it shows.\n")
-    for text in ("`tokenlens_tiny` (shipped with tokenlens", "n = 1 crops", "(pictures/new.pdf)", entry.code):
+    for text in ("`tokenlens_tiny` (shipped with tokenlens", "recording of 1 crops", "(pictures/new.pdf)", entry.code):
         assert text in page, text

@@ -1,7 +1,7 @@
 """Cosines as a ridgeline
 
-How the cosines of single patches are distributed before norm1 (dashed) and after it (filled), block by block. A
-mean hides whether all patches move or some; here nearly all of them do.
+How the cosines of single patches are distributed before norm1 (dashed) and after it (filled), block by block, in the
+first four images of the analysis. A mean hides whether all patches move or some; here nearly all of them do.
 """
 
 import tokenlens

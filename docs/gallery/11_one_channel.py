@@ -1,8 +1,8 @@
 """One channel carries the cosine
 
-The CLS–patch cosine is a sum over 384 channels. Before norm1, from block 1 on, nearly all of it sits in a single one: 324
-up to block 6, then 278. After the norm the cosine is negative, and in most blocks another channel is the largest. The
-numbers on top name it.
+The CLS–patch cosine is a sum over 384 channels. Before norm1, from block 1 on, nearly all of it sits in a single one:
+324 up to block 6, then 278. After the norm the cosine is negative, and in most blocks another channel is the largest.
+The numbers on top name it.
 """
 
 import matplotlib.pyplot as plt

@@ -29,7 +29,7 @@ PDF_DPI = (150, 90)
 
 PDF_BYTES = 320_000
 
-WIDGET_WIDTH = 1000
+WIDGET_WIDTH = 1200
 SECONDS = 1.6
 """Time for which the animation shows each step."""
 
@@ -146,7 +146,7 @@ def _animation(view: Any, steps: list[dict[str, Any]]) -> bytes:
         duration=round(1000 * SECONDS),
         loop=0,
         method=6,
-        quality=55,
+        quality=50,
     )
     return webp.getvalue()
 

@@ -23,6 +23,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_scalings
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from tokenlens.catalog import did_you_mean
@@ -134,22 +135,20 @@ class StyledFigure(Figure):
             r'\b(width|height)="([\d.]+)pt"', lambda m: f'{m[1]}="{ON_SCREEN * float(m[2]):g}pt"', svg, count=2
         )
         digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
-        svg = re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
-        return re.sub(
-            r' (width|height)="([\d.]+)pt"', lambda side: f' {side[1]}="{ON_SCREEN * float(side[2]):g}pt"', svg, count=2
-        )
+        return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
 
     def _repr_jpeg_(self) -> bytes | None:
+        # As SVG, photographs would make a notebook eight times as large.
         if not self._has_photographs():
             return None
-        written = io.BytesIO()
-        with matplotlib_style.context(["default", self.look]):
-            self.savefig(written, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
-        return written.getvalue()
+        jpeg = io.BytesIO()
+        with matplotlib_style.context(["default", dict(self.look)]):
+            self.savefig(jpeg, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 70})
+        return jpeg.getvalue()
 
     def _has_photographs(self) -> bool:
-        pictures = (image.get_array() for axes in self.axes for image in axes.images)
-        return any(picture is not None and picture.ndim == 3 for picture in pictures)
+        """Return whether there are pictures in colours; maps of numbers have two dimensions."""
+        return any(image.get_array().ndim == 3 for image in self.findobj(AxesImage))
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:

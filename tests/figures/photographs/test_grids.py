@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from functools import cache
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,6 +36,14 @@ def texts(figure) -> list[str]:
 def maps_in(figure, shape: tuple[int, ...]) -> list:
     found = [image for panel in figure.axes for image in panel.get_images()]
     return [image for image in found if image.get_array().shape == shape]
+
+
+def test_a_notebook_shows_photographs_as_a_small_jpeg():
+    figure: Any = plot.before_after(recorded())
+    assert figure._repr_svg_() is None
+    jpeg = figure._repr_jpeg_()
+    assert jpeg.startswith(b"\xff\xd8")
+    assert len(jpeg) < 100_000
 
 
 def test_before_and_after_are_drawn_on_one_scale_with_their_means():
