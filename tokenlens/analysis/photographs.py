@@ -1,7 +1,7 @@
-"""The first photographs of an analysis: small pictures, and the cosine of their patches to CLS across norm1."""
+"""The first photographs of an analysis: small pictures, maps of their patches across norm1, and attention of CLS."""
 
-# Shapes: N images, L blocks, B images of a batch, T tokens, P patches, D channels; h, w the patch grid; S before and
-# after the norm.
+# Shapes: N images, L blocks, B images of a batch, T tokens, P patches, H heads, D channels; h, w the patch grid;
+# S before and after the norm.
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class Photographs:
         pairs: histograms of the cosines between ``PAIRED_PATCHES`` patches of each image, ``BINS`` bins from −1 to 1,
             summed over images, (2, L, bins).
         jpegs: each photograph as the model saw it, ``SIDE`` pixels wide or high; empty if pixels are not kept.
+        heads: attention of CLS to each patch in each head of the last block, mean over class tokens, float16,
+            (N, H, h, w); None if attention was not observed.
     """
 
     names: tuple[str, ...]
@@ -58,11 +60,13 @@ class Photographs:
     norms: NDArray[np.float16]
     pairs: NDArray[np.int64]
     jpegs: tuple[bytes, ...] = ()
+    heads: NDArray[np.float16] | None = None
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return maps and JPEGs as arrays by name."""
         jpegs = {f"jpeg_{index}": np.frombuffer(jpeg, dtype=np.uint8) for index, jpeg in enumerate(self.jpegs)}
-        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **jpegs}
+        heads = {} if self.heads is None else {"heads": self.heads}
+        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **heads, **jpegs}
 
     @classmethod
     def from_arrays(cls, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Photographs:
@@ -76,11 +80,12 @@ class Photographs:
             norms=arrays["norms"],
             pairs=arrays["pairs"],
             jpegs=tuple(arrays[f"jpeg_{index}"].tobytes() for index in range(count)),
+            heads=arrays.get("heads"),
         )
 
 
 class PhotographObserver:
-    """An ``Observer`` that passes everything on to another one, and keeps maps of the first images at norm1.
+    """An ``Observer`` that passes everything on, and keeps maps of the first images at norm1 and in the last attention.
 
     Args:
         observer: receives everything.
@@ -95,6 +100,7 @@ class PhotographObserver:
         self._pixels: list[Tensor] = []
         self._maps: dict[int, list[NDArray[np.float16]]] = {}
         self._pairs: dict[int, NDArray[np.int64]] = {}
+        self._heads: list[NDArray[np.float16]] = []
         self._room = 0
 
     @property
@@ -114,8 +120,13 @@ class PhotographObserver:
         self.observer.tokens(block, site, x_BTD)
 
     def attention(self, block: int, call: AttentionCall) -> None:
-        """Pass an attention call on."""
+        """Keep the attention of CLS in the last block, and pass the call on."""
         self.observer.attention(block, call)
+        layout = self._layouts[block]
+        if block == len(self._layouts) - 1 and layout.has("cls"):
+            row_BHT = call.rows(layout.positions("cls"))[: self._room].mean(-2)
+            row_BHP = layout.patches_of(row_BHT, -1)
+            self._heads.append(row_BHP.reshape(*row_BHP.shape[:2], *layout.grid).half().cpu().numpy())
 
     def norm(
         self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
@@ -150,6 +161,7 @@ class PhotographObserver:
             norms=np.ascontiguousarray(maps_NS2Lhw[:, :, 1]),
             pairs=np.stack([self._pairs[block] for block in blocks], 1),
             jpegs=tuple(jpeg_of(image, mean, std) for image in self._pixels) if colour else (),
+            heads=np.concatenate(self._heads) if self._heads else None,
         )
 
 
