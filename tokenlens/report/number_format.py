@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 
 def with_digits(value: float, digits: int = 4) -> str:
     """Format a number to some significant digits, with a true minus sign; NaN gives an empty string.
@@ -63,3 +65,13 @@ def typeset(text: str) -> str:
     'in [−1, 1], 95-percent, 1e−5'
     """
     return re.sub(r"(?<![\w)])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
+
+
+def breakable(text: str) -> Markup:
+    """Escape a name, and allow a line to break where one of its parts ends, instead of anywhere.
+
+    >>> str(breakable("vit_small/a.b <x>"))
+    'vit_<wbr>small/<wbr>a.<wbr>b &lt;x&gt;'
+    """
+    parts = re.split(r"(?<=\w[_/])(?=\w)|(?<=\w[.-])(?=[^\W\d])", text)
+    return Markup("<wbr>").join(parts)

@@ -29,6 +29,9 @@ _PAGE_COLOURS = {
 }
 """Colours of figures that differ on a dark page."""
 
+PIXELS_PER_POINT = 2.125
+"""Largest size of a drawing in the page, so that text has one size in all figures: 1024 pixels for 170 mm."""
+
 
 @dataclass(frozen=True)
 class PageFigure:
@@ -103,6 +106,7 @@ def _inline(svg: str, prefix: str) -> Markup:
     """
     svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
+    points = float(re.search(r'viewBox="0 0 ([\d.]+)', head)[1])  # type: ignore[index]
     head = re.sub(r' (?:width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
     for colour, variable in _PAGE_COLOURS.items():
         rest = re.sub(rf'(style="[^"]*){colour.lower()}', rf"\g<1>{variable}", rest)
@@ -113,4 +117,5 @@ def _inline(svg: str, prefix: str) -> Markup:
         r'style="([^"]*)"', lambda match: f'class="{names[match[1]]}"' if match[1] in names else match[0], rest
     )
     rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
-    return Markup(f'{head} aria-hidden="true" focusable="false"><style>{rules}</style>{rest}')
+    looks = f'style="--wide: {points * PIXELS_PER_POINT:.0f}px" aria-hidden="true" focusable="false"'
+    return Markup(f"{head} {looks}><style>{rules}</style>{rest}")
