@@ -239,7 +239,7 @@ def test_interventions_on_two_models_are_compared_by_image(tmp_path):
     expected = [float(values(each, by="zero", group="patch").mean()) for each in (results[1], results[0])]
     assert (row["value"], row["baseline_value"]) == pytest.approx(expected, abs=1e-6)
     analysis = tokenlens.analyze(one, pixels, metrics=["token_norm"])
-    with pytest.raises(ValueError, match=r"with other interventions only: Intervention\(.* is one, Analysis\(.* is not"):
+    with pytest.raises(ValueError, match=r"interventions only: Intervention\(.* is one, Analysis\(.* is not"):
         compare(results[0], analysis)
 
 
