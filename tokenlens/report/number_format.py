@@ -54,8 +54,9 @@ def aligned_numbers(values: Sequence[float], interval: tuple[float, float]) -> l
 
 
 def unbroken(text: str) -> str:
-    """Insert no-break spaces into percentages and equations."""
-    return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
+    """Insert no-break spaces into percentages, equations, and changes from one number to another."""
+    text = text.replace(" %", "\u00a0%")
+    return re.sub(r" ([=<→]) ", "\u00a0\\1\u00a0", text)
 
 
 def typeset(text: str) -> str:

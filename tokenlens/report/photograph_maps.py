@@ -74,7 +74,7 @@ def _norms(analysis: Analysis) -> MapSet:
         f"‖x‖ over its median in the image. Orange: high-norm patches, above {HIGH_NORM_RATIO:g} × the median; their "
         "number under each map.",
         photographs,
-        plain_number(low),
+        f"≤ {plain_number(low)}" if low > 0 else "0",
         plain_number(high),
         colour_ramp(SEQUENTIAL),
         kept.norms.shape[-2:],
