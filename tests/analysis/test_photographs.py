@@ -15,6 +15,7 @@ import tokenlens
 from tests.support.tiny_models import build, images
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.analysis.photographs import BINS, MOST_PHOTOGRAPHS
+from tokenlens.overlays.selection import attention_by_head
 from tokenlens.tokens import Site
 
 MODELS = ("timm_dinov2_registers", "timm_cait", "hf_vit")
@@ -55,6 +56,21 @@ def test_maps_and_pairs_are_those_of_a_recording(name):
                 counts += np.histogram(upper.astype(np.float32), BINS, (-1, 1))[0]
             assert kept.pairs[side, place].sum() == counts.sum()
             assert np.abs(kept.pairs[side, place] - counts).sum() <= 0.02 * counts.sum()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_attention_of_cls_is_that_of_the_last_block(name):
+    model, pixels = build(name), images(name, 3)
+    metrics = ["norm_differentiation", "attention_mass"]
+    kept = tokenlens.analyze(model, pixels, metrics=metrics, device="cpu", batch_size=2).photographs
+    recording = tokenlens.record(model, pixels, sites=[Site.Q, Site.K], patterns=None, device="cpu")
+    last = recording.blocks[-1]
+    layout = recording.layout_of(last)
+    for image in range(3):
+        row_HT = attention_by_head(recording, image, last, "cls")
+        found = kept.heads[image].reshape(len(row_HT), -1)
+        np.testing.assert_allclose(found, layout.patches_of(row_HT, -1), rtol=2e-3, atol=1e-5)
+    assert analyzed(model, pixels).photographs.heads is None
 
 
 def test_it_keeps_the_first_images_whatever_the_batches(tmp_path):

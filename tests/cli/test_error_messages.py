@@ -63,6 +63,7 @@ def test_unknown_model(out):
     refused(tokenlens("analyze", "vit_bose_patch16_224", "--out", out), "vit_bose_patch16_224", "vit_base_patch16_224")
     refused(tokenlens("analyze", "vit_small_patch14_dinov2.nonsense", "--out", out), "nonsense", "lvd142m")
     refused(tokenlens("analyze", "owner/name", "--out", out), "hf-hub:owner/name")
+    refused(tokenlens("check", "/nowhere/weights.pt"), "there is no file or folder /nowhere/weights.pt")
     nothing_in(out.parent)
 
 

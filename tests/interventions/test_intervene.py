@@ -268,8 +268,9 @@ def test_interventions_on_two_models_are_compared_by_image(tmp_path):
     row = found.differences.query("metric == 'final_cosine' and part == 'cls by zero all' and group == 'patch'").iloc[0]
     expected = [float(values(each, by="zero", group="patch").mean()) for each in (results[1], results[0])]
     assert (row["value"], row["baseline_value"]) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="no number in common"):
-        compare(results[0], tokenlens.analyze(one, pixels))
+    analysis = tokenlens.analyze(one, pixels, metrics=["token_norm"])
+    with pytest.raises(ValueError, match=r"interventions only: Intervention\(.* is one, Analysis\(.* is not"):
+        compare(results[0], analysis)
 
 
 def test_two_processes_give_what_one_gives(tmp_path):

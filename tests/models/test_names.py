@@ -61,6 +61,7 @@ def test_real_weights_give_the_same_features(preset):
         ("vit_tiny_patch16_224_specialised", LookupError, "Did you mean vit_tiny_patch16_224_specialized"),
         ("owner/model", LookupError, "write hf-hub:owner/model"),
         ("foo:bar", LookupError, "no model is called 'foo:bar'; expected"),
+        ("/nowhere/weights.pt", LookupError, "there is no file or folder /nowhere/weights.pt; expected one, or"),
         ("hf-hub:no such/repo", ValueError, "not available"),
         ("local-dir:/nowhere", ValueError, r"holds no config\.json"),
         (3, ValueError, "a model is a name or an nn.Module, got int"),

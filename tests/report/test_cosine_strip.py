@@ -123,7 +123,7 @@ def test_the_first_screen_of_dinov2_answers(browser, dinov2, width, height):
     assert re.fullmatch(
         r"In vit_small_patch14_dinov2, the norm before attention pulls \[CLS\] away from the patches "
         rf"in (all|\d+ of) 12 blocks: {re.escape(cosines)}",
-        sentence,
+        sentence.replace("\N{NO-BREAK SPACE}", " "),
     )
     means = tab.evaluate(SEEN, ".grid.n0 .map strong")
     kept = analysis.photographs.cosines[0][:, [0, 2, 4, 7, 9, 11]].astype(float).mean((2, 3)).ravel()

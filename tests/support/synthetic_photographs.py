@@ -25,6 +25,11 @@ def with_photographs(analysis: Analysis, images: int = 2, pixels: bool = True, s
         norms=norms.astype(np.float16),
         pairs=np.tile(np.bincount([50, 55, 55, 60], minlength=BINS), (2, analysis.blocks, 1)),
         jpegs=tuple(_jpeg(index) for index in range(images)) if pixels else (),
+        heads=rng.dirichlet(np.ones(norms[0, 0, 0].size), (images, analysis.heads))
+        .astype(np.float16)
+        .reshape(images, analysis.heads, *analysis.layout.grid)
+        if analysis.heads
+        else None,
     )
     return analysis
 

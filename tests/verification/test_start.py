@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_said_before_there_is_a_folder(found, data, tmp_pat
             ValueError,
             "can start from.*Expected weights of a standard vit_tiny_patch",
         ),
-        (tmp_path / "nowhere", LookupError, "no model is called"),
+        (tmp_path / "nowhere", LookupError, "there is no file or folder"),
         (tmp_path / "other.pth", ValueError, "can start from"),
     ):
         with pytest.raises(error, match=said):

@@ -1,7 +1,7 @@
-"""The first photographs of an analysis: small pictures, and the cosine of their patches to CLS across norm1."""
+"""The first photographs of an analysis: small pictures, maps of their patches across norm1, and attention of CLS."""
 
-# Shapes: N images, L blocks, B images of a batch, T tokens, P patches, D channels; h, w the patch grid; S before and
-# after the norm.
+# Shapes: N images, L blocks, B images of a batch, T tokens, P patches, H heads, D channels; h, w the patch grid;
+# S before and after the norm.
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tokenlens.recording import AttentionCall, NormCall, Observer
+from tokenlens.reduction.memory import HostCopy
 from tokenlens.tokens import Site, TokenLayout, take
 
 MOST_PHOTOGRAPHS = 4
@@ -49,6 +50,8 @@ class Photographs:
         pairs: histograms of the cosines between ``PAIRED_PATCHES`` patches of each image, ``BINS`` bins from −1 to 1,
             summed over images, (2, L, bins).
         jpegs: each photograph as the model saw it, ``SIDE`` pixels wide or high; empty if pixels are not kept.
+        heads: attention of CLS to each patch in each head of the last block, mean over class tokens, float16,
+            (N, H, h, w); None if attention was not observed.
     """
 
     names: tuple[str, ...]
@@ -58,11 +61,13 @@ class Photographs:
     norms: NDArray[np.float16]
     pairs: NDArray[np.int64]
     jpegs: tuple[bytes, ...] = ()
+    heads: NDArray[np.float16] | None = None
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return maps and JPEGs as arrays by name."""
         jpegs = {f"jpeg_{index}": np.frombuffer(jpeg, dtype=np.uint8) for index, jpeg in enumerate(self.jpegs)}
-        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **jpegs}
+        heads = {} if self.heads is None else {"heads": self.heads}
+        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **heads, **jpegs}
 
     @classmethod
     def from_arrays(cls, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Photographs:
@@ -76,11 +81,12 @@ class Photographs:
             norms=arrays["norms"],
             pairs=arrays["pairs"],
             jpegs=tuple(arrays[f"jpeg_{index}"].tobytes() for index in range(count)),
+            heads=arrays.get("heads"),
         )
 
 
 class PhotographObserver:
-    """An ``Observer`` that passes everything on to those of the blocks, and keeps maps of the first images at norm1.
+    """An ``Observer`` that passes everything on, and keeps maps of the first images at norm1 and in the last attention.
 
     Args:
         observers: receive everything of each block; None is the final norm.
@@ -90,11 +96,13 @@ class PhotographObserver:
     def __init__(self, observers: Mapping[int | None, Observer], layouts: Mapping[int | None, TokenLayout]) -> None:
         self.observers = observers
         self._layouts = layouts
+        self._last = max(block for block in layouts if block is not None)
         self._names: list[str] = []
         self._hashes: list[str] = []
         self._pixels: list[Tensor] = []
-        self._maps: dict[int, list[NDArray[np.float16]]] = {}
-        self._pairs: dict[int, NDArray[np.int64]] = {}
+        self._maps: dict[int, list[HostCopy]] = {}
+        self._pairs: dict[int, list[HostCopy]] = {}
+        self._heads: list[HostCopy] = []
         self._room = 0
 
     def start(self, pixels_BCHW: Tensor, names: Sequence[str], hashes: Sequence[str]) -> None:
@@ -109,8 +117,12 @@ class PhotographObserver:
         self.observers[block].tokens(block, site, x_BTD)
 
     def attention(self, block: int, call: AttentionCall) -> None:
-        """Pass an attention call on."""
+        """Keep the attention of CLS in the last block, and pass the call on."""
         self.observers[block].attention(block, call)
+        layout = self._layouts[block]
+        if self._room and block == self._last and layout.has("cls"):
+            row_BHP = layout.patches_of(call.rows(layout.positions("cls"))[: self._room].mean(-2), -1)
+            self._heads.append(HostCopy(row_BHP.reshape(*row_BHP.shape[:2], *layout.grid).half()))
 
     def norm(
         self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
@@ -118,10 +130,8 @@ class PhotographObserver:
         """Keep maps of the input and output of norm1, and pass both on."""
         if self._room and block is not None and site == Site.NORM1 and self._layouts[block].has("cls"):
             sides = [_maps(x_BTD[: self._room], self._layouts[block]) for x_BTD in (x_BTD, y_BTD)]
-            kept = torch.stack([maps for maps, _ in sides], 1).half().cpu().numpy()
-            self._maps.setdefault(block, []).append(kept)
-            pairs = torch.stack([pairs for _, pairs in sides]).cpu().numpy().astype(np.int64)
-            self._pairs[block] = self._pairs.get(block, np.zeros_like(pairs)) + pairs
+            self._maps.setdefault(block, []).append(HostCopy(torch.stack([maps for maps, _ in sides], 1).half()))
+            self._pairs.setdefault(block, []).append(HostCopy(torch.stack([pairs for _, pairs in sides])))
         self.observers[block].norm(block, site, module, x_BTD, y_BTD, call)
 
     def photographs(self, mean: Sequence[float], std: Sequence[float], pixels: bool) -> Photographs | None:
@@ -135,7 +145,7 @@ class PhotographObserver:
         if not self._maps:
             return None
         blocks = tuple(sorted(self._maps))
-        maps_NS2Lhw = np.stack([np.concatenate(self._maps[block]) for block in blocks], 3)
+        maps_NS2Lhw = np.stack([np.concatenate(_read(self._maps[block])) for block in blocks], 3)
         colour = pixels and all(image.shape[0] == 3 for image in self._pixels)
         return Photographs(
             names=tuple(self._names),
@@ -143,13 +153,24 @@ class PhotographObserver:
             blocks=blocks,
             cosines=np.ascontiguousarray(maps_NS2Lhw[:, :, 0]),
             norms=np.ascontiguousarray(maps_NS2Lhw[:, :, 1]),
-            pairs=np.stack([self._pairs[block] for block in blocks], 1),
+            pairs=np.stack([_count(self._pairs[block]) for block in blocks], 1),
             jpegs=tuple(jpeg_of(image, mean, std) for image in self._pixels) if colour else (),
+            heads=np.concatenate(_read(self._heads)) if self._heads else None,
         )
 
 
+def _read(copies: Sequence[HostCopy]) -> list[NDArray[Any]]:
+    return [copy.read().numpy() for copy in copies]
+
+
+def _count(copies: Sequence[HostCopy]) -> NDArray[np.int64]:
+    """Return histograms of cosines (S, B, pairs) over all images, (S, bins)."""
+    cosines = torch.cat([copy.read() for copy in copies], 1).clamp(-1, 1)
+    return np.stack([torch.histc(side, BINS, -1, 1).numpy() for side in cosines]).astype(np.int64)
+
+
 def _maps(x_BTD: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """Return cosine to CLS and norm of each patch, (B, 2, h, w), and a histogram of the patches' cosines, (bins,)."""
+    """Return cosine to CLS and norm of each patch, (B, 2, h, w), and cosines of pairs of patches (B, pairs)."""
     x_BTD = x_BTD.detach().float()
     unit_BTD = normalize(x_BTD, dim=-1)
     cls_BD = layout.mean_of(unit_BTD, "cls")
@@ -161,9 +182,8 @@ def _maps(x_BTD: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
     chosen_BMD = take(unit_BPD, tuple(range(0, layout.patches, step + 1 - step % 2 if step > 1 else 1)), 1)
     rows, columns = torch.triu_indices(chosen_BMD.shape[1], chosen_BMD.shape[1], 1, device=x_BTD.device)
     cosines = (chosen_BMD @ chosen_BMD.transpose(1, 2))[:, rows, columns]
-    counts = torch.histc(cosines.cpu().clamp(-1, 1), BINS, -1, 1)
     maps_B2P = torch.stack([cosines_BP, norms_BP], 1)
-    return maps_B2P.reshape(len(x_BTD), 2, *layout.grid), counts
+    return maps_B2P.reshape(len(x_BTD), 2, *layout.grid), cosines
 
 
 def jpeg_of(image_CHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:

@@ -109,7 +109,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         depth_axis(panel, inside["block"], room=25 if below else 7, label=last)
         panel.grid(axis="y")
         which = f"{_replaced(row[0])} replaced" + (f" at {row[1]}" if frame["site"].nunique() > 1 else "")
-        title = _title(*column, others=(inside["part"] == "others").any())
+        title = _title(column[0], column[1], (inside["part"] == "others").any())
         page.title(panel, f"{which}: {title}" if len(rows) > 1 else title)
         if column[0] == "class_kl":
             panel.set_ylim(bottom=0)

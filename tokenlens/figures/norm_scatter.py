@@ -54,7 +54,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         panel = page.axes.flat[index]
         of_block = frame[frame["block"] == block]
         marked = of_block["high_norm"] | of_block["outlier"]
-        _dots(panel, of_block[~marked], ".", color=PATCHES, alpha=0.6, markersize=2.6, markeredgewidth=0)
+        _dots(panel, of_block[~marked], ".", color=PATCHES, alpha=0.8, markersize=3.0, markeredgewidth=0)
         for column, (_, colour, _) in MARKED.items():
             size, inside = (4.6, "none") if column == "high_norm" else (2.8, PATCHES)
             look = {"markersize": size, "markerfacecolor": inside, "markeredgecolor": colour, "markeredgewidth": 0.7}

@@ -114,10 +114,6 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
     return settings
 
 
-ON_SCREEN = 1.25
-"""Magnification of figures in Jupyter, which makes their smallest text 10 pixels high."""
-
-
 class StyledFigure(Figure):
     """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings.
 

@@ -62,6 +62,8 @@ def _report_skipped(source: ImageSource, collated: Iterable[Collated], world_siz
             empty = False
             yield batch
     if empty and world_size == 1:
+        if len(source.skipped) == 1 and source.description.startswith("image "):
+            raise ValueError(f"{source.description} cannot be read: {source.skipped[0]['reason']}")
         first = "; ".join(f"{image['name']}: {image['reason']}" for image in source.skipped[:3])
         raise ValueError(
             f"no readable image in {source.description}: "

@@ -112,6 +112,8 @@ def find_model_source(name: str) -> ModelSource:
                 f"--checkpoint {name}"
             )
         return _find_folder(name, folder)
+    if name.startswith(("/", "./", "../", "~")):
+        raise LookupError(f"there is no file or folder {name}; expected one, or {FORMS}")
     if colon or "/" in name:
         hint = "" if colon else f" For a model of the Hugging Face Hub, write hf-hub:{name}."
         raise LookupError(f"no model is called {name!r}; expected {FORMS}.{hint}")

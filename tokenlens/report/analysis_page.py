@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -17,6 +19,7 @@ from tokenlens.report.counterparts import counterparts
 from tokenlens.report.downloads import download
 from tokenlens.report.headline import headline
 from tokenlens.report.number_format import with_decimals
+from tokenlens.report.photograph_maps import photograph_maps
 from tokenlens.report.specialized_weights import specialized_sentences, specialized_table
 from tokenlens.report.stage_shares import stage_shares
 from tokenlens.report.tables import Table, TableEntry, table_of, text_column
@@ -40,6 +43,9 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "strip": strip,
         "strip_numbers": None if strip is None else download(strip.numbers, "cosine_maps", analysis.model),
         "stages": stage_shares(analysis),
+        "maps": photograph_maps(analysis),
+        "map_names": [] if strip is None else [photograph.name for photograph in strip.photographs],
+        "map_commands": _map_commands(analysis),
         "untrained": analysis.untrained,
         "mark": " (untrained)" if analysis.untrained else "",
         "facts": _facts(analysis),
@@ -58,6 +64,21 @@ def content(analysis: Analysis) -> dict[str, Any]:
         "no_interval": list(analysis.no_interval.items()),
         "skipped": [(image["name"], image["reason"]) for image in images.get("skipped", [])],
     }
+
+
+def _map_commands(analysis: Analysis) -> list[tuple[str, str]]:
+    """Return commands that draw further maps of images with this model."""
+    words = shlex.split(analysis.provenance.get("command", ""))
+    options = ["--no-pretrained"] if "--no-pretrained" in words else []
+    for word, value in pairwise(words):
+        options += [word, value] if word in ("--checkpoint", "--img-size", "--seed") else []
+    show = shlex.join(["tokenlens", "show", analysis.model, *options, "--images", "FILE"])
+    return [
+        ("Principal components of each image through the blocks", f"{show} --map pca"),
+        ("Attention of [CLS] in all heads of a block", f"{show} --map attention --block 5"),
+        ("Norms in the residual stream, with high-norm patches outlined", f"{show} --map norm"),
+        ("The patches of other images that are nearest to one", f"{show} FILE --map correspondence --token 8,8"),
+    ]
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from tokenlens.report import (
     training_page,
     verification_page,
 )
-from tokenlens.report.number_format import unbroken
+from tokenlens.report.number_format import breakable, unbroken
 from tokenlens.report.page_figures import draw_all
 from tokenlens.report.provenance import commands, definitions, provenance_rows
 from tokenlens.storage.files import write_text
@@ -61,7 +61,7 @@ def write_report(result: Result, folder: str | os.PathLike[str]) -> Path:
     environment = Environment(
         loader=PackageLoader("tokenlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["unbroken"] = unbroken
+    environment.filters |= {"unbroken": unbroken, "breakable": breakable}
     page = environment.get_template(f"{result.kind}.html").render(
         **content,
         figures=drawn,

@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,9 +18,7 @@ from tokenlens.figures.style import DIVERGING
 from tokenlens.overlays.before_after import signed_text
 from tokenlens.overlays.map_grid import round_up
 from tokenlens.overlays.selection import evenly_spaced
-
-LEVELS = 61
-"""Colours of the scale; odd, so that one of them is 0."""
+from tokenlens.report.map_pictures import colour_ramp, data_uri, map_picture
 
 THUMBNAIL = 80
 """Longer side of a thumbnail in pixels."""
@@ -101,13 +97,19 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
             rows.append(MapRow(label, list(blocks), *sides))
         pictures = ("", "") if not first.jpegs else _pictures(first.jpegs[position])
         photographs.append(Photograph(name, *pictures, rows))
-    return CosineStrip(photographs, f"{limit:g}", _gradient(), pd.concat(frames, ignore_index=True))
+    return CosineStrip(photographs, f"{limit:g}", colour_ramp(DIVERGING), pd.concat(frames, ignore_index=True))
 
 
 def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> Map:
     """Return a map, whose numbers begin at row ``first`` of the strip's frame."""
     mean, low, high = (signed_text(float(value)) for value in (map_hw.mean(), map_hw.min(), map_hw.max()))
-    return Map(_picture(map_hw, limit), mean, f"{where}: mean {mean}, {low} to {high}", first, *map_hw.shape[::-1])
+    return Map(
+        map_picture(map_hw, (-limit, limit), DIVERGING),
+        mean,
+        f"{where}: mean {mean}, {low} to {high}",
+        first,
+        *map_hw.shape[::-1],
+    )
 
 
 def _places(blocks: list[int], every: tuple[int, ...]) -> list[int]:
@@ -120,36 +122,10 @@ def _frame(label: str, name: str, block: int, when: str, map_hw: NDArray[np.floa
     return pd.DataFrame({**keys, "row": rows, "column": columns, "cosine": map_hw.ravel().astype(float).round(3)})
 
 
-def _palette() -> NDArray[np.uint8]:
-    colours = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, LEVELS))
-    chosen: NDArray[np.uint8] = (255 * colours[:, :3]).round().astype(np.uint8)
-    return chosen
-
-
-def _picture(map_hw: NDArray[np.float32], limit: float) -> str:
-    """Return a map as a PNG with one pixel per patch."""
-    index = ((np.nan_to_num(map_hw) / limit + 1) / 2 * (LEVELS - 1)).round().clip(0, LEVELS - 1).astype(np.uint8)
-    used, places = np.unique(index, return_inverse=True)
-    image = Image.fromarray(places.reshape(map_hw.shape).astype(np.uint8), mode="P")
-    image.putpalette(_palette()[used].tobytes(), "RGB")
-    written = io.BytesIO()
-    image.save(written, format="png", optimize=True)
-    return _uri("png", written.getvalue())
-
-
 def _pictures(jpeg: bytes) -> tuple[str, str]:
     """Return a photograph and its thumbnail."""
     small = Image.open(io.BytesIO(jpeg))
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     written = io.BytesIO()
     small.save(written, format="jpeg", quality=75)
-    return _uri("jpeg", jpeg), _uri("jpeg", written.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _gradient() -> str:
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in _palette()[:: (LEVELS - 1) // 10]]
-    return f"linear-gradient(to right, {', '.join(colours)})"
+    return data_uri("jpeg", jpeg), data_uri("jpeg", written.getvalue())

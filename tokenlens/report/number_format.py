@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 
 def with_digits(value: float, digits: int = 4) -> str:
     """Format a number to some significant digits, with a true minus sign; NaN gives an empty string.
@@ -52,8 +54,9 @@ def aligned_numbers(values: Sequence[float], interval: tuple[float, float]) -> l
 
 
 def unbroken(text: str) -> str:
-    """Insert no-break spaces into percentages and equations."""
-    return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
+    """Insert no-break spaces into percentages, equations, and changes from one number to another."""
+    text = text.replace(" %", "\u00a0%")
+    return re.sub(r" ([=<→]) ", "\u00a0\\1\u00a0", text)
 
 
 def typeset(text: str) -> str:
@@ -63,3 +66,13 @@ def typeset(text: str) -> str:
     'in [−1, 1], 95-percent, 1e−5'
     """
     return re.sub(r"(?<![\w)])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
+
+
+def breakable(text: str) -> Markup:
+    """Escape a name, and allow a line to break where one of its parts ends, instead of anywhere.
+
+    >>> str(breakable("vit_small/a.b <x>"))
+    'vit_<wbr>small/<wbr>a.<wbr>b &lt;x&gt;'
+    """
+    parts = re.split(r"(?<=\w[_/])(?=\w)|(?<=\w[.-])(?=[^\W\d])", text)
+    return Markup("<wbr>").join(parts)

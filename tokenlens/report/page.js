@@ -274,7 +274,7 @@
       });
     }
     document.querySelectorAll("figure").forEach(equip);
-    document.querySelectorAll(".map img").forEach((image) => {
+    document.querySelectorAll(".map img[data-first]").forEach((image) => {
       image.addEventListener("pointermove", readMap);
       image.addEventListener("pointerleave", () => { tip.hidden = true; });
     });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,9 @@ _PAGE_COLOURS = {
     MODEL_COLOURS[5]: "var(--sixth)",
 }
 """Colours of figures that differ on a dark page."""
+
+PIXELS_PER_POINT = 2.125
+"""Largest size of a drawing in the page, so that text has one size in all figures: 1024 pixels for 170 mm."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def draw_all(result: Result, folder: Path, title: str) -> tuple[list[PageFigure]
                 module.TITLE,
                 module.CAPTION,
                 tuple(module.METRICS),
-                _inline(svg),
+                _inline(svg, f"f{module.ORDER}"),
                 download(frame, name, title),
                 pack(pointed_values(figure)),
                 _narrow(module, frame, name),
@@ -87,7 +91,7 @@ def _narrow(module: ModuleType, frame: pd.DataFrame, name: str) -> str:
     figure = module.plot(frame, width="single")
     with tempfile.TemporaryDirectory() as folder:
         svg = save_figure(figure, folder, name, ("svg",))[0].read_text(encoding="utf-8")
-    return pack({"svg": _inline(svg), "hover": pointed_values(figure)})
+    return pack({"svg": _inline(svg, f"f{module.ORDER}"), "hover": pointed_values(figure)})
 
 
 def page_colour(colour: str) -> str:
@@ -95,12 +99,23 @@ def page_colour(colour: str) -> str:
     return _PAGE_COLOURS.get(colour, colour)
 
 
-def _inline(svg: str) -> Markup:
-    """Convert one of our SVG files to inline SVG, which fills its container and uses the page's colours."""
+def _inline(svg: str, prefix: str) -> Markup:
+    """Convert one of our SVG files to inline SVG, which fills its container and uses the page's colours.
+
+    Looks that several elements share become classes, whose names begin with ``prefix``: a fifth of the size.
+    """
     svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
+    points = float(re.search(r'viewBox="0 0 ([\d.]+)', head)[1])  # type: ignore[index]
     head = re.sub(r' (?:width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
     for colour, variable in _PAGE_COLOURS.items():
         rest = re.sub(rf'(style="[^"]*){colour.lower()}', rf"\g<1>{variable}", rest)
         rest = re.sub(rf'(style="[^"]*){colour.lower()}', rf"\g<1>{variable}", rest)  # fill and stroke
-    return Markup(f'{head} aria-hidden="true" focusable="false">{rest}')
+    counts = Counter(re.findall(r'style="([^"]*)"', rest))
+    names = {look: f"{prefix}-{index}" for index, look in enumerate(look for look, n in counts.items() if n > 1)}
+    rest = re.sub(
+        r'style="([^"]*)"', lambda match: f'class="{names[match[1]]}"' if match[1] in names else match[0], rest
+    )
+    rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    looks = f'style="--wide: {points * PIXELS_PER_POINT:.0f}px" aria-hidden="true" focusable="false"'
+    return Markup(f"{head} {looks}><style>{rules}</style>{rest}")
