@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokenlens.figures.base import group_title
 from tokenlens.interventions import CONTROL, Intervention
 from tokenlens.overlays.selection import evenly_spaced
 
@@ -83,7 +84,7 @@ def replaced_strip(intervention: Intervention) -> ReplacedStrip | None:
         jpeg = _uri("jpeg", kept.jpegs[index]) if kept.jpegs else ""
         h, w = kept.untouched.shape[1:3]
         photographs.append(ReplacedPhotograph(name, jpeg, _picture(kept.untouched[index]), w, h, [*rows.values()]))
-    return ReplacedStrip(photographs, f"{replaced} at {site}", pd.concat(frames, ignore_index=True))
+    return ReplacedStrip(photographs, f"{group_title(replaced)} at {site}", pd.concat(frames, ignore_index=True))
 
 
 def _frame(name: str, target: str, by: str, site: str, block: int, cosines_hw: NDArray[np.float64]) -> pd.DataFrame:
