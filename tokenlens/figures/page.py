@@ -137,7 +137,7 @@ class StyledFigure(Figure):
         if not self._has_photographs():
             return None
         written = io.BytesIO()
-        with matplotlib_style.context(["default", self.look]):
+        with matplotlib_style.context(["default", {**self.look}]):
             self.savefig(written, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
         return written.getvalue()
 
