@@ -50,7 +50,8 @@ def keep_everything() -> RecordingObserver:
 
 
 def every_reduction() -> Reducer:
-    return Reducer(LAYOUT, {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site})
+    wanted = {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site}
+    return Reducer(LAYOUT, wanted, {"norm_stages", "updates", "pattern"})
 
 
 def traces(model: nn.Module) -> list[Any]:

@@ -10,9 +10,9 @@ from torch import nn
 
 from tokenlens.families.base import Family
 from tokenlens.metrics import (
-    PATTERN_REDUCTIONS,
     TOKEN_REDUCTIONS,
     AccumulatingMetric,
+    AttentionCallMetric,
     LatentMetric,
     Metric,
     RawTokenMetric,
@@ -61,18 +61,15 @@ class BlockGroup:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
         device = next(self.subject.model.parameters()).device
-        computed_in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric)]
+        computed_in_hooks = [
+            m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)
+        ]
         return Reducer(
             self.layout,
             wanted,
-            norm_stages="norm_stages" in needs,
-            updates="updates" in needs,
-            pattern="pattern" in needs,
+            needs,
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
             accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
-            whole_pattern=PATTERN_REDUCTIONS & needs,
-            patch_sample="patch_sample" in needs,
-            cls_values="cls_values" in needs,
             kernels=kernels_for(self.subject.layout, device),
         )
 

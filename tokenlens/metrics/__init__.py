@@ -2,10 +2,10 @@
 
 from tokenlens.metrics._jackknife import AccumulatingMetric, JackknifeMetric
 from tokenlens.metrics._per_image import (
+    AttentionCallMetric,
     AttentionMetric,
     LatentMetric,
     NormMetric,
-    PatternMetric,
     PerImageMetric,
     RawTokenMetric,
     RawTokens,
@@ -15,7 +15,6 @@ from tokenlens.metrics._per_image import (
 )
 from tokenlens.metrics.base import (
     PATTERN,
-    PATTERN_REDUCTIONS,
     RANGES,
     RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
@@ -30,18 +29,17 @@ from tokenlens.metrics.token_norm import high_norm_patches
 
 __all__ = [
     "PATTERN",
-    "PATTERN_REDUCTIONS",
     "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
     "AccumulatingMetric",
+    "AttentionCallMetric",
     "AttentionMetric",
     "JackknifeMetric",
     "LatentMetric",
     "Metric",
     "NamedArray",
     "NormMetric",
-    "PatternMetric",
     "PerImageMetric",
     "RawTokenMetric",
     "RawTokens",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import NormParameters
-from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.recording.capture import NormCall
 from tokenlens.tokens import TokenLayout, take
 
@@ -38,6 +38,17 @@ def compute_statistics(x_BTD: Tensor, parameters: NormParameters) -> NormCall:
         return NormCall(None, (as_float(x_BTD).square().mean(-1) + parameters.eps).rsqrt())
     variance_BT, mean_BT = torch.var_mean(as_float(x_BTD), dim=-1, correction=0)
     return NormCall(mean_BT, (variance_BT + parameters.eps).rsqrt())
+
+
+def sum_values(layout: TokenLayout, row_BHT: Tensor, v_BHTd: Tensor) -> Tensor:
+    """Compute Σ_j a_j·v_j over the tokens of each group, in the order of the layout's groups, (B, H, groups, d)."""
+    weights_BHGT = row_BHT.unsqueeze(-2).repeat(1, 1, len(layout.groups), 1)
+    for index, group in enumerate(layout.groups):
+        others = torch.ones(layout.tokens, dtype=torch.bool, device=row_BHT.device)
+        others[list(layout.positions(group))] = False
+        weights_BHGT[..., index, :].masked_fill_(others, 0)
+    v_BHTd = as_float(v_BHTd)
+    return (avoid_tf32(weights_BHGT.to(v_BHTd.dtype)) @ avoid_tf32(v_BHTd)).to(v_BHTd.dtype)
 
 
 class ReductionKernels:

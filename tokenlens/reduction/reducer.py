@@ -16,20 +16,16 @@ from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
-from tokenlens.reduction.kernels import TOKENS, Reduced, ReductionKernels
-from tokenlens.reduction.pattern import WholePattern, sum_values
+from tokenlens.reduction.kernels import TOKENS, Reduced, ReductionKernels, sum_values
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
     NormSummary,
-    PatternReduction,
-    PatternSummary,
     Reduction,
     Summary,
     SummaryType,
     TokenSummary,
     UpdateSummary,
-    to_float64,
 )
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
 
@@ -49,15 +45,12 @@ class Reducer:
     Args:
         layout: the model's tokens. Where special tokens stand between patches, all summaries have them in front.
         wanted: the sums over patches to compute at each site.
-        norm_stages: whether norms are followed stage by stage.
-        updates: whether to compute inner products of updates and residuals.
-        pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
-        raw: name, sites and function of each metric that is computed from the tokens themselves.
+        needs: what metrics request besides: ``norm_stages``, ``updates``, ``pattern``, ``cls_values``,
+            ``patch_sample`` of ``Metric.needs``.
+        raw: name, sites and function of each metric that is computed from the activation itself: tokens, the call of an
+            attention (site ``pattern``) or pooled tokens. The function gets the layout, the block and the activation.
         accumulate: sites and function of each metric that sums tokens of several images itself, given block and site,
             the indices of the images and the tokens.
-        whole_pattern: reductions of every row of the attention pattern.
-        cls_values: whether to sum the values over each token group, weighted by the attention of CLS.
-        patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
     """
 
@@ -65,34 +58,25 @@ class Reducer:
         self,
         layout: TokenLayout,
         wanted: Mapping[str, set[Reduction]],
-        norm_stages: bool = True,
-        updates: bool = True,
-        pattern: bool = True,
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any], Any]]] = (),
+        needs: Collection[str] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any, Any], Any]]] = (),
         accumulate: Iterable[tuple[tuple[str, ...], Callable[[Key, list[int], Tensor], None]]] = (),
-        whole_pattern: Collection[PatternReduction] = (),
-        patch_sample: bool = False,
-        cls_values: bool = False,
         kernels: ReductionKernels | None = None,
     ) -> None:
         self.layout = layout.with_contiguous_patches()
         self.wanted = wanted
-        self.norm_stages = norm_stages
-        self.updates = updates
-        self.pattern = pattern
+        self.needs = needs
         self.raw = list(raw)
-        self.cls_values = cls_values
         self.accumulate = list(accumulate)
         self._order = None if layout.contiguous else torch.tensor(layout.contiguous_order)
         # The same positions in every image, in an order of which any beginning is spread over the grid.
         positions = np.random.RandomState(0).permutation(self.layout.positions("patch"))[:SAMPLED_PATCHES]
-        self._sampled = torch.from_numpy(positions) if patch_sample else None
+        self._sampled = torch.from_numpy(positions) if "patch_sample" in needs else None
         self._kernels = ReductionKernels(self.layout) if kernels is None else kernels
-        self._whole_pattern = WholePattern(self.layout, whole_pattern)
         # The same sums at all token sites: several sites may be the same tensor, which is reduced once.
         everywhere: set[str] = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
         absolute = {site for site, names in wanted.items() if "patch_abs_sum" in names}
-        if norm_stages and absolute & set(NORM_SITES):
+        if "norm_stages" in needs and absolute & set(NORM_SITES):
             # A residual site is usually the input of a norm; asking there too lets one pass serve both.
             absolute |= _RESIDUALS
         squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
@@ -119,7 +103,6 @@ class Reducer:
         self._images, self._residual = len(indices), None
         self._waiting.clear()
         self._recent.clear()
-        self._whole_pattern.start()
         self._indices = self._indices + indices
 
     def end(self) -> None:
@@ -127,7 +110,6 @@ class Reducer:
         self._reduce_waiting()
         self._residual = None
         self._recent.clear()
-        self._whole_pattern.end()
 
     @property
     def images(self) -> int:
@@ -155,16 +137,16 @@ class Reducer:
         self._compute_raw(key, x_BTD)
         self._passes(TokenSummary, key)  # sites stay in the order in which tokens pass them
         residual: Tensor | None = None
-        if self.updates and site in (Site.RESID_PRE, Site.RESID_MID):
+        if "updates" in self.needs and site in (Site.RESID_PRE, Site.RESID_MID):
             # Held until the branch's update arrives; the block itself holds it as long.
             self._residual = x_BTD
-        elif self.updates and site in (Site.ATTN_OUT, Site.MLP_OUT):
+        elif "updates" in self.needs and site in (Site.ATTN_OUT, Site.MLP_OUT):
             residual, self._residual = self._residual, None
         if self._waits(x_BTD):
             self._waiting.append((x_BTD, x_BTD._version, key))
             return
         self._reduce_waiting()
-        if self.norm_stages and site in _RESIDUALS and self._missing(x_BTD, site):
+        if "norm_stages" in self.needs and site in _RESIDUALS and self._missing(x_BTD, site):
             self._waiting.append((x_BTD, x_BTD._version, key))
         elif residual is None:
             self._keep(key, self._reduce(x_BTD, site))
@@ -188,7 +170,7 @@ class Reducer:
         """Reduce a norm's output and, where wanted, its input and stages."""
         x_BTD, y_BTD, key = self._in_order(x_BTD), self._in_order(y_BTD), (block, str(site))
         self._compute_raw(key, y_BTD)
-        if not self.norm_stages:
+        if "norm_stages" not in self.needs:
             self._keep(key, self._reduce(y_BTD, site))
             return
         keys = [key for *_, key in self._waiting] if self._waits(x_BTD) else []
@@ -222,21 +204,16 @@ class Reducer:
             if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
                 reduced = self._kernels.reduce_tokens(x, {*TOKENS, *(self.wanted[site] & _LINEAR)})
                 self._keep((block, site), TokenSummary(self.layout, **reduced))
-        if self.pattern:
+        if "pattern" in self.needs:
             reduced = self._kernels.reduce_attention(call)
-            if self.cls_values and "cls_row" in reduced:
+            if "cls_values" in self.needs and "cls_row" in reduced:
                 reduced["cls_values"] = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
             self._keep((block, "pattern"), AttentionSummary(self.layout, **reduced))
-        if self._whole_pattern.wanted:
-            self._keep((block, "pattern"), PatternSummary(self.layout, **self._whole_pattern.reduce(block, call)))
+        self._compute_raw((block, "pattern"), call)
 
     def pooled(self, pooled: PooledTokens) -> None:
         """Compute the metrics of the latent that pools the tokens."""
-        for name, sites, function in self.raw:
-            if Site.POOL in sites:
-                self._raw.setdefault(name, {}).setdefault((None, str(Site.POOL)), []).append(
-                    function(self.layout, pooled)
-                )
+        self._compute_raw((None, str(Site.POOL)), pooled)
 
     # -- what is kept
 
@@ -261,13 +238,14 @@ class Reducer:
     def _passes(self, kind: SummaryType, key: Key) -> list[Summary]:
         return self._summaries.setdefault(kind, {}).setdefault(key, [])
 
-    def _compute_raw(self, key: Key, x: Tensor) -> None:
+    def _compute_raw(self, key: Key, activation: Any) -> None:
         for sites, add in self.accumulate:
             if key[1] in sites:
-                add(key, self._indices[-len(x) :], x)
+                add(key, self._indices[-self._images :], activation)
         for name, sites, function in self.raw:
             if key[1] in sites:
-                self._raw.setdefault(name, {}).setdefault(key, []).append(function(self.layout, to_float64(x)))
+                values = function(self.layout, key[0], activation)
+                self._raw.setdefault(name, {}).setdefault(key, []).append(values)
 
     def _waits(self, x: Tensor) -> bool:
         return bool(self._waiting) and self._waiting[0][0] is x and self._waiting[0][1] == x._version
