@@ -61,14 +61,12 @@ class BlockGroup:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
         device = next(self.subject.model.parameters()).device
-        computed_in_hooks = [
-            m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)
-        ]
+        in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)]
         return Reducer(
             self.layout,
             wanted,
             needs,
-            raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
+            raw=[(metric.name, metric.chosen_sites, metric.look) for metric in in_hooks],
             accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
             kernels=kernels_for(self.subject.layout, device),
         )
