@@ -18,7 +18,7 @@ from tokenlens.metrics import (
     RawTokenMetric,
     Subject,
 )
-from tokenlens.reduction.choice import kernels_for
+from tokenlens.reduction.choice import choose_kernels
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import Reduction
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
@@ -63,12 +63,12 @@ class BlockGroup:
         device = next(self.subject.model.parameters()).device
         in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)]
         return Reducer(
-            self.layout,
+            self.subject.layout,
             wanted,
             needs,
             raw=[(metric.name, metric.chosen_sites, metric.look) for metric in in_hooks],
             accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
-            kernels=kernels_for(self.subject.layout, device),
+            kernels=choose_kernels(device)[0](self.subject.layout),
         )
 
     @property
@@ -105,7 +105,7 @@ def group_blocks(
             sites |= {str(Site.POOL)} if family.pooling(module) is not None else set()
         subject = Subject(
             module,
-            own.with_contiguous_patches(),
+            own,
             len(modules),
             frozenset(sites),
             keep_images,

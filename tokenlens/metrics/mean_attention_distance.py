@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from tokenlens.metrics._per_image import AttentionCallMetric, Values
 from tokenlens.metrics.base import Subject
 from tokenlens.recording import AttentionCall
 from tokenlens.reduction.summaries import to_float64
-from tokenlens.tokens import TokenLayout
+from tokenlens.tokens import TokenLayout, take
 
 
 def grid_distances(rows: int, columns: int) -> Tensor:
@@ -37,15 +38,16 @@ def attention_distances(pattern_BHRP: Tensor, distances_RP: Tensor) -> Tensor:
 def mean_attention_distance(pattern_BHPP: Tensor, grid: tuple[int, int]) -> Tensor:
     """Compute the mean over patches i of Σ_j A_ij·‖i − j‖ / Σ_j A_ij, in patches, (B, H), ≥ 0.
 
-    Patches that pay no attention to patches are left out.
+        Patches that pay no attention to patches are left out.
 
-    Args:
-        pattern_BHPP: attention of patches to patches, in row-major order of the grid; rows need not sum to 1.
-        grid: rows and columns of the patch grid.
+        Args:
+            pattern_BHPP: attention of patches to patches, in row-major order of the grid; rows need not sum to 1.
+            grid: rows and columns of the patch grid.
 
-    >>> import torch
-    >>> mean_attention_distance(torch.ones(1, 1, 3, 3), (1, 3))
-    tensor([[0.8889]])
+        >>> import numpy as np
+    import torch
+        >>> mean_attention_distance(torch.ones(1, 1, 3, 3), (1, 3))
+        tensor([[0.8889]])
     """
     distances_PP = grid_distances(*grid).to(pattern_BHPP.dtype).to(pattern_BHPP.device)
     return attention_distances(pattern_BHPP, distances_PP).nanmean(-1)
@@ -81,13 +83,14 @@ class MeanAttentionDistance(AttentionCallMetric):
 
     def look(self, layout: TokenLayout, block: int, call: AttentionCall) -> Values:
         """Compute the distances of one block, a few rows at a time."""
-        first, parts = layout.patch_slice.start, []
+        positions, parts = np.array(layout.patch_positions), []
         for rows, pattern_BHRT in call.row_blocks():
             if self._distances_PP is None:
                 # In two steps: not every device has float64.
                 self._distances_PP = grid_distances(*layout.grid).to(pattern_BHRT.dtype).to(pattern_BHRT.device)
-            start, stop = (min(max(row, first), first + layout.patches) for row in (rows.start, rows.stop))
-            pattern_BHRP = layout.patches_of(pattern_BHRT[..., start - rows.start : stop - rows.start, :], -1)
-            parts.append(attention_distances(pattern_BHRP, self._distances_PP[start - first : stop - first]))
+            first, end = np.searchsorted(positions, (rows.start, rows.stop)).tolist()  # patches among these rows
+            chosen = tuple((positions[first:end] - rows.start).tolist())
+            pattern_BHRP = layout.patches_of(take(pattern_BHRT, chosen, -2), -1)
+            parts.append(attention_distances(pattern_BHRP, self._distances_PP[first:end]))
         distance = to_float64(torch.cat(parts, dim=-1)).nanmean(-1)
         return {("distance", "patch-patch"): distance, ("over_uniform", "patch-patch"): distance / self._uniform}

@@ -178,11 +178,6 @@ class NormCall(NamedTuple):
         """Return the statistics of tokens (T, B, D) as those of (B, T, D)."""
         return NormCall(None if self.mean_BT is None else self.mean_BT.T, self.rstd_BT.T)
 
-    def reordered(self, order: Tensor) -> NormCall:
-        """Return the statistics of tokens in another order."""
-        mean_BT = None if self.mean_BT is None else self.mean_BT.index_select(1, order)
-        return NormCall(mean_BT, self.rstd_BT.index_select(1, order))
-
 
 _NORMS = {
     getattr(aten, name): index

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from tokenlens.families import BlockTaps, Family, Pooling, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, NormCall, NormCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
-
-_Capture = TypeVar("_Capture", AttentionCapture, NormCapture)
 
 
 class IncompleteRecording(ValueError):
@@ -61,13 +59,8 @@ class Observer(Protocol):
 def _first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, tuple | list):
-        if value and isinstance(value[0], Tensor):  # nearly always
-            return value[0]
-        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
-    if isinstance(value, Mapping):
-        return next((found for item in value.values() if (found := _first_tensor(item)) is not None), None)
-    return None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for item in items if (found := _first_tensor(item)) is not None), None)
 
 
 def resolve_blocks(blocks: Iterable[int], count: int) -> list[int]:
@@ -198,7 +191,7 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-            self._hook_attention(block, taps)
+            self._hook_attention(block, taps.attention, taps)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
@@ -236,26 +229,18 @@ class Recorder:
             self._hook_split_norm(block, site, module)
             return
 
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = _first_tensor((args, kwargs))
+        def begin(x: Tensor | None) -> NormCapture:
             self._check_tokens(block, site, x, sequence_first)
             assert x is not None
-            self._begin_capture(NormCapture(x))
+            return NormCapture(x)
 
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            capture = self._end_capture(NormCapture)
-            x, y = _first_tensor((args, kwargs)), _first_tensor(output)
-            if capture is None or x is None or y is None:  # the norm raised
-                return
-            call = capture.call
+        def end(call: NormCall | None, x: Tensor, y: Tensor) -> None:
             if sequence_first:
                 x, y, call = x.transpose(0, 1), y.transpose(0, 1), None if call is None else call.transposed()
             assert x.shape == y.shape
             self._notify(y, self.observer.norm, block, site, module, x, y, call)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        # always_call: the capture must also end when the module raises.
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._capture(module, begin, end)
 
     def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
         """Join the special tokens, which come first, and the patches that a model norms one after the other."""
@@ -275,17 +260,19 @@ class Recorder:
         for norm in dict.fromkeys((module.cls, module.patch)):
             self._handles.append(norm.register_forward_hook(after))
 
-    def _hook_attention(self, block: int, taps: BlockTaps) -> None:
-        assert taps.attention is not None
+    def _hook_attention(self, block: int, module: nn.Module, taps: BlockTaps) -> None:
         self.expected.add((block, "attention"))
 
-        def observe(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
-            self._mark_seen((block, "attention"))
-            self._notify(call.q_BHTd, self.observer.attention, block, call)
+        def begin(x: Tensor | None) -> AttentionCapture:
+            images = 1 if x is None else x.shape[taps.sequence_first]
+            return AttentionCapture(images, self._layouts[block].tokens, taps.parallel, taps.queries)
 
-        self._capture(
-            taps.attention, self._layouts[block].tokens, taps.parallel, taps.queries, observe, taps.sequence_first
-        )
+        def end(call: AttentionCall | None, _x: Tensor, _y: Tensor) -> None:
+            if call is not None:
+                self._mark_seen((block, "attention"))
+                self._notify(call.q_BHTd, self.observer.attention, block, call)
+
+        self._capture(module, begin, end)
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
         key, layout = (None, str(Site.POOL)), self.layout
@@ -293,50 +280,45 @@ class Recorder:
         if pooling.patches_only:
             layout = TokenLayout(layout.grid, (), patch_size=layout.patch_size)
 
-        def observe(call: AttentionCall, x_BTD: Tensor, y: Tensor) -> None:
-            layout.check(x_BTD.shape[1])
-            self._mark_seen(key)
-            self._notify(x_BTD, pooled, PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
+        def begin(x_BTD: Tensor | None) -> AttentionCapture:
+            return AttentionCapture(1 if x_BTD is None else len(x_BTD), layout.tokens, queries=pooling.latents)
 
-        self._capture(pooling.module, layout.tokens, 1, pooling.latents, observe)
+        def end(call: AttentionCall | None, x_BTD: Tensor, y: Tensor) -> None:
+            if call is not None:
+                layout.check(x_BTD.shape[1])
+                self._mark_seen(key)
+                self._notify(x_BTD, pooled, PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
+
+        self._capture(pooling.module, begin, end)
 
     def _capture(
         self,
         module: nn.Module,
-        tokens: int,
-        parallel: int,
-        queries: int | None,
-        observe: Callable[[AttentionCall, Tensor, Tensor], None],
-        sequence_first: bool = False,
+        begin: Callable[[Tensor | None], AttentionCapture | NormCapture],
+        end: Callable[[Any, Tensor, Tensor], None],
     ) -> None:
-        """Capture the attention inside a module, and pass it on with the module's input and output."""
+        """Capture what kernels compute inside a module, and pass it on with the module's input and output."""
+        active: list[AttentionCapture | NormCapture] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x_BTD = _first_tensor((args, kwargs))
-            images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            self._begin_capture(AttentionCapture(images, tokens, parallel, queries))
+            capture = begin(_first_tensor((args, kwargs)))
+            capture.__enter__()
+            for captures in (active, self._captures):
+                captures.append(capture)
 
         def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            capture = self._end_capture(AttentionCapture)
+            if not active:  # the module never began
+                return
+            capture = active.pop()
+            self._captures.remove(capture)
+            capture.__exit__(None, None, None)
             x, y = _first_tensor((args, kwargs)), _first_tensor(output)
-            if capture is not None and capture.call is not None and x is not None and y is not None:
-                observe(capture.call, x, y)
+            if x is not None and y is not None:  # the module raised otherwise
+                end(capture.call, x, y)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        # always_call: the capture must also end when the attention module raises.
+        # always_call: the capture must also end when the module raises.
         self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
-
-    def _begin_capture(self, capture: AttentionCapture | NormCapture) -> None:
-        capture.__enter__()
-        self._captures.append(capture)
-
-    def _end_capture(self, kind: type[_Capture]) -> _Capture | None:
-        """End the innermost capture and return it; None if it is of another kind, because its module never began."""
-        capture = self._captures[-1] if self._captures else None
-        if not isinstance(capture, kind):
-            return None
-        self._captures.pop().__exit__(None, None, None)
-        return capture
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"
