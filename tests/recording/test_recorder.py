@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 import tokenlens
 from tests.metrics import _cases
 from tests.metrics._cases import CASES, images, stored
+from tokenlens.analysis.record import RecordingObserver
 from tokenlens.families.base import find_family
 from tokenlens.recording.recorder import IncompleteRecording, Recorder, evaluating
-from tokenlens.recording.recording import Recording, RecordingObserver
+from tokenlens.recording.recording import Recording
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.tokens import Site, TokenLayout
 

@@ -32,7 +32,7 @@ from tokenlens.interventions._statistics import TokenStatistics
 from tokenlens.interventions._targets import CONTROL, check_target, chosen_tokens, generator
 from tokenlens.interventions.base import Replaced, Replacement, replacements
 from tokenlens.models.loading import LoadedModel, load_model
-from tokenlens.recording import evaluating, resolve_blocks
+from tokenlens.recording.recorder import evaluating, resolve_blocks
 from tokenlens.statistics.moments import Moments
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.seeds import check_seed

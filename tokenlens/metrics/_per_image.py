@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
-from tokenlens.recording import AttentionCall, PooledTokens
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,

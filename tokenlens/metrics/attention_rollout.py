@@ -13,8 +13,7 @@ from torch import Tensor
 from tokenlens.metrics._per_image import AttentionCallMetric, PerImageMetric, Values
 from tokenlens.metrics.attention_entropy import attention_entropy
 from tokenlens.metrics.base import NamedArray, Subject
-from tokenlens.recording import AttentionCall
-from tokenlens.recording.attention import as_float, avoid_tf32
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.reduction.summaries import BatchSummary, to_float64
 from tokenlens.statistics.moments import Moments
 from tokenlens.tokens import Key, TokenLayout, take

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenlens.metrics._per_image import AttentionCallMetric, Values
 from tokenlens.metrics.base import Subject
-from tokenlens.recording import AttentionCall
+from tokenlens.recording.attention import AttentionCall
 from tokenlens.reduction.summaries import to_float64
 from tokenlens.tokens import TokenLayout, take
 
@@ -75,9 +75,11 @@ class MeanAttentionDistance(AttentionCallMetric):
         super().__init__()
         self._uniform = 0.0
         self._distances_PP: Tensor | None = None
+        self._last_block = 0
 
     def prepare(self, subject: Subject) -> str | None:
-        """Compute the distance of uniform attention on the grid."""
+        """Compute the distance of uniform attention on the grid, and note the last block."""
+        self._last_block = subject.blocks - 1
         self._uniform = float(grid_distances(*subject.layout.grid).mean())
         return super().prepare(subject)
 
@@ -92,5 +94,7 @@ class MeanAttentionDistance(AttentionCallMetric):
             chosen = tuple((positions[first:end] - rows.start).tolist())
             pattern_BHRP = layout.patches_of(take(pattern_BHRT, chosen, -2), -1)
             parts.append(attention_distances(pattern_BHRP, self._distances_PP[first:end]))
+        if block == self._last_block:
+            self._distances_PP = None  # a P×P matrix is not kept between passes
         distance = to_float64(torch.cat(parts, dim=-1)).nanmean(-1)
         return {("distance", "patch-patch"): distance, ("over_uniform", "patch-patch"): distance / self._uniform}

@@ -100,9 +100,7 @@ class AttentionCapture(TorchDispatchMode):
         if "compute_log_sumexp" in given:
             # The same kernel then also returns the log-sum-exp, which it computes anyway.
             given["compute_log_sumexp"] = True
-            out = func(**given)
-        else:
-            out = func(*args, **kwargs)
+        out = func(**given)
         q, k, v = given["query"], given["key"], given["value"]
         if q.shape[-2] != self.queries:
             return out

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -132,11 +132,10 @@ class Recorder:
         self.blocks = resolve_blocks(range(count) if blocks is None else blocks, count)
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
-        self._handles: list[RemovableHandle] = []
+        self._stack = ExitStack()
         self._captures: list[AttentionCapture | NormCapture] = []
 
     def __enter__(self) -> Recorder:
-        assert not self._handles, "the Recorder is active already"
         try:
             for block in self.blocks:
                 self._hook_block(block)
@@ -147,17 +146,12 @@ class Recorder:
             if pooling is not None and self.pooled is not None and Site.POOL in self.sites:
                 self._hook_pooling(pooling, self.pooled)
         except BaseException:
-            self._remove()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._stack.close()
         while self._captures:
             self._captures.pop().__exit__(None, None, None)
 
@@ -191,37 +185,33 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-            self._hook_attention(block, taps.attention, taps)
+
+            def receive(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
+                self.observer.attention(block, call)
+
+            self._hook_attention((block, "attention"), taps.attention, self._layouts[block], taps, receive)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
         modules = (tap.module, *tap.plus)
-        parts: list[Tensor] = []
+        parts: list[Tensor | None] = []
 
         def observe(value: Any) -> None:
-            x = _first_tensor(value)
-            if len(modules) > 1 and x is not None:
-                parts.append(x)
-                if len(parts) < len(modules):
-                    return
-                x = torch.stack(parts).sum(0)
-                parts.clear()
-            x = self._check_tokens(block, site, x, sequence_first)
+            parts.append(_first_tensor(value))
+            if len(parts) < len(modules):
+                return
+            found = parts[0] if len(parts) == 1 else sum(part for part in parts if part is not None)
+            parts.clear()
+            x = self._check_tokens(block, site, _first_tensor(found), sequence_first)
             if tap.gain is not None:
                 x = tap.gain.detach() * x.detach()
             self._notify(x, self.observer.tokens, block, site, x)
 
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            observe((args, kwargs))
-
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            observe(output)
-
         for module in modules:
             if tap.side == "input":
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._hook(module.register_forward_pre_hook(lambda _, *given: observe(given), with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_hook(after))
+                self._hook(module.register_forward_hook(lambda _module, _args, output: observe(output)))
 
     def _hook_norm(self, block: int | None, site: Site, module: nn.Module, sequence_first: bool = False) -> None:
         self.expected.add((block, site))
@@ -258,38 +248,38 @@ class Recorder:
                 self._notify(y, self.observer.norm, block, site, module, inputs, y, None)
 
         for norm in dict.fromkeys((module.cls, module.patch)):
-            self._handles.append(norm.register_forward_hook(after))
+            self._hook(norm.register_forward_hook(after))
 
-    def _hook_attention(self, block: int, module: nn.Module, taps: BlockTaps) -> None:
-        self.expected.add((block, "attention"))
+    def _hook(self, handle: RemovableHandle) -> None:
+        self._stack.callback(handle.remove)
+
+    def _hook_attention(
+        self, key: Key, module: nn.Module, layout: TokenLayout, taps: BlockTaps, receive: Callable[..., None]
+    ) -> None:
+        """Capture the attention inside a module, and pass call, input and output on."""
+        self.expected.add(key)
 
         def begin(x: Tensor | None) -> AttentionCapture:
             images = 1 if x is None else x.shape[taps.sequence_first]
-            return AttentionCapture(images, self._layouts[block].tokens, taps.parallel, taps.queries)
+            return AttentionCapture(images, layout.tokens, taps.parallel, taps.queries)
 
-        def end(call: AttentionCall | None, _x: Tensor, _y: Tensor) -> None:
+        def end(call: AttentionCall | None, x: Tensor, y: Tensor) -> None:
             if call is not None:
-                self._mark_seen((block, "attention"))
-                self._notify(call.q_BHTd, self.observer.attention, block, call)
+                self._mark_seen(key)
+                self._notify(x, receive, call, x, y)
 
         self._capture(module, begin, end)
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
-        key, layout = (None, str(Site.POOL)), self.layout
-        self.expected.add(key)
+        layout = self.layout
         if pooling.patches_only:
             layout = TokenLayout(layout.grid, (), patch_size=layout.patch_size)
 
-        def begin(x_BTD: Tensor | None) -> AttentionCapture:
-            return AttentionCapture(1 if x_BTD is None else len(x_BTD), layout.tokens, queries=pooling.latents)
+        def receive(call: AttentionCall, x_BTD: Tensor, y: Tensor) -> None:
+            pooled(PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
 
-        def end(call: AttentionCall | None, x_BTD: Tensor, y: Tensor) -> None:
-            if call is not None:
-                layout.check(x_BTD.shape[1])
-                self._mark_seen(key)
-                self._notify(x_BTD, pooled, PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
-
-        self._capture(pooling.module, begin, end)
+        taps = BlockTaps({}, pooling.module, queries=pooling.latents)
+        self._hook_attention((None, str(Site.POOL)), pooling.module, layout, taps, receive)
 
     def _capture(
         self,
@@ -316,9 +306,9 @@ class Recorder:
             if x is not None and y is not None:  # the module raised otherwise
                 end(capture.call, x, y)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._hook(module.register_forward_pre_hook(before, with_kwargs=True))
         # always_call: the capture must also end when the module raises.
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._hook(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"

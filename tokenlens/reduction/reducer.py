@@ -68,9 +68,9 @@ class Reducer:
         self.raw = list(raw)
         self.accumulate = list(accumulate)
         # The same positions in every image, in an order of which any beginning is spread over the grid.
-        positions = np.random.RandomState(0).permutation(self.layout.positions("patch"))[:SAMPLED_PATCHES]
+        positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
         self._sampled = torch.from_numpy(positions) if "patch_sample" in needs else None
-        self._kernels = ReductionKernels(self.layout) if kernels is None else kernels
+        self._kernels = ReductionKernels(layout) if kernels is None else kernels
         # The same sums at all token sites, so that their summaries have one shape.
         linear = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names if name in _LINEAR}
         self._fields = {site: {*linear, *wanted.get(site, ())} for site in map(str, Site)}
@@ -97,14 +97,9 @@ class Reducer:
         self._reduce_waiting()
         self._residual = None
 
-    @property
-    def images(self) -> int:
-        """Number of images waiting to be collected."""
-        return len(self._indices)
-
     def collect(self) -> BatchSummary:
         """Return the summaries of all passes since the last call."""
-        raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = {
+        raw = {
             name: {
                 key: {label: torch.cat([part[label] for part in parts]) for label in parts[0]}
                 for key, parts in by_key.items()

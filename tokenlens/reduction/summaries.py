@@ -230,7 +230,7 @@ class BatchSummary:
     layout: TokenLayout
     indices: list[int]
     summaries: Mapping[SummaryType, Mapping[Key, Passes]]
-    raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
+    raw: Mapping[str, Mapping[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
     _stacks: dict[tuple[SummaryType, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
 
     def stacks(self, kind: SummaryType, sites: Iterable[str]) -> list[Stack]:
