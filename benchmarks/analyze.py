@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenlens
-from tokenlens.reduction.choice import describe_kernels
+from tokenlens.reduction.choice import choose_kernels
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
@@ -406,7 +406,7 @@ def main() -> None:
             "runs every tool on the same batch, in random order in one process. Ratios are to the plain forward pass "
             "of the same round, for elapsed time and processor time of all threads: median over rounds and bootstrap "
             "95 % interval. “plain forward again” shows the noise. Other tools only store tensors or maps; "
-            f"tokenlens computes its default metrics. Reductions in {describe_kernels(torch.device(options.device))}.",
+            f"tokenlens computes its default metrics. Reductions in {choose_kernels(torch.device(options.device))[1]}.",
             options.device,
             time_table(frames),
         )

@@ -142,13 +142,8 @@ def of_sets(found: dict[str, Any], n: int, random: np.random.RandomState) -> Ite
 def at_some_sites(state: JackknifeMetric) -> JackknifeMetric:
     """Return the metric with one of ``EVERY`` sites."""
     metric = copy.copy(state)
-    metric._stacks, metric._constants = (
-        [],
-        [{name: values[::EVERY] for name, values in constants.items()} for constants in state._constants],
-    )
-    for keys, rows in state._stacks:
-        kept = [(key, row // EVERY) for key, row in zip(keys, rows, strict=True) if row % EVERY == 0]
-        metric._stacks.append(([key for key, _ in kept], [row for _, row in kept]))
+    metric._stacks = [keys[::EVERY] for keys in state._stacks]
+    metric._constants = [{name: values[::EVERY] for name, values in known.items()} for known in state._constants]
     return metric
 
 
@@ -167,8 +162,8 @@ def numbers(state: JackknifeMetric, terms: dict[tuple[int, str], np.ndarray], dr
 
 def of_cka(found: dict[str, Any], n: int, random: np.random.RandomState) -> Iterator[tuple[tuple[Any, ...], float]]:
     """Yield the coverage of the CKA of CLS and mean patch at each block's output."""
-    [(keys, rows)] = found["metrics"]["centroid_separation"]._stacks
-    places = [(block, row) for (block, site), row in zip(keys, rows, strict=True) if site == "resid_post"]
+    [keys] = found["metrics"]["centroid_separation"]._stacks
+    places = [(block, row) for row, (block, site) in enumerate(keys) if site == "resid_post"]
     terms = [found["terms"]["centroid_separation", 0, group] for group in ("cls", "patch")]
     for block, row in places[::EVERY]:
         features = np.stack([term[:, row].astype(np.float64) for term in terms])

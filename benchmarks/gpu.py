@@ -92,11 +92,11 @@ def describe_machine() -> str:
     import triton
     from gpu_parts import DEVICE
 
-    from tokenlens.reduction.choice import describe_kernels
+    from tokenlens.reduction.choice import choose_kernels
 
     chip = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU, smoke test"
     packages = f"torch {torch.__version__}, triton {triton.__version__}, timm {timm.__version__}"
-    reductions = f"reductions in {describe_kernels(torch.device(DEVICE))}"
+    reductions = f"reductions in {choose_kernels(torch.device(DEVICE))[1]}"
     return f"{chip}; {os.cpu_count()} processors, Python {platform.python_version()}, {packages}; {reductions}"
 
 

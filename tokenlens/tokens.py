@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -186,15 +186,6 @@ class TokenLayout:
     def mean_of(self, x: Tensor, group: str, dim: int = -2) -> Tensor:
         """Return the mean over the tokens of one group of ``x`` (..., T, D), (..., D): the token if it is one."""
         return take(x, self.positions(group), dim).mean(dim)
-
-    def with_contiguous_patches(self) -> TokenLayout:
-        """Return the layout of the same tokens in the order of ``contiguous_order``."""
-        return self if self.contiguous else replace(self, patch_start=len(self.prefix), prefix_positions=())
-
-    @cached_property
-    def contiguous_order(self) -> tuple[int, ...]:
-        """The special tokens' positions followed by the patches': the order without a special token in between."""
-        return self.prefix_positions + self.patch_positions
 
     def extent(self, image_size: tuple[int, int]) -> tuple[float, float]:
         """Return height and width in pixels of the grid, whose first patch is at the top left of the image.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tokenlens.overlays.map_grid import MapGrid
-    from tokenlens.recording import Recording
+    from tokenlens.recording.recording import Recording
 
 DRAWN_BY_DEFAULT = 4
 """Images of a folder or another named source that are drawn without ``--limit``."""

@@ -37,7 +37,7 @@ APPLICABLE = [
 ]
 REDUCED_WITH_THE_NORM = (
     *("cls_patch_cosine", "patch_patch_cosine", "reg_patch_cosine", "patch_diversity"),
-    *("token_norm", "update_ratio"),
+    *("token_norm", "update_ratio", "energy_profile", "norm_differentiation"),
 )
 ATTENTION = ["attention_entropy", "attention_mass", "cls_attention_map"]
 NO_INTERVAL = ["max_over_median", "peak"]

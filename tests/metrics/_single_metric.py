@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.metrics import PATTERN_REDUCTIONS, TOKEN_REDUCTIONS, AccumulatingMetric, Metric, RawTokenMetric, Subject
+from tokenlens.metrics import (
+    TOKEN_REDUCTIONS,
+    AccumulatingMetric,
+    AttentionCallMetric,
+    Metric,
+    RawTokenMetric,
+    Subject,
+)
 from tokenlens.metrics import metrics as catalog
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.reduction.reducer import Reducer
@@ -27,15 +34,16 @@ def queries(seed: int = 0, layout: TokenLayout = ALL_GROUPS, images: int = 3, he
     return q, k
 
 
-def feed(name: str, layout: TokenLayout, images: int, show: Callable[[Reducer], None]) -> Metric:
+def feed(name: str, layout: TokenLayout, images: int, show: Callable[[Reducer], None], blocks: int = 1) -> Metric:
     """Return a metric after one batch, for which ``show`` calls the reducer as the hooks of a model would."""
     metric: Metric = catalog.get(name)()
-    reason = metric.prepare(Subject(nn.Identity(), layout, blocks=1, sites=EVERYTHING, expensive=True))
+    reason = metric.prepare(Subject(nn.Identity(), layout, blocks, sites=EVERYTHING, expensive=True))
     assert reason is None, reason
-    raw = [(name, metric.chosen_sites, metric.look)] if isinstance(metric, RawTokenMetric) else []
+    in_hooks = isinstance(metric, RawTokenMetric | AttentionCallMetric)
+    raw = [(name, metric.chosen_sites, metric.look)] if in_hooks else []
     wanted = {site: set(TOKEN_REDUCTIONS & metric.needs) for site in metric.observes}
     accumulate = [(metric.chosen_sites, metric.add_tokens)] if isinstance(metric, AccumulatingMetric) else []
-    reducer = Reducer(layout, wanted, raw=raw, accumulate=accumulate, whole_pattern=PATTERN_REDUCTIONS & metric.needs)
+    reducer = Reducer(layout, wanted, metric.needs, raw, accumulate)
     reducer.start(list(range(images)))
     with torch.no_grad():
         show(reducer)
@@ -68,7 +76,7 @@ def feed_attention(name: str, layout: TokenLayout, blocks: list[tuple[Tensor, Te
         for block, (q_BHTd, k_BHTd) in enumerate(blocks):
             reducer.attention(block, AttentionCall(q_BHTd, k_BHTd, k_BHTd, scale=1.0))
 
-    return feed(name, layout, len(blocks[0][0]), show)
+    return feed(name, layout, len(blocks[0][0]), show, len(blocks))
 
 
 def measure_attention(name: str, layout: TokenLayout, q_BHTd: Tensor, k_BHTd: Tensor) -> dict[Any, float]:

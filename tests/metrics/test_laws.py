@@ -65,7 +65,7 @@ def in_batches(name: str, split: Sequence[Sequence[int]]) -> DataLoader[Any]:
 @cache
 def analysis(name: str, split: tuple[tuple[int, ...], ...] = WHOLE, pool_images: int = 1) -> Analysis:
     # Update the metrics after each batch, not once for all of these few images.
-    with patch("tokenlens.analysis.block_group.POOL_IMAGES", pool_images):
+    with patch("tokenlens.analysis.run.POOL_IMAGES", pool_images):
         return tokenlens.analyze(model(name), in_batches(name, split), metrics="all")
 
 

@@ -22,10 +22,9 @@ from tests.metrics._single_metric import ALL_GROUPS as LAYOUT
 from tests.metrics._single_metric import feed_attention, measure_attention, queries
 from tests.support.tiny_models import KINDS, MODELS, images
 from tokenlens.analysis.finite import NonFiniteActivation
-from tokenlens.metrics.attention_rollout import attention_rollout
+from tokenlens.metrics.attention_rollout import AttentionRollout, attention_rollout
 from tokenlens.metrics.mean_attention_distance import mean_attention_distance
 from tokenlens.recording.attention import AttentionCall
-from tokenlens.reduction.reducer import Reducer
 from tokenlens.tokens import TokenLayout
 
 FEW = settings(max_examples=25, deadline=None)
@@ -133,11 +132,9 @@ def test_rollout_of_uniform_attention():
 
 
 def test_blocks_out_of_order_and_no_block_are_refused():
-    reducer = Reducer(LAYOUT, {}, whole_pattern={"rollout"})
-    reducer.start([0, 1, 2])
     q, k = queries()
     with pytest.raises(ValueError, match=r"order.*expected block 0, got block 1"):
-        reducer.attention(1, AttentionCall(q, k, k))
+        AttentionRollout().look(LAYOUT, 1, AttentionCall(q, k, k))
     with pytest.raises(ValueError, match="at least one block"):
         attention_rollout([])
 
@@ -174,14 +171,11 @@ class Largest(TorchDispatchMode):
 
 def test_never_the_whole_pattern_of_all_heads():
     layout = TokenLayout(grid=(16, 16))
-    reducer = Reducer(layout, {}, pattern=False, whole_pattern={"rollout", "patch_distance"})
-    reducer.start([0])
     q = torch.randn(1, 8, layout.tokens, 4)
-    reducer.attention(0, AttentionCall(q, q, q))  # the first call allocates the buffers
-    with Largest() as largest:
-        for block in (1, 2):
-            reducer.attention(block, AttentionCall(q, q, q))
-    assert largest.elements == layout.patches * layout.tokens
+    for name in BOTH:
+        with Largest() as largest:
+            feed_attention(name, layout, [(q, q)] * 3)
+        assert largest.elements <= layout.tokens**2
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 import tokenlens
 from tests.metrics import _cases
 from tests.metrics._cases import CASES, images, stored
+from tokenlens.analysis.record import RecordingObserver
 from tokenlens.families.base import find_family
 from tokenlens.recording.recorder import IncompleteRecording, Recorder, evaluating
-from tokenlens.recording.recording import Recording, RecordingObserver
+from tokenlens.recording.recording import Recording
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.tokens import Site, TokenLayout
 
@@ -50,7 +51,8 @@ def keep_everything() -> RecordingObserver:
 
 
 def every_reduction() -> Reducer:
-    return Reducer(LAYOUT, {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site})
+    wanted = {str(site): {"unit_patch_sum", "patch_sum", "patch_abs_sum"} for site in Site}
+    return Reducer(LAYOUT, wanted, {"norm_stages", "updates", "pattern"})
 
 
 def traces(model: nn.Module) -> list[Any]:

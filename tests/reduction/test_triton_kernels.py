@@ -62,6 +62,7 @@ def test_the_kernels_compile(monkeypatch, tmp_path, channels):
     constants = {"CHANNELS": channels, "x_channel": 1, "other_channel": 1, **blocks}
     num_warps = constants.pop("num_warps")
     f32 = [f"{name}_ptr" for name in ("norms", "prefix", "sums", "lengths", "mean", "weight")]
+    tokens = dict.fromkeys(f32[:3], "*fp32")
     sums = {"SUMS": 5, "UNIT": 0, "PLAIN": 1, "ABS": 2, "CENTRED": 3, "WEIGHTED": 4}
     norm = constants | {"PREFIXES": 1} | sums
     update = norm | dict.fromkeys(sums, -1)
@@ -70,7 +71,7 @@ def test_the_kernels_compile(monkeypatch, tmp_path, channels):
         (triton_kernels._token_kernel, {"x_ptr": "*bf16"} | dict.fromkeys(f32, "*fp32"), norm),
         (
             triton_kernels._token_kernel,
-            {"x_ptr": "*fp16", "other_ptr": "*fp32", "products_ptr": "*fp32", "sums_ptr": "*fp32"},
+            {"x_ptr": "*fp16", "other_ptr": "*fp32", "products_ptr": "*fp32", **tokens},
             update,
         ),
         (

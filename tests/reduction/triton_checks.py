@@ -26,8 +26,8 @@ from tokenlens.recording.attention import AttentionCall, log_sum_exp
 from tokenlens.recording.capture import AttentionCapture
 from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction import triton_kernels
-from tokenlens.reduction.choice import describe_kernels
-from tokenlens.reduction.kernels import TOKENS, ReductionKernels
+from tokenlens.reduction.choice import choose_kernels
+from tokenlens.reduction.kernels import ReductionKernels
 from tokenlens.reduction.triton_kernels import TritonKernels
 from tokenlens.tokens import TokenLayout
 
@@ -53,12 +53,12 @@ def reduce_tokens(
     kernels: ReductionKernels, x: Tensor, sums: Any = BOTH, other: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Run every reduction of tokens (B, T, D) or (B, H, T, d)."""
-    return kernels.reduce_tokens(x, (*TOKENS, *sums, "patch_abs_sum"), other)
+    return kernels.reduce_tokens(x, (*sums, "patch_abs_sum"), other)
 
 
 def reduce_norm(kernels: ReductionKernels, x: Tensor, y: Tensor, parameters: NormParameters) -> list[Tensor]:
     """Run every reduction of a norm, and of its input and output."""
-    wanted = (*TOKENS, *BOTH, "patch_abs_sum")
+    wanted = (*BOTH, "patch_abs_sum")
     parts = kernels.reduce_norm(x, y, parameters, None, wanted, wanted)
     return [part[name] for part in parts for name in sorted(part)]
 
@@ -99,7 +99,7 @@ def no_torch_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("left to torch")
 
     with monkeypatch.context() as patch:
-        for method in ("reduce_tokens", "reduce_norm", "reduce_attention"):
+        for method in ("reduce_tokens", "_stages_from_input", "reduce_attention"):
             patch.setattr(ReductionKernels, method, refuse)
         yield
 
@@ -310,7 +310,7 @@ def test_few_launches_a_block(monkeypatch, name):
             launch(self, *args, **kwargs)
 
     monkeypatch.setenv("TOKENLENS_KERNELS", "triton")
-    describe_kernels(torch.device("cpu"))  # tries a kernel
+    choose_kernels(torch.device("cpu"))  # tries a kernel
     monkeypatch.setattr(triton_kernels, "_SMALLEST_TILE", 8)
     monkeypatch.setattr(Recorder, "run", counted_run)
     monkeypatch.setattr(InterpretedFunction, "run", counted_launch)

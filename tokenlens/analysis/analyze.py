@@ -22,7 +22,7 @@ from tokenlens.metrics import Metric
 from tokenlens.metrics import metrics as metric_catalog
 from tokenlens.models.loading import load_model
 from tokenlens.recording.recorder import evaluating
-from tokenlens.reduction.choice import describe_kernels
+from tokenlens.reduction.choice import choose_kernels
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.seeds import check_seed
 
@@ -125,7 +125,7 @@ def analyze(
         **({"notes": run.notes} if run.notes else {}),
         "seed": seed,
         "device": str(weights.device),
-        "kernels": describe_kernels(weights.device),
+        "kernels": choose_kernels(weights.device)[1],
         "dtype": "bfloat16 autocast" if amp else str(weights.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "world_size": world_size,

@@ -10,7 +10,6 @@ from torch import nn
 
 from tokenlens.families.base import Family
 from tokenlens.metrics import (
-    PATTERN_REDUCTIONS,
     TOKEN_REDUCTIONS,
     AccumulatingMetric,
     AttentionCallMetric,
@@ -19,7 +18,7 @@ from tokenlens.metrics import (
     RawTokenMetric,
     Subject,
 )
-from tokenlens.reduction.choice import kernels_for
+from tokenlens.reduction.choice import choose_kernels
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import Reduction
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
@@ -62,21 +61,14 @@ class BlockGroup:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
         device = next(self.subject.model.parameters()).device
-        computed_in_hooks = [
-            m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)
-        ]
+        in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)]
         return Reducer(
-            self.layout,
+            self.subject.layout,
             wanted,
-            norm_stages="norm_stages" in needs,
-            updates="updates" in needs,
-            pattern="pattern" in needs,
-            raw=[(metric.name, metric.chosen_sites, metric.look) for metric in computed_in_hooks],
+            needs,
+            raw=[(metric.name, metric.chosen_sites, metric.look) for metric in in_hooks],
             accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
-            whole_pattern=PATTERN_REDUCTIONS & needs,
-            patch_sample="patch_sample" in needs,
-            cls_values="cls_values" in needs,
-            kernels=kernels_for(self.subject.layout, device),
+            kernels=choose_kernels(device)[0](self.subject.layout),
         )
 
     @property
@@ -113,7 +105,7 @@ def group_blocks(
             sites |= {str(Site.POOL)} if family.pooling(module) is not None else set()
         subject = Subject(
             module,
-            own.with_contiguous_patches(),
+            own,
             len(modules),
             frozenset(sites),
             keep_images,

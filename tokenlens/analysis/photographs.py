@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tokenlens.recording import AttentionCall, NormCall, Observer
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.capture import NormCall
+from tokenlens.recording.recorder import Observer
 from tokenlens.reduction.memory import HostCopy
 from tokenlens.tokens import Site, TokenLayout, take
 

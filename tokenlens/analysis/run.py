@@ -22,7 +22,7 @@ from tokenlens.images.preprocessing import Batch
 from tokenlens.images.sources import ImageSource, open_images
 from tokenlens.metrics import Metric, NamedArray, PerImageMetric, Row
 from tokenlens.models.loading import LoadedModel
-from tokenlens.recording import Recorder
+from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction.memory import keep_freed_memory
 from tokenlens.statistics.moments import cut_interval
 from tokenlens.tokens import TokenLayout

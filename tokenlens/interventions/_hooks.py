@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenlens.families import Family, SplitNorm, Tap
-from tokenlens.recording import IncompleteRecording
+from tokenlens.recording.recorder import IncompleteRecording
 from tokenlens.tokens import HEAD_SITES, Site, TokenLayout
 
 Change = Callable[[Tensor], Tensor | None]

@@ -29,7 +29,7 @@ from tokenlens.interventions._targets import CONTROL
 from tokenlens.interventions.base import replacements
 from tokenlens.models.loading import load_model
 from tokenlens.probes import FittedProbe, ProbeResult, load_probe
-from tokenlens.recording import evaluating
+from tokenlens.recording.recorder import evaluating
 from tokenlens.statistics.bootstrap import bootstrap_interval
 from tokenlens.storage.provenance import made_by
 from tokenlens.storage.seeds import check_seed

@@ -26,7 +26,7 @@ from tokenlens.interventions._targets import check_target, chosen_tokens, genera
 from tokenlens.interventions.base import Given, Replacement
 from tokenlens.models.loading import LoadedModel
 from tokenlens.probes import FittedProbe
-from tokenlens.recording import resolve_blocks
+from tokenlens.recording.recorder import resolve_blocks
 from tokenlens.tokens import Site, TokenLayout
 
 SiteKey = tuple[Site, int]

@@ -6,7 +6,6 @@ from tokenlens.metrics._per_image import (
     AttentionMetric,
     LatentMetric,
     NormMetric,
-    PatternMetric,
     PerImageMetric,
     RawTokenMetric,
     RawTokens,
@@ -17,7 +16,6 @@ from tokenlens.metrics._per_image import (
 from tokenlens.metrics.base import (
     BOUNDS,
     PATTERN,
-    PATTERN_REDUCTIONS,
     RANGES,
     RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
@@ -34,7 +32,6 @@ from tokenlens.metrics.token_norm import high_norm_patches
 __all__ = [
     "BOUNDS",
     "PATTERN",
-    "PATTERN_REDUCTIONS",
     "RANGES",
     "RESIDUAL_SITES",
     "TOKEN_REDUCTIONS",
@@ -47,7 +44,6 @@ __all__ = [
     "Metric",
     "NamedArray",
     "NormMetric",
-    "PatternMetric",
     "PerImageMetric",
     "RawTokenMetric",
     "RawTokens",

@@ -46,7 +46,7 @@ class JackknifeMetric(Metric):
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, str], Tensor] = {}
-        self._stacks: list[tuple[list[Key], list[int]]] = []
+        self._stacks: list[list[Key]] = []
         self._constants: list[dict[str, Array]] = []
         self.counts_G: NDArray[np.int64] = np.zeros(JACKKNIFE_GROUPS, dtype=np.int64)
 
@@ -72,9 +72,9 @@ class JackknifeMetric(Metric):
         runs = list(zip([0, *ends[:-1]], ends, strict=True))
         for index, stack in enumerate(batch.stacks(self.summary_kind, self.chosen_sites)):
             if index == len(self._stacks):
-                self._stacks.append((stack.keys, stack.rows))
+                self._stacks.append(stack.keys)
                 self._constants.append({k: _to_numpy(v) for k, v in self.constants(stack.summary).items()})
-            assert self._stacks[index] == (stack.keys, stack.rows)
+            assert self._stacks[index] == stack.keys
             for name, term in self.terms(stack.summary).items():
                 if (index, name) not in self._sums:
                     shape = (JACKKNIFE_GROUPS, term.shape[0], *term.shape[2:])
@@ -104,7 +104,7 @@ class JackknifeMetric(Metric):
         """Return one row per key, part and group."""
         rows = []
         present = np.flatnonzero(self.counts_G)
-        for index, (keys, stack_rows) in enumerate(self._stacks):
+        for index, keys in enumerate(self._stacks):
             by_group, constants = self._grouped_sums(index), self._constants[index]
             whole = {name: total.sum(axis=0) for name, total in by_group.items()}
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -121,7 +121,7 @@ class JackknifeMetric(Metric):
                     low, high = low - unseen, high + unseen
                     if part in self.no_interval:
                         low = high = np.full_like(numbers, np.nan)
-                    for i, (block, site) in zip(stack_rows, keys, strict=True):
+                    for i, (block, site) in enumerate(keys):
                         key, interval = (part, block, str(site), group, None), (low[i], high[i])
                         rows.append(make_row(key, numbers[i], self.n, self.unit_of(part), interval=interval))
         return rows

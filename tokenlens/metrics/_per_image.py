@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
-from tokenlens.recording import AttentionCall, PooledTokens
+from tokenlens.recording.attention import AttentionCall
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
     NormSummary,
-    PatternSummary,
     SummaryType,
     TokenSummary,
     UpdateSummary,
+    to_float64,
 )
 from tokenlens.statistics.moments import Moments, wilson_interval
 from tokenlens.tokens import GROUP_TITLES, HEAD_SITES, NORM_SITES, TOKEN_SITES, Key, Site, TokenLayout
@@ -102,10 +103,7 @@ class PerImageMetric(Metric):
     def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
         """Yield the keys and numbers of each stack of a batch."""
         for stack in batch.stacks(self.summary_kind, self.chosen_sites):
-            values = self.per_image(stack.summary)
-            if stack.shared:
-                values = {name: tensor[stack.rows] for name, tensor in values.items()}
-            yield stack.keys, values
+            yield stack.keys, self.per_image(stack.summary)
 
     def update(self, batch: BatchSummary) -> None:
         """Add one batch."""
@@ -208,14 +206,6 @@ class AttentionMetric(PerImageMetric):
         return ("q",)
 
 
-class PatternMetric(AttentionMetric):
-    """An opt-in metric of a ``PatternSummary``: the reductions of the whole pattern in ``needs``."""
-
-    summary_kind = PatternSummary
-    sites = ()
-    expensive_sites = (PATTERN,)
-
-
 class AttentionCallMetric(AttentionMetric):
     """An opt-in metric of the calls of attention kernels, computed in the hook: ``look`` may read every row."""
 
@@ -292,7 +282,7 @@ class LatentMetric(PerImageMetric):
         for key, values in batch.raw.get(self.name, {}).items():
             yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
 
-    def look(self, layout: TokenLayout, pooled: PooledTokens) -> Values:
+    def look(self, layout: TokenLayout, block: int | None, pooled: PooledTokens) -> Values:
         """Compute the numbers in the hook."""
         return self.per_image(pooled)
 
@@ -308,8 +298,9 @@ class RawTokenMetric(PerImageMetric):
         for key, values in batch.raw.get(self.name, {}).items():
             yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
 
-    def look(self, layout: TokenLayout, x: Tensor) -> Values:
+    def look(self, layout: TokenLayout, block: int | None, x: Tensor) -> Values:
         """Compute the numbers in the hook."""
+        x = to_float64(x)
         # The analysis stops at an image with NaN or infinity after its batch; a decomposition would fail here already.
         finite_B11 = torch.isfinite(x).all(dim=-1).all(dim=-1)[:, None, None]
         return self.per_image(RawTokens(layout, torch.where(finite_B11, x, 0)))

@@ -7,16 +7,35 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from tokenlens.metrics._per_image import PatternMetric, PerImageMetric, Values
+from tokenlens.metrics._per_image import AttentionCallMetric, PerImageMetric, Values
 from tokenlens.metrics.attention_entropy import attention_entropy
-from tokenlens.metrics.base import NamedArray
-from tokenlens.recording.attention import as_float
-from tokenlens.reduction.pattern import rollout_rows
-from tokenlens.reduction.summaries import BatchSummary, PatternSummary
+from tokenlens.metrics.base import NamedArray, Subject
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
+from tokenlens.reduction.summaries import BatchSummary, to_float64
 from tokenlens.statistics.moments import Moments
-from tokenlens.tokens import take
+from tokenlens.tokens import Key, TokenLayout, take
+
+MAP = ("map", "cls-patch")
+"""Where ``look`` puts the CLS row over the patches (B, P), of which only mean and spread are kept."""
+
+
+def rollout_rows(pattern_BHRT: Tensor, rows: slice, before_BTT: Tensor | None) -> Tensor:
+    """Compute rows of the rollout R_l = Ã_l·R_{l−1} with Ã = ½·(mean of A over heads) + ½·I, (B, R, T); each sums to 1.
+
+    Args:
+        pattern_BHRT: the same rows of the block's pattern A.
+        rows: the indices of these rows.
+        before_BTT: the rollout R_{l−1} of the previous block; None (the identity) in the first block.
+    """
+    mean_BRT = avoid_tf32(pattern_BHRT.mean(1))
+    if before_BTT is None:
+        rollout_BRT = mean_BRT / 2
+        rollout_BRT.diagonal(offset=rows.start, dim1=-2, dim2=-1).add_(0.5)
+        return rollout_BRT
+    return torch.baddbmm(before_BTT[:, rows], mean_BRT, before_BTT, beta=0.5, alpha=0.5)
 
 
 def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:
@@ -41,7 +60,7 @@ def attention_rollout(patterns: Iterable[Tensor]) -> Tensor:
     return rollout_BTT
 
 
-class AttentionRollout(PatternMetric):
+class AttentionRollout(AttentionCallMetric):
     """Rollout of the CLS row after each block: its mass on each token group, its entropy over patches, and its map.
 
     Formula: CLS row of R_l = Ã_l Ã_(l−1) ⋯ Ã_1, where Ã = ½·(mean of A over heads) + ½·I; it sums to 1.
@@ -58,7 +77,7 @@ class AttentionRollout(PatternMetric):
 
     title = "attention rollout"
     unit = {"mass": "share", "normalized_entropy": "entropy / log P"}  # noqa: RUF012
-    needs = frozenset({"cls", "several_patches", "rollout"})
+    needs = frozenset({"cls", "several_patches"})
     cost = (
         "a pass over the whole pattern and a T×T product for each image and block: about 15 % of a ViT-S forward pass "
         "at 197 tokens, 1.4 times that pass at 1370 (CPU); holds two T×T matrices per image"
@@ -68,24 +87,58 @@ class AttentionRollout(PatternMetric):
         super().__init__()
         self._blocks: list[int] = []
         self._maps = Moments()
+        self._rollout_BTT: Tensor | None = None
+        self._next_block = self._last_block = 0
 
-    def per_image(self, summary: PatternSummary) -> Values:
-        """Compute mass and entropy of the CLS row of the rollout."""
-        row, layout = summary.cls_rollout, summary.layout
-        assert row is not None
-        values = {("mass", f"cls-{group}"): take(row, layout.positions(group), -1).sum(-1) for group in layout.groups}
+    def prepare(self, subject: Subject) -> str | None:
+        """Note the last block, after which the T×T matrices are not kept."""
+        self._last_block = subject.blocks - 1
+        return super().prepare(subject)
+
+    def look(self, layout: TokenLayout, block: int, call: AttentionCall) -> Values:
+        """Compute mass, entropy and map of the CLS row of the rollout up to this block.
+
+        Raises:
+            ValueError: if the blocks do not arrive in order.
+        """
+        if block == 0:
+            self._next_block, self._rollout_BTT = 0, None
+        if block != self._next_block:
+            raise ValueError(
+                "attention rollout multiplies the blocks in the order in which they run, which is the order of the "
+                f"family's blocks(): expected block {self._next_block}, got block {block}"
+            )
+        self._next_block = block + 1
+        rollout_BTT: Tensor | None = None
+        for rows, pattern_BHRT in call.row_blocks():
+            part_BRT = rollout_rows(pattern_BHRT, rows, self._rollout_BTT)
+            if rollout_BTT is None:
+                rollout_BTT = part_BRT.new_empty(len(part_BRT), layout.tokens, layout.tokens)
+            rollout_BTT[:, rows] = part_BRT
+        assert rollout_BTT is not None
+        self._rollout_BTT = None if block == self._last_block else rollout_BTT
+        row_BT = to_float64(layout.mean_of(rollout_BTT, "cls"))
+        values = {
+            ("mass", f"cls-{group}"): take(row_BT, layout.positions(group), -1).sum(-1) for group in layout.groups
+        }
         if layout.attention_bias:
-            values["mass", "cls-bias"] = 1 - row.sum(-1)
-        entropy = attention_entropy(layout.patches_of(row, -1))
-        return values | {("normalized_entropy", "cls-patch"): entropy / math.log(layout.patches)}
+            values["mass", "cls-bias"] = 1 - row_BT.sum(-1)
+        patches_BP = layout.patches_of(row_BT, -1)
+        entropy_B = attention_entropy(patches_BP) / math.log(layout.patches)
+        return values | {("normalized_entropy", "cls-patch"): entropy_B, MAP: patches_BP}
+
+    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
+        """Yield the numbers without the maps."""
+        for keys, values in super().results(batch):
+            yield keys, {name: value for name, value in values.items() if name != MAP}
 
     def update(self, batch: BatchSummary) -> None:
         """Add one batch."""
         super().update(batch)
-        for stack in batch.stacks(self.summary_kind, self.chosen_sites):
-            maps_NBP = stack.summary.layout.patches_of(stack.summary.cls_rollout, -1)
-            self._blocks = [block for block, _ in stack.keys if block is not None]
-            self._maps.update(maps_NBP.transpose(0, 1).flatten(1).cpu().numpy())
+        found = batch.raw.get(self.name, {})
+        if found:
+            self._blocks = [block for block, _ in found if block is not None]
+            self._maps.update(torch.cat([values[MAP] for values in found.values()], dim=1).cpu().numpy())
 
     def merge(self, other: PerImageMetric) -> None:
         """Add the images of another instance."""

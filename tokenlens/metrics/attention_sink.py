@@ -11,8 +11,7 @@ from torch import Tensor
 from tokenlens.families import AttentionOutput
 from tokenlens.metrics._per_image import OF_IMAGES, AttentionCallMetric, Values
 from tokenlens.metrics.base import Subject
-from tokenlens.recording import AttentionCall
-from tokenlens.recording.attention import as_float, avoid_tf32
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.tokens import TokenLayout
 
 MOST = 0.5

@@ -17,7 +17,7 @@ from torch import nn
 
 from tokenlens.catalog import Catalog
 from tokenlens.families import Family
-from tokenlens.reduction.summaries import BatchSummary, PatternReduction, Reduction
+from tokenlens.reduction.summaries import BatchSummary, Reduction
 from tokenlens.tokens import GROUP_TITLES, GROUPS, Key, Site, TokenLayout
 
 metrics = Catalog("tokenlens.metrics", "metric", base="Metric")
@@ -28,16 +28,13 @@ PATTERN = "pattern"
 RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
 
 TOKEN_REDUCTIONS = frozenset[Reduction](get_args(Reduction))
-PATTERN_REDUCTIONS = frozenset[PatternReduction](get_args(PatternReduction))
 NEEDS = frozenset(
     {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern", "cls_values"}
     | TOKEN_REDUCTIONS
-    | PATTERN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
 two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
-branches, the CLS row and special columns of the pattern, values weighted by the CLS row, reductions of the
-whole pattern."""
+branches, the CLS row and special columns of the pattern, values weighted by the CLS row."""
 
 BOUNDS = {
     "cosine": (-1.0, 1.0),
@@ -148,8 +145,6 @@ class Metric(ABC):
         for group in GROUPS:
             if group in self.needs and not layout.has(group):
                 return f"the model has no {GROUP_TITLES[group]} token"
-        if not subject.all_attend and self.needs & PATTERN_REDUCTIONS:
-            return "only CLS attends to the other tokens"
         chosen = set(self.chosen_sites) - {PATTERN}
         if chosen and not subject.sites & chosen:
             return f"the model has none of the sites {', '.join(sorted(chosen))}"

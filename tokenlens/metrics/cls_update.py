@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenlens.families import AttentionOutput
 from tokenlens.metrics._per_image import PerImageMetric, Values
-from tokenlens.metrics.base import Subject
+from tokenlens.metrics.base import PATTERN, Subject
 from tokenlens.reduction.summaries import AttentionSummary, BatchSummary, TokenSummary, to_float64
 from tokenlens.tokens import Key
 
@@ -97,10 +97,10 @@ class ClsUpdate(PerImageMetric):
         cls = {
             key: to_float64(stack.summary.group("cls").mean(-2)[row])
             for stack in batch.stacks(TokenSummary, ("attn_out", "norm1"))
-            for key, row in zip(stack.keys, stack.rows, strict=True)
+            for row, key in enumerate(stack.keys)
         }
-        for stack in batch.stacks(AttentionSummary):
-            for key, row in zip(stack.keys, stack.rows, strict=True):
+        for stack in batch.stacks(AttentionSummary, (PATTERN,)):
+            for row, key in enumerate(stack.keys):
                 assert key[0] is not None
                 output, update_BD = self._outputs[key[0]], cls[key[0], "attn_out"]
                 values_BHGd = stack.summary.cls_values[row]

@@ -65,15 +65,15 @@ class CosineChannels(TokenMetric):
         super().update(batch)
         self._count += len(batch.indices)
         for stack in batch.stacks(TokenSummary, self.chosen_sites):
-            self._add("", stack.keys, stack.rows, channel_contributions(stack.summary))
+            self._add("", stack.keys, channel_contributions(stack.summary))
         for stack in batch.stacks(NormSummary, NORM_SITES):
             summary: NormSummary = stack.summary
             fall_NBD = channel_contributions(summary.input) - channel_contributions(summary.output)
-            self._add("fall_", stack.keys, stack.rows, fall_NBD)
+            self._add("fall_", stack.keys, fall_NBD)
 
-    def _add(self, prefix: str, keys: list[Key], rows: list[int], values_NBD: Tensor) -> None:
+    def _add(self, prefix: str, keys: list[Key], values_NBD: Tensor) -> None:
         total_ND = to_float64(values_NBD).sum(1)
-        for key, row in zip(keys, rows, strict=True):
+        for row, key in enumerate(keys):
             known = self._sums.get((prefix, key))
             self._sums[prefix, key] = total_ND[row] if known is None else known + total_ND[row]
 

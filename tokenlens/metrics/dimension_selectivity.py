@@ -107,7 +107,7 @@ class DimensionSelectivity(JackknifeMetric):
     def arrays(self) -> dict[str, NamedArray]:
         """Return s and magnitudes, (block, channel) for norm1 and norm2, (channel,) for the final norm."""
         arrays = {}
-        for index, (keys, _) in enumerate(self._stacks):
+        for index, keys in enumerate(self._stacks):
             sums = {name: total.sum(axis=0) / self.n for name, total in self._grouped_sums(index).items()}
             for site in self.sites:
                 for side in ("input", "output"):

@@ -105,8 +105,8 @@ class EnergyProfile(Metric):
     def update(self, batch: BatchSummary) -> None:
         """Keep some tokens of the first images."""
         rows = [row for row, index in enumerate(batch.indices) if index < MAX_IMAGES]
-        stacks = batch.stacks(NormSummary, self.chosen_sites)
-        if not rows or not stacks:
+        stacks = batch.stacks(NormSummary, self.chosen_sites) if rows else []
+        if not stacks:
             return
         tokens, falls, blocks = [], [], []
         for stack in stacks:
@@ -114,8 +114,8 @@ class EnergyProfile(Metric):
             assert summary.patch_sample is not None
             tokens_NBTD = torch.cat([summary.input.group("cls").mean(2, keepdim=True), summary.patch_sample], dim=2)
             fall_NBD = channel_contributions(summary.input) - channel_contributions(summary.output)
-            tokens.append(tokens_NBTD[stack.rows][:, rows].float().cpu().numpy())
-            falls.append(fall_NBD[stack.rows][:, rows].float().cpu().numpy())
+            tokens.append(tokens_NBTD[:, rows].float().cpu().numpy())
+            falls.append(fall_NBD[:, rows].float().cpu().numpy())
             blocks += [block for block, _ in stack.keys if block is not None]
         order = np.argsort(blocks)
         self.blocks = sorted(blocks)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenlens.metrics._per_image import LatentMetric, Values
 from tokenlens.metrics.attention_entropy import attention_entropy
-from tokenlens.recording import PooledTokens
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.summaries import to_float64
 from tokenlens.tokens import TokenLayout, take
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenlens.metrics._per_image import LatentMetric, Values
-from tokenlens.recording import PooledTokens
+from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.summaries import to_float64
 
 

@@ -80,8 +80,8 @@ class MassiveChannels(JackknifeMetric):
     def arrays(self) -> dict[str, NamedArray]:
         """Return the top channels and the magnitudes, by group and site."""
         arrays = {}
-        for index, (keys, rows) in enumerate(self._stacks):
-            sums = {name: total.sum(axis=0)[rows] / self.n for name, total in self._grouped_sums(index).items()}
+        for index, keys in enumerate(self._stacks):
+            sums = {name: total.sum(axis=0) / self.n for name, total in self._grouped_sums(index).items()}
             for site in self.chosen_sites:
                 for group in _groups(sums):
                     magnitude = by_block(keys, sums[f"a_{group}"], site)

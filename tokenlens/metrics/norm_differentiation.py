@@ -152,7 +152,7 @@ class NormDifferentiation(NormMetric):
                 "cls_beta": stack.summary.parameter("bias_prefix"),
                 "patch_beta": stack.summary.parameter("bias_patch"),
             }
-            for key, row in zip(stack.keys, stack.rows, strict=True):
+            for row, key in enumerate(stack.keys):
                 self._parameters[key] = {
                     name: tensor[row, 0].float().cpu().numpy() for name, tensor in tensors.items() if tensor is not None
                 }

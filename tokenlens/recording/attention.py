@@ -22,69 +22,56 @@ def avoid_tf32(x: Tensor) -> Tensor:
     return x if torch.get_float32_matmul_precision() == "highest" else x.double()
 
 
+def _products(x_BHTd: Tensor, y_BHTd: Tensor, positions: Sequence[int], scale: float) -> Tensor:
+    """Compute the inner products of all x with the y at some positions, (B, H, T, R)."""
+    x_BHTd = as_float(x_BHTd)
+    chosen = (as_float(y_BHTd[..., position : position + 1, :]) * scale for position in positions)
+    return torch.stack([torch.linalg.vecdot(x_BHTd, y_BH1d) for y_BH1d in chosen], dim=-1)
+
+
 def attention_rows(
-    q_BHTd: Tensor,
-    k_BHTd: Tensor,
-    positions: Sequence[int],
-    scale: float,
-    bias: Tensor | None = None,
+    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """Compute rows of the pattern, softmax(q_r·Kᵀ·scale + bias), (B, H, R, T); each sums to 1.
 
     Cost O(R·T·d). ``bias`` is added to the scores and broadcastable to (B, H, T, T).
     """
-    k_BHTd = as_float(k_BHTd)
-    rows = []
-    for position in positions:
-        query_BH1d = as_float(q_BHTd[..., position : position + 1, :]) * scale
-        scores_BHT = torch.linalg.vecdot(k_BHTd, query_BH1d)
-        if bias is not None:
-            scores_BHT = scores_BHT + bias[..., position, :]
-        rows.append(scores_BHT.softmax(-1))
-    return torch.stack(rows, dim=-2)
-
-
-def log_sum_exp(
-    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None, rows_at_once: int = 128
-) -> Tensor:
-    """Compute log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T).
-
-    For kernels that do not return it. Memory is B·H·rows_at_once·T.
-    """
-    q_BHTd, k_BHTd = as_float(q_BHTd), as_float(k_BHTd)
-    dtype = q_BHTd.dtype
-    q_BHTd, k_BHTd = avoid_tf32(q_BHTd), avoid_tf32(k_BHTd)
-    tokens = q_BHTd.shape[-2]
-    parts = []
-    for start in range(0, tokens, rows_at_once):
-        scores = (q_BHTd[..., start : start + rows_at_once, :] * scale) @ k_BHTd.transpose(-1, -2)
-        if bias is not None:
-            scores = scores + bias[..., start : start + rows_at_once, :]
-        parts.append(scores.logsumexp(-1).to(dtype))
-    return torch.cat(parts, dim=-1)
+    scores_BHTR = _products(k_BHTd, q_BHTd, positions, scale)
+    if bias is not None:
+        scores_BHTR = scores_BHTR + bias[..., list(positions), :].mT
+    return scores_BHTR.softmax(-2).mT
 
 
 def attention_columns(
-    q_BHTd: Tensor,
-    k_BHTd: Tensor,
-    positions: Sequence[int],
-    scale: float,
-    lse_BHT: Tensor,
-    bias: Tensor | None = None,
+    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, lse_BHT: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Compute columns of the pattern, exp(q_i·k_r·scale + bias − lse_i), (B, H, T, R), in [0, 1].
 
     Cost O(R·T·d). ``lse_BHT`` is the log of each row's softmax denominator, which flash kernels return.
     """
+    scores_BHTR = _products(q_BHTd, k_BHTd, positions, scale)
+    if bias is not None:
+        scores_BHTR = scores_BHTR + bias[..., list(positions)]
+    return (scores_BHTR - lse_BHT.unsqueeze(-1)).exp()
+
+
+def _score_blocks(
+    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None, rows_at_once: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield q·Kᵀ·scale + bias in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end."""
     q_BHTd = as_float(q_BHTd)
-    columns = []
-    for position in positions:
-        key_BH1d = as_float(k_BHTd[..., position : position + 1, :]) * scale
-        scores_BHT = torch.linalg.vecdot(q_BHTd, key_BH1d)
-        if bias is not None:
-            scores_BHT = scores_BHT + bias[..., :, position]
-        columns.append((scores_BHT - lse_BHT).exp())
-    return torch.stack(columns, dim=-1)
+    # Contiguous: with a strided K this takes twice as long on a ViT-S.
+    k_BHdT = avoid_tf32(as_float(k_BHTd)).transpose(-1, -2).contiguous()
+    for start in range(0, q_BHTd.shape[-2], rows_at_once):
+        rows = slice(start, min(start + rows_at_once, q_BHTd.shape[-2]))
+        scores_BHRT = (avoid_tf32(q_BHTd[..., rows, :]) * scale) @ k_BHdT
+        yield rows, scores_BHRT if bias is None else scores_BHRT + bias[..., rows, :]
+
+
+def log_sum_exp(q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Compute log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T), for kernels that do not return it."""
+    blocks = _score_blocks(q_BHTd, k_BHTd, scale, bias, rows_at_once=128)
+    return torch.cat([scores.logsumexp(-1) for _, scores in blocks], dim=-1).to(as_float(q_BHTd[:0]).dtype)
 
 
 @dataclass
@@ -134,20 +121,6 @@ class AttentionCall:
             self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
         return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
 
-    def reordered(self, order: Tensor) -> AttentionCall:
-        """Return the call with all tokens in another order; a bias with one row or column for all tokens keeps it."""
-
-        def select(x: Any, *dims: int) -> Any:
-            for dim in dims:
-                if x is not None and x.shape[dim] > 1:
-                    behind = torch.arange(len(order), x.shape[dim], device=order.device)  # of an attention bias
-                    x = x.index_select(dim, torch.cat([order, behind]))
-            return x
-
-        q, k, v = (select(x, -2) for x in (self.q_BHTd, self.k_BHTd, self.v_BHTd))
-        bias, pattern = select(self.bias, -2, -1), select(self.pattern_BHTT, -2, -1)
-        return AttentionCall(q, k, v, self.scale, bias, select(self.lse_BHT, -1), pattern, self.learned)
-
     def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the pattern in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end.
 
@@ -156,20 +129,14 @@ class AttentionCall:
         if self.learned is not None:
             yield from ((rows, x[..., :-1]) for rows, x in self.over_all_keys().row_blocks(rows_at_once))
             return
-        tokens = self.q_BHTd.shape[-2]
-        q_BHTd = as_float(self.q_BHTd)
-        # Contiguous: with a strided K this takes twice as long on a ViT-S.
-        k_BHdT = avoid_tf32(as_float(self.k_BHTd)).transpose(-1, -2).contiguous() if self.pattern_BHTT is None else None
-        for start in range(0, tokens, rows_at_once):
-            rows = slice(start, min(start + rows_at_once, tokens))
-            if k_BHdT is None:
-                assert self.pattern_BHTT is not None
-                yield rows, as_float(self.pattern_BHTT[..., rows, :])
-                continue
-            scores_BHRT = (avoid_tf32(q_BHTd[..., rows, :]) * self.scale) @ k_BHdT
-            if self.bias is not None:
-                scores_BHRT = scores_BHRT + self.bias[..., rows, :]
-            yield rows, scores_BHRT.softmax(-1).to(q_BHTd.dtype)
+        if self.pattern_BHTT is None:
+            dtype = as_float(self.q_BHTd[:0]).dtype
+            for rows, scores_BHRT in _score_blocks(self.q_BHTd, self.k_BHTd, self.scale, self.bias, rows_at_once):
+                yield rows, scores_BHRT.softmax(-1).to(dtype)
+            return
+        for start in range(0, self.pattern_BHTT.shape[-2], rows_at_once):
+            pattern_BHRT = as_float(self.pattern_BHTT[..., start : start + rows_at_once, :])
+            yield slice(start, start + pattern_BHRT.shape[-2]), pattern_BHRT
 
     def pattern(self) -> Tensor:
         """Return the whole pattern, (B, H, T, T), for few images: its size is quadratic in the number of tokens."""

@@ -108,9 +108,7 @@ class AttentionCapture(TorchDispatchMode):
         if "compute_log_sumexp" in given:
             # The same kernel then also returns the log-sum-exp, which it computes anyway.
             given["compute_log_sumexp"] = True
-            out = func(**given)
-        else:
-            out = func(*args, **kwargs)
+        out = func(**given)
         q, k, v = given["query"], given["key"], given["value"]
         if q.shape[-2] != self.queries:
             return out
@@ -186,11 +184,6 @@ class NormCall(NamedTuple):
     def transposed(self) -> NormCall:
         """Return the statistics of tokens (T, B, D) as those of (B, T, D)."""
         return NormCall(None if self.mean_BT is None else self.mean_BT.T, self.rstd_BT.T)
-
-    def reordered(self, order: Tensor) -> NormCall:
-        """Return the statistics of tokens in another order."""
-        mean_BT = None if self.mean_BT is None else self.mean_BT.index_select(1, order)
-        return NormCall(mean_BT, self.rstd_BT.index_select(1, order))
 
 
 _NORMS = {

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from tokenlens.families import BlockTaps, Family, Pooling, SplitNorm, Tap
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture, NormCall, NormCapture
 from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
-
-_Capture = TypeVar("_Capture", AttentionCapture, NormCapture)
 
 
 class IncompleteRecording(ValueError):
@@ -61,13 +59,8 @@ class Observer(Protocol):
 def _first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, tuple | list):
-        if value and isinstance(value[0], Tensor):  # nearly always
-            return value[0]
-        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
-    if isinstance(value, Mapping):
-        return next((found for item in value.values() if (found := _first_tensor(item)) is not None), None)
-    return None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for item in items if (found := _first_tensor(item)) is not None), None)
 
 
 def resolve_blocks(blocks: Iterable[int], count: int) -> list[int]:
@@ -139,11 +132,10 @@ class Recorder:
         self.blocks = resolve_blocks(range(count) if blocks is None else blocks, count)
         self.expected: set[Key] = set()
         self._seen: set[Key] = set()
-        self._handles: list[RemovableHandle] = []
+        self._stack = ExitStack()
         self._captures: list[AttentionCapture | NormCapture] = []
 
     def __enter__(self) -> Recorder:
-        assert not self._handles, "the Recorder is active already"
         try:
             for block in self.blocks:
                 self._hook_block(block)
@@ -154,17 +146,12 @@ class Recorder:
             if pooling is not None and self.pooled is not None and Site.POOL in self.sites:
                 self._hook_pooling(pooling, self.pooled)
         except BaseException:
-            self._remove()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._stack.close()
         while self._captures:
             self._captures.pop().__exit__(None, None, None)
 
@@ -198,37 +185,33 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-            self._hook_attention(block, taps)
+
+            def receive(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
+                self.observer.attention(block, call)
+
+            self._hook_attention((block, "attention"), taps.attention, self._layouts[block], taps, receive)
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
         modules = (tap.module, *tap.plus)
-        parts: list[Tensor] = []
+        parts: list[Tensor | None] = []
 
         def observe(value: Any) -> None:
-            x = _first_tensor(value)
-            if len(modules) > 1 and x is not None:
-                parts.append(x)
-                if len(parts) < len(modules):
-                    return
-                x = torch.stack(parts).sum(0)
-                parts.clear()
-            x = self._check_tokens(block, site, x, sequence_first)
+            parts.append(_first_tensor(value))
+            if len(parts) < len(modules):
+                return
+            found = parts[0] if len(parts) == 1 else sum(part for part in parts if part is not None)
+            parts.clear()
+            x = self._check_tokens(block, site, _first_tensor(found), sequence_first)
             if tap.gain is not None:
                 x = tap.gain.detach() * x.detach()
             self._notify(x, self.observer.tokens, block, site, x)
 
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            observe((args, kwargs))
-
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            observe(output)
-
         for module in modules:
             if tap.side == "input":
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._hook(module.register_forward_pre_hook(lambda _, *given: observe(given), with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_hook(after))
+                self._hook(module.register_forward_hook(lambda _module, _args, output: observe(output)))
 
     def _hook_norm(self, block: int | None, site: Site, module: nn.Module, sequence_first: bool = False) -> None:
         self.expected.add((block, site))
@@ -236,26 +219,18 @@ class Recorder:
             self._hook_split_norm(block, site, module)
             return
 
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = _first_tensor((args, kwargs))
+        def begin(x: Tensor | None) -> NormCapture:
             self._check_tokens(block, site, x, sequence_first)
             assert x is not None
-            self._begin_capture(NormCapture(x))
+            return NormCapture(x)
 
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            capture = self._end_capture(NormCapture)
-            x, y = _first_tensor((args, kwargs)), _first_tensor(output)
-            if capture is None or x is None or y is None:  # the norm raised
-                return
-            call = capture.call
+        def end(call: NormCall | None, x: Tensor, y: Tensor) -> None:
             if sequence_first:
                 x, y, call = x.transpose(0, 1), y.transpose(0, 1), None if call is None else call.transposed()
             assert x.shape == y.shape
             self._notify(y, self.observer.norm, block, site, module, x, y, call)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        # always_call: the capture must also end when the module raises.
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._capture(module, begin, end)
 
     def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
         """Join the special tokens, which come first, and the patches that a model norms one after the other."""
@@ -273,78 +248,67 @@ class Recorder:
                 self._notify(y, self.observer.norm, block, site, module, inputs, y, None)
 
         for norm in dict.fromkeys((module.cls, module.patch)):
-            self._handles.append(norm.register_forward_hook(after))
+            self._hook(norm.register_forward_hook(after))
 
-    def _hook_attention(self, block: int, taps: BlockTaps) -> None:
-        assert taps.attention is not None
-        self.expected.add((block, "attention"))
+    def _hook(self, handle: RemovableHandle) -> None:
+        self._stack.callback(handle.remove)
 
-        def observe(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
-            self._mark_seen((block, "attention"))
-            self._notify(call.q_BHTd, self.observer.attention, block, call)
+    def _hook_attention(
+        self, key: Key, module: nn.Module, layout: TokenLayout, taps: BlockTaps, receive: Callable[..., None]
+    ) -> None:
+        """Capture the attention inside a module, and pass call, input and output on."""
+        self.expected.add(key)
 
-        layout = self._layouts[block]
-        self._capture(
-            taps.attention,
-            layout.tokens,
-            taps.parallel,
-            taps.queries,
-            observe,
-            taps.sequence_first,
-            biased=layout.attention_bias,
-        )
+        def begin(x: Tensor | None) -> AttentionCapture:
+            images = 1 if x is None else x.shape[taps.sequence_first]
+            return AttentionCapture(images, layout.tokens, taps.parallel, taps.queries, layout.attention_bias)
+
+        def end(call: AttentionCall | None, x: Tensor, y: Tensor) -> None:
+            if call is not None:
+                self._mark_seen(key)
+                self._notify(x, receive, call, x, y)
+
+        self._capture(module, begin, end)
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
-        key, layout = (None, str(Site.POOL)), self.layout
-        self.expected.add(key)
+        layout = self.layout
         if pooling.patches_only:
             layout = TokenLayout(layout.grid, (), patch_size=layout.patch_size)
 
-        def observe(call: AttentionCall, x_BTD: Tensor, y: Tensor) -> None:
-            layout.check(x_BTD.shape[1])
-            self._mark_seen(key)
-            self._notify(x_BTD, pooled, PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
+        def receive(call: AttentionCall, x_BTD: Tensor, y: Tensor) -> None:
+            pooled(PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
 
-        self._capture(pooling.module, layout.tokens, 1, pooling.latents, observe)
+        taps = BlockTaps({}, pooling.module, queries=pooling.latents)
+        self._hook_attention((None, str(Site.POOL)), pooling.module, layout, taps, receive)
 
     def _capture(
         self,
         module: nn.Module,
-        tokens: int,
-        parallel: int,
-        queries: int | None,
-        observe: Callable[[AttentionCall, Tensor, Tensor], None],
-        sequence_first: bool = False,
-        biased: bool = False,
+        begin: Callable[[Tensor | None], AttentionCapture | NormCapture],
+        end: Callable[[Any, Tensor, Tensor], None],
     ) -> None:
-        """Capture the attention inside a module, and pass it on with the module's input and output."""
+        """Capture what kernels compute inside a module, and pass it on with the module's input and output."""
+        active: list[AttentionCapture | NormCapture] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x_BTD = _first_tensor((args, kwargs))
-            images = 1 if x_BTD is None else x_BTD.shape[sequence_first]
-            self._begin_capture(AttentionCapture(images, tokens, parallel, queries, biased))
+            capture = begin(_first_tensor((args, kwargs)))
+            capture.__enter__()
+            for captures in (active, self._captures):
+                captures.append(capture)
 
         def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            capture = self._end_capture(AttentionCapture)
+            if not active:  # the module never began
+                return
+            capture = active.pop()
+            self._captures.remove(capture)
+            capture.__exit__(None, None, None)
             x, y = _first_tensor((args, kwargs)), _first_tensor(output)
-            if capture is not None and capture.call is not None and x is not None and y is not None:
-                observe(capture.call, x, y)
+            if x is not None and y is not None:  # the module raised otherwise
+                end(capture.call, x, y)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        # always_call: the capture must also end when the attention module raises.
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
-
-    def _begin_capture(self, capture: AttentionCapture | NormCapture) -> None:
-        capture.__enter__()
-        self._captures.append(capture)
-
-    def _end_capture(self, kind: type[_Capture]) -> _Capture | None:
-        """End the innermost capture and return it; None if it is of another kind, because its module never began."""
-        capture = self._captures[-1] if self._captures else None
-        if not isinstance(capture, kind):
-            return None
-        self._captures.pop().__exit__(None, None, None)
-        return capture
+        self._hook(module.register_forward_pre_hook(before, with_kwargs=True))
+        # always_call: the capture must also end when the module raises.
+        self._hook(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
         where = site if block is None else f"block {block}, {site}"

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenlens.recording.attention import AttentionCall, as_float, attention_rows
-from tokenlens.recording.capture import NormCall
-from tokenlens.tokens import HEAD_SITES, Key, Site, TokenLayout
+from tokenlens.recording.attention import as_float, attention_rows
+from tokenlens.tokens import Key, TokenLayout
 
 
 @dataclass
@@ -116,49 +115,3 @@ class Recording(Mapping[Key, Tensor]):
             f"Recording({self.model}: {images} images, blocks {self.blocks}, sites {sites}, "
             f"{len(self.patterns)} patterns, {self.nbytes / 2**20:.1f} MiB)"
         )
-
-
-class RecordingObserver:
-    """The ``Observer`` that fills a ``Recording``, and raises before it would exceed its memory budget."""
-
-    def __init__(self, recording: Recording, sites: set[Site], patterns: bool | None, max_bytes: int) -> None:
-        self.recording = recording
-        self.sites = sites
-        self.patterns = patterns
-        self.max_bytes = max_bytes
-
-    def _copy(self, x: Tensor) -> Tensor:
-        self.require(x.numel() * x.element_size())
-        return x.to("cpu", copy=True)
-
-    def require(self, nbytes: int) -> None:
-        """Raise ValueError if this many more bytes would exceed the budget."""
-        total = self.recording.nbytes + nbytes
-        if total > self.max_bytes:
-            raise ValueError(
-                f"the recording would exceed its budget of {self.max_bytes / 2**20:.0f} MiB (needs at least "
-                f"{total / 2**20:.0f} MiB); record fewer images, blocks or sites, or raise max_bytes"
-            )
-
-    def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
-        """Keep a copy of the tokens."""
-        self.recording.tensors[block, str(site)] = self._copy(x_BTD)
-
-    def norm(
-        self, block: int | None, site: Site, module: nn.Module, x_BTD: Tensor, y_BTD: Tensor, call: NormCall | None
-    ) -> None:
-        """Keep a copy of the output."""
-        self.tokens(block, site, y_BTD)
-
-    def attention(self, block: int, call: AttentionCall) -> None:
-        """Keep copies of q, k and v, and of the pattern if asked for."""
-        for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
-            if site in self.sites:
-                self.recording.tensors[block, str(site)] = self._copy(x)
-        if call.pattern_BHTT is None and {Site.Q, Site.K} <= self.sites:
-            self.recording.scores[block] = call.scale, None if call.bias is None else self._copy(call.bias)
-            if call.learned is not None:
-                self.recording.learned_keys[block] = self._copy(call.learned[0][0])
-        if self.patterns or (self.patterns is None and call.pattern_BHTT is not None):
-            self.require(call.q_BHTd.shape[0] * call.q_BHTd.shape[1] * call.q_BHTd.shape[2] ** 2 * 4)
-            self.recording.patterns[block] = self._copy(call.pattern())

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import NormParameters
-from tokenlens.recording.attention import AttentionCall, as_float
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.recording.capture import NormCall
 from tokenlens.tokens import TokenLayout, take
 
 Reduced = dict[str, Tensor]
 """The fields of a summary by name."""
-
-TOKENS = ("prefix", "norms")
-"""The fields of every ``TokenSummary``."""
 
 
 def sum_patches(patches: Tensor, weights: dict[str, Tensor]) -> Reduced:
@@ -40,6 +37,17 @@ def compute_statistics(x_BTD: Tensor, parameters: NormParameters) -> NormCall:
     return NormCall(mean_BT, (variance_BT + parameters.eps).rsqrt())
 
 
+def sum_values(layout: TokenLayout, row_BHT: Tensor, v_BHTd: Tensor) -> Tensor:
+    """Compute Σ_j a_j·v_j over the tokens of each group, in the order of the layout's groups, (B, H, groups, d)."""
+    weights_BHGT = row_BHT.unsqueeze(-2).repeat(1, 1, len(layout.groups), 1)
+    for index, group in enumerate(layout.groups):
+        others = torch.ones(layout.tokens, dtype=torch.bool, device=row_BHT.device)
+        others[list(layout.positions(group))] = False
+        weights_BHGT[..., index, :].masked_fill_(others, 0)
+    v_BHTd = as_float(v_BHTd)
+    return (avoid_tf32(weights_BHGT.to(v_BHTd.dtype)) @ avoid_tf32(v_BHTd)).to(v_BHTd.dtype)
+
+
 class ReductionKernels:
     """The reductions of one model's activations.
 
@@ -54,31 +62,29 @@ class ReductionKernels:
 
         Args:
             x: the tokens.
-            wanted: fields of ``TokenSummary``; ``prefix`` and ``norms`` only together.
-            other: tokens of the same shape; gives ``product`` (B, T), the inner product with each token.
+            wanted: the sums over patches.
+            other: tokens of the same shape.
+
+        Returns:
+            The fields of ``TokenSummary``, and with ``other`` the ``product`` (B, T), the inner product of each token.
         """
         x = as_float(x)
-        patches, reduced = self.layout.patches_of(x), {}
-        if "norms" in wanted:
-            norms = torch.linalg.vector_norm(x, dim=-1)
-            reduced = self._reduce_linear(x, wanted, norms, {})
-        if "patch_abs_sum" in wanted:
-            reduced["patch_abs_sum"] = patches.abs().sum(-2)
-        if "patch_square_sum" in wanted:
-            reduced["patch_square_sum"] = patches.square().sum(-2)
+        reduced = self._reduce(x, wanted, torch.linalg.vector_norm(x, dim=-1), {})
         if other is not None:
             reduced["product"] = torch.linalg.vecdot(x, other.to(x.dtype))
         return reduced
 
-    def _reduce_linear(self, x: Tensor, wanted: Collection[str], norms: Tensor, weights: dict[str, Tensor]) -> Reduced:
-        """Return norms, prefix tokens and sums of patches, those with further weights (..., P) in the same product."""
-        norms_P = self.layout.patches_of(norms, -1)
-        if "norms" in wanted:
-            both = {"unit_patch_sum": norms_P.reciprocal(), "patch_sum": torch.ones_like(norms_P)}
-            weights = {name: weight for name, weight in both.items() if name in wanted} | weights
-        reduced = sum_patches(self.layout.patches_of(x), weights)
-        if "norms" in wanted:
-            reduced |= {"norms": norms, "prefix": take(x, self.layout.prefix_positions, -2).clone()}
+    def _reduce(self, x: Tensor, wanted: Collection[str], norms: Tensor, weights: dict[str, Tensor]) -> Reduced:
+        """Return all fields, and sums of patches with further weights (..., P) from the same product."""
+        patches, norms_P = self.layout.patches_of(x), self.layout.patches_of(norms, -1)
+        linear = {"unit_patch_sum": norms_P.reciprocal(), "patch_sum": torch.ones_like(norms_P)}
+        weights = {name: weight for name, weight in linear.items() if name in wanted} | weights
+        reduced = sum_patches(patches, weights) | {"norms": norms}
+        reduced["prefix"] = take(x, self.layout.prefix_positions, -2).clone()
+        if "patch_abs_sum" in wanted:
+            reduced["patch_abs_sum"] = patches.abs().sum(-2)
+        if "patch_square_sum" in wanted:
+            reduced["patch_square_sum"] = patches.square().sum(-2)
         return reduced
 
     def reduce_norm(
@@ -97,60 +103,58 @@ class ReductionKernels:
             y_BTD: output.
             parameters: the parameters of the norm.
             call: the statistics of the norm's kernel; None if it did not report them.
-            before: fields wanted of the input.
-            after: fields wanted of the output.
+            before: sums over patches wanted of the input.
+            after: those of the output.
 
         Returns:
             The fields of input, output, and of the stages: ``patch_lengths``, ``centred_patch_sum``,
             ``weighted_patch_sum`` and ``mean`` of ``NormSummary``.
         """
         output = self.reduce_tokens(y_BTD, after)
+        weight_D, found = parameters.weight_patch, None
+        if call is not None and x_BTD.dtype == y_BTD.dtype == output["norms"].dtype:
+            found = self._stages_from_output(x_BTD, y_BTD, parameters, call, before, output["norms"])
         mean_BT = (compute_statistics(x_BTD, parameters) if call is None else call).mean_BT
-        means_BP = None if mean_BT is None else self.layout.patches_of(mean_BT, -1)
-        weight_D = parameters.weight_patch
-        same = "norms" in output and x_BTD.dtype == y_BTD.dtype == output["norms"].dtype
-        known = self._lengths_from_output(y_BTD, parameters, call, output["norms"]) if call and same else None
-        if known is None:
-            reduced = self.reduce_tokens(x_BTD, before)
-            centred_BPD = as_float(self.layout.patches_of(x_BTD))
-            if means_BP is not None:
-                # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ.
-                centred_BPD = centred_BPD - means_BP.unsqueeze(-1)
-            lengths_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
-            weights = {"centred_patch_sum": lengths_BP.reciprocal()}
-            if weight_D is not None:
-                weighted_BPD = centred_BPD * weight_D.to(centred_BPD.dtype)
-                weights["weighted_patch_sum"] = torch.linalg.vector_norm(weighted_BPD, dim=-1).reciprocal()
-            stages = sum_patches(centred_BPD, weights)
-        else:
-            norms_BT, lengths_BP, weights = known
-            reduced = self._reduce_linear(x_BTD, before, norms_BT, weights)
-            reduced |= self.reduce_tokens(x_BTD, {"patch_abs_sum", "patch_square_sum"} & set(before))
-            stages = {name: reduced.pop(name) for name in weights}
-            if means_BP is not None:  # Σ w_i (x_i − μ_i) = Σ w_i x_i − Σ w_i μ_i
-                stages = {
-                    name: total - torch.linalg.vecdot(weights[name], means_BP).unsqueeze(-1)
-                    for name, total in stages.items()
-                }
-        if weight_D is None:
-            stages["weighted_patch_sum"] = stages["centred_patch_sum"]
-        else:
-            stages["weighted_patch_sum"] = stages["weighted_patch_sum"] * weight_D.to(lengths_BP.dtype)
-        return reduced, output, stages | {"patch_lengths": lengths_BP} | ({} if mean_BT is None else {"mean": mean_BT})
+        reduced, stages = found or self._stages_from_input(x_BTD, mean_BT, weight_D, before)
+        stages.setdefault("weighted_patch_sum", stages["centred_patch_sum"])
+        if weight_D is not None:
+            stages["weighted_patch_sum"] = stages["weighted_patch_sum"] * weight_D.to(stages["patch_lengths"].dtype)
+        return reduced, output, stages | ({} if mean_BT is None else {"mean": mean_BT})
 
-    def _lengths_from_output(
-        self, y_BTD: Tensor, parameters: NormParameters, call: NormCall, after_BT: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
-        """Return ‖x‖ (B, T), ‖x − μ‖ (B, P) and the inverse lengths after each stage, or None where that loses digits.
+    def _stages_from_input(
+        self, x_BTD: Tensor, mean_BT: Tensor | None, weight_D: Tensor | None, before: Collection[str]
+    ) -> tuple[Reduced, Reduced]:
+        """Reduce the input, and the stages to lengths and Σ_i (x_i − μ_i) over the lengths after each stage."""
+        centred_BPD = as_float(self.layout.patches_of(x_BTD))
+        if mean_BT is not None:
+            # Subtract, then square: E[x²] − μ² cancels where |μ| ≫ σ.
+            centred_BPD = centred_BPD - self.layout.patches_of(mean_BT, -1).unsqueeze(-1)
+        lengths_BP = torch.linalg.vector_norm(centred_BPD, dim=-1)
+        weights = {"centred_patch_sum": lengths_BP.reciprocal()}
+        if weight_D is not None:
+            weighted_BPD = centred_BPD * weight_D.to(centred_BPD.dtype)
+            weights["weighted_patch_sum"] = torch.linalg.vector_norm(weighted_BPD, dim=-1).reciprocal()
+        return self.reduce_tokens(x_BTD, before), sum_patches(centred_BPD, weights) | {"patch_lengths": lengths_BP}
+
+    def _stages_from_output(
+        self,
+        x_BTD: Tensor,
+        y_BTD: Tensor,
+        parameters: NormParameters,
+        call: NormCall,
+        before: Collection[str],
+        after_BT: Tensor,
+    ) -> tuple[Reduced, Reduced] | None:
+        """Do the same without a tensor x − μ, or return None where that loses digits; ``after_BT`` is ‖y‖.
 
         With v = 1/rstd² − ε: ‖x‖² = D·(v + μ²), ‖x − μ‖² = D·v and ‖γ⊙(x − μ)‖ = ‖y − β‖/rstd. Only on the CPU, where
         looking at numbers does not wait for a device.
         """
         if y_BTD.device.type != "cpu":
             return None
-        patches_of, channels = self.layout.patches_of, y_BTD.shape[-1]
+        patches_of, channels, mean_BT = self.layout.patches_of, y_BTD.shape[-1], call.mean_BT
         variance_BT = call.rstd_BT.pow(-2).sub_(parameters.eps)
-        squares_BT = variance_BT if call.mean_BT is None else variance_BT + call.mean_BT.square()
+        squares_BT = variance_BT if mean_BT is None else variance_BT + mean_BT.square()
         # ε that is large beside v loses digits of it, and a mean that is large beside σ those of centred sums.
         if not bool(((squares_BT + parameters.eps) / variance_BT).amax() <= 17):  # NaN, too
             return None
@@ -165,7 +169,13 @@ class ReductionKernels:
                     return None
                 norms_BP = squares_BP.sqrt_()
             weights["weighted_patch_sum"] = patches_of(call.rstd_BT, -1) / norms_BP
-        return torch.sqrt(squares_BT * channels), lengths_BP, weights
+        reduced = self._reduce(x_BTD, before, torch.sqrt(squares_BT * channels), weights)
+        stages = {name: reduced.pop(name) for name in weights}
+        if mean_BT is not None:  # Σ w_i (x_i − μ_i) = Σ w_i x_i − Σ w_i μ_i
+            means_BP = patches_of(mean_BT, -1)
+            for name, weight_BP in weights.items():
+                stages[name] = stages[name] - torch.linalg.vecdot(weight_BP, means_BP).unsqueeze(-1)
+        return reduced, stages | {"patch_lengths": lengths_BP}
 
     def reduce_attention(self, call: AttentionCall) -> Reduced:
         """Reduce one attention call to ``cls_row`` and ``patch_to_prefix`` of ``AttentionSummary``.

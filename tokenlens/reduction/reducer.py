@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -16,22 +15,18 @@ from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
-from tokenlens.reduction.kernels import TOKENS, Reduced, ReductionKernels
-from tokenlens.reduction.pattern import WholePattern, sum_values
+from tokenlens.reduction.kernels import Reduced, ReductionKernels, sum_values
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
     NormSummary,
-    PatternReduction,
-    PatternSummary,
     Reduction,
     Summary,
     SummaryType,
     TokenSummary,
     UpdateSummary,
-    to_float64,
 )
-from tokenlens.tokens import HEAD_SITES, NORM_SITES, Key, Site, TokenLayout
+from tokenlens.tokens import HEAD_SITES, Key, Site, TokenLayout
 
 SAMPLED_PATCHES = 8
 """Number of patches of each image in ``NormSummary.patch_sample``."""
@@ -47,17 +42,14 @@ class Reducer:
     call.
 
     Args:
-        layout: the model's tokens. Where special tokens stand between patches, all summaries have them in front.
+        layout: the model's tokens.
         wanted: the sums over patches to compute at each site.
-        norm_stages: whether norms are followed stage by stage.
-        updates: whether to compute inner products of updates and residuals.
-        pattern: whether to compute the CLS row and the prefix columns of the attention pattern.
-        raw: name, sites and function of each metric that is computed from the tokens, or the call of attention, itself.
+        needs: what metrics request besides: ``norm_stages``, ``updates``, ``pattern``, ``cls_values``,
+            ``patch_sample`` of ``Metric.needs``.
+        raw: name, sites and function of each metric that is computed from the activation itself: tokens, the call of an
+            attention (site ``pattern``) or pooled tokens. The function gets the layout, the block and the activation.
         accumulate: sites and function of each metric that sums tokens of several images itself, given block and site,
             the indices of the images and the tokens.
-        whole_pattern: reductions of every row of the attention pattern.
-        cls_values: whether to sum the values over each token group, weighted by the attention of CLS.
-        patch_sample: whether to copy some patches of norm1's input.
         kernels: the implementation of the reductions; by default torch operations.
     """
 
@@ -65,48 +57,29 @@ class Reducer:
         self,
         layout: TokenLayout,
         wanted: Mapping[str, set[Reduction]],
-        norm_stages: bool = True,
-        updates: bool = True,
-        pattern: bool = True,
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[..., Any]]] = (),
+        needs: Collection[str] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any, Any], Any]]] = (),
         accumulate: Iterable[tuple[tuple[str, ...], Callable[[Key, list[int], Tensor], None]]] = (),
-        whole_pattern: Collection[PatternReduction] = (),
-        patch_sample: bool = False,
-        cls_values: bool = False,
         kernels: ReductionKernels | None = None,
     ) -> None:
-        self.layout = layout.with_contiguous_patches()
+        self.layout = layout
         self.wanted = wanted
-        self.norm_stages = norm_stages
-        self.updates = updates
-        self.pattern = pattern
+        self.needs = needs
         self.raw = list(raw)
-        self.cls_values = cls_values
         self.accumulate = list(accumulate)
-        self._order = None if layout.contiguous else torch.tensor(layout.contiguous_order)
         # The same positions in every image, in an order of which any beginning is spread over the grid.
-        positions = np.random.RandomState(0).permutation(self.layout.positions("patch"))[:SAMPLED_PATCHES]
-        self._sampled = torch.from_numpy(positions) if patch_sample else None
-        self._kernels = ReductionKernels(self.layout) if kernels is None else kernels
-        self._whole_pattern = WholePattern(self.layout, whole_pattern)
-        # The same sums at all token sites: several sites may be the same tensor, which is reduced once.
-        everywhere: set[str] = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names}
-        absolute = {site for site, names in wanted.items() if "patch_abs_sum" in names}
-        if norm_stages and absolute & set(NORM_SITES):
-            # A residual site is usually the input of a norm; asking there too lets one pass serve both.
-            absolute |= _RESIDUALS
-        squares = {site for site, names in wanted.items() if "patch_square_sum" in names}
-        chosen = {"patch_abs_sum": absolute, "patch_square_sum": squares}
-        self._fields = {
-            site: {*TOKENS, *(everywhere & _LINEAR), *(name for name, sites in chosen.items() if site in sites)}
-            for site in map(str, Site)
-        }
+        positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
+        self._sampled = torch.from_numpy(positions) if "patch_sample" in needs else None
+        self._kernels = ReductionKernels(layout) if kernels is None else kernels
+        # The same sums at all token sites, so that their summaries have one shape.
+        linear = {name for site, names in wanted.items() if site not in HEAD_SITES for name in names if name in _LINEAR}
+        self._fields = {site: {*linear, *wanted.get(site, ())} for site in map(str, Site)}
         self._images = 0
         self._parameters: dict[int, NormParameters] = {}
         self._residual: Tensor | None = None
+        self._residual_norms: Tensor | None = None
         # A residual is reduced together with the stages of the norm that reads it next.
         self._waiting: list[tuple[Tensor, int, Key]] = []
-        self._recent: dict[int, tuple[weakref.ref[Tensor], int, TokenSummary]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -116,27 +89,17 @@ class Reducer:
 
     def start(self, indices: list[int]) -> None:
         """Begin a forward pass of the images with these indices."""
-        self._images, self._residual = len(indices), None
-        self._waiting.clear()
-        self._recent.clear()
-        self._whole_pattern.start()
+        self._images, self._residual, self._waiting = len(indices), None, []
         self._indices = self._indices + indices
 
     def end(self) -> None:
         """End a forward pass; nothing of the size of the tokens is held afterwards."""
         self._reduce_waiting()
         self._residual = None
-        self._recent.clear()
-        self._whole_pattern.end()
-
-    @property
-    def images(self) -> int:
-        """Number of images waiting to be collected."""
-        return len(self._indices)
 
     def collect(self) -> BatchSummary:
         """Return the summaries of all passes since the last call."""
-        raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = {
+        raw = {
             name: {
                 key: {label: torch.cat([part[label] for part in parts]) for label in parts[0]}
                 for key, parts in by_key.items()
@@ -151,30 +114,32 @@ class Reducer:
 
     def tokens(self, block: int | None, site: Site, x_BTD: Tensor) -> None:
         """Reduce the tokens of a site; those of an update together with its residual."""
-        x_BTD, key = self._in_order(x_BTD), (block, str(site))
+        key = (block, str(site))
+        self._check_images(x_BTD)
         self._compute_raw(key, x_BTD)
         self._passes(TokenSummary, key)  # sites stay in the order in which tokens pass them
-        residual: Tensor | None = None
-        if self.updates and site in (Site.RESID_PRE, Site.RESID_MID):
-            # Held until the branch's update arrives; the block itself holds it as long.
-            self._residual = x_BTD
-        elif self.updates and site in (Site.ATTN_OUT, Site.MLP_OUT):
-            residual, self._residual = self._residual, None
         if self._waits(x_BTD):
             self._waiting.append((x_BTD, x_BTD._version, key))
-            return
-        self._reduce_waiting()
-        if self.norm_stages and site in _RESIDUALS and self._missing(x_BTD, site):
-            self._waiting.append((x_BTD, x_BTD._version, key))
-        elif residual is None:
-            self._keep(key, self._reduce(x_BTD, site))
         else:
-            before, found = self._reduce(residual, site), self._missing(x_BTD, site)
-            reduced = self._kernels.reduce_tokens(x_BTD, found, residual)
-            product = reduced.pop("product")
-            summary = self._remember(x_BTD, reduced)
-            self._keep(key, summary)
-            self._keep(key, UpdateSummary(self.layout, product, summary.norms, before.norms))
+            self._reduce_waiting()
+        residual: Tensor | None = None
+        if "updates" in self.needs and site in (Site.RESID_PRE, Site.RESID_MID):
+            # Held until the branch's update arrives; the block itself holds it as long.
+            self._residual, self._residual_norms = x_BTD, None
+        elif "updates" in self.needs and site in (Site.ATTN_OUT, Site.MLP_OUT):
+            residual, self._residual = self._residual, None
+        if self._waiting:
+            return
+        if "norm_stages" in self.needs and site in _RESIDUALS:
+            self._waiting.append((x_BTD, x_BTD._version, key))
+            return
+        reduced = self._kernels.reduce_tokens(x_BTD, self._fields[site], residual)
+        product = reduced.pop("product", None)
+        summary = self._summarize(x_BTD, reduced, [key])
+        if residual is not None and product is not None:
+            if self._residual_norms is None:
+                self._residual_norms = torch.linalg.vector_norm(as_float(residual), dim=-1)
+            self._keep(key, UpdateSummary(self.layout, product, summary.norms, self._residual_norms))
 
     def norm(
         self,
@@ -186,29 +151,24 @@ class Reducer:
         call: NormCall | None = None,
     ) -> None:
         """Reduce a norm's output and, where wanted, its input and stages."""
-        x_BTD, y_BTD, key = self._in_order(x_BTD), self._in_order(y_BTD), (block, str(site))
+        key = (block, str(site))
+        self._check_images(y_BTD)
         self._compute_raw(key, y_BTD)
-        if not self.norm_stages:
-            self._keep(key, self._reduce(y_BTD, site))
+        if "norm_stages" not in self.needs:
+            self._summarize(y_BTD, self._kernels.reduce_tokens(y_BTD, self._fields[site]), [key])
             return
-        keys = [key for *_, key in self._waiting] if self._waits(x_BTD) else []
+        keys = [other for *_, other in self._waiting] if self._waits(x_BTD) else []
         if keys:
-            self._waiting.clear()
+            self._waiting = []
         self._reduce_waiting()
         if id(module) not in self._parameters:
             self._parameters[id(module)] = norm_parameters(module)
         parameters = self._parameters[id(module)]
         if call is not None and (call.mean_BT is None) != (parameters.kind == "rms"):
             call = None
-        if call is not None and self._order is not None:
-            call = call.reordered(self._order)
-        wanted = {name for _, read in (key, *keys) for name in self._missing(x_BTD, read)}
-        missing = self._missing(y_BTD, site)
-        before, after, stages = self._kernels.reduce_norm(x_BTD, y_BTD, parameters, call, wanted, missing)
-        summaries = self._remember(x_BTD, before), self._remember(y_BTD, after)
-        for other in keys:
-            self._keep(other, summaries[0])
-        self._keep(key, summaries[1])
+        wanted = self._fields[site].union(*(self._fields[read] for _, read in keys))
+        before, after, stages = self._kernels.reduce_norm(x_BTD, y_BTD, parameters, call, wanted, self._fields[site])
+        summaries = self._summarize(x_BTD, before, keys), self._summarize(y_BTD, after, [key])
         if self._sampled is not None and site == Site.NORM1:
             self._sampled = self._sampled.to(x_BTD.device)
             stages["patch_sample"] = as_float(x_BTD.index_select(1, self._sampled))
@@ -217,55 +177,44 @@ class Reducer:
 
     def attention(self, block: int, call: AttentionCall) -> None:
         """Reduce q, k and v per head, and the attention pattern."""
-        call = call if self._order is None else call.reordered(self._order.to(call.q_BHTd.device))
         for site, x in zip(HEAD_SITES, (call.q_BHTd, call.k_BHTd, call.v_BHTd), strict=True):
             if site in self.wanted and x.shape[-2] == self.layout.tokens:  # where only CLS attends, q is shorter
-                reduced = self._kernels.reduce_tokens(x, {*TOKENS, *(self.wanted[site] & _LINEAR)})
+                reduced = self._kernels.reduce_tokens(x, self.wanted[site] & _LINEAR)
                 self._keep((block, site), TokenSummary(self.layout, **reduced))
-        if self.pattern:
+        if "pattern" in self.needs:
             reduced = self._kernels.reduce_attention(call)
-            bias_BHT = None if call.learned is None else call.bias_mass()
-            if bias_BHT is not None:
-                reduced["bias_mass"] = bias_BHT
-            if self.cls_values and "cls_row" in reduced:
+            if call.learned is not None:
+                reduced["bias_mass"] = call.bias_mass()
+            if "cls_values" in self.needs and "cls_row" in reduced:
                 values_BHGd = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
-                if call.learned is not None and bias_BHT is not None:
-                    cls_BH11 = self.layout.mean_of(bias_BHT, "cls", -1)[..., None, None]
-                    values_BHGd = torch.cat([values_BHGd, cls_BH11 * as_float(call.learned[1])], dim=-2)
+                if call.learned is not None:
+                    bias_BH11 = self.layout.mean_of(reduced["bias_mass"], "cls", -1)[..., None, None]
+                    values_BHGd = torch.cat([values_BHGd, bias_BH11 * as_float(call.learned[1])], dim=-2)
                 reduced["cls_values"] = values_BHGd
             self._keep((block, "pattern"), AttentionSummary(self.layout, **reduced))
-        if self._whole_pattern.wanted:
-            self._keep((block, "pattern"), PatternSummary(self.layout, **self._whole_pattern.reduce(block, call)))
-        for name, sites, function in self.raw:
-            if "pattern" in sites:
-                self._raw.setdefault(name, {}).setdefault((block, "pattern"), []).append(
-                    function(self.layout, block, call)
-                )
+        self._compute_raw((block, "pattern"), call)
 
     def pooled(self, pooled: PooledTokens) -> None:
         """Compute the metrics of the latent that pools the tokens."""
-        for name, sites, function in self.raw:
-            if Site.POOL in sites:
-                self._raw.setdefault(name, {}).setdefault((None, str(Site.POOL)), []).append(
-                    function(self.layout, pooled)
-                )
+        self._compute_raw((None, str(Site.POOL)), pooled)
 
     # -- what is kept
 
-    def _in_order(self, x: Tensor) -> Tensor:
-        """Return tokens with the special ones in front, where some stand between patches.
-
-        Raises:
-            ValueError: if these are not the tokens of the images of this forward pass.
-        """
+    def _check_images(self, x: Tensor) -> None:
+        """Raise ValueError unless these are the tokens of the images of this forward pass."""
         if len(x) != self._images:
             raise ValueError(
                 f"a site has {len(x)} images in a forward pass of {self._images}; every site must see each one once"
             )
-        if self._order is None:
-            return x
-        self._order = self._order.to(x.device)
-        return x.index_select(-2, self._order)
+
+    def _summarize(self, x: Tensor, reduced: Reduced, keys: list[Key]) -> TokenSummary:
+        """Keep the summary of a tensor for all sites that it stands for."""
+        summary = TokenSummary(self.layout, **reduced)
+        for key in keys:
+            self._keep(key, summary)
+        if x is self._residual:
+            self._residual_norms = summary.norms
+        return summary
 
     def _keep(self, key: Key, summary: Summary) -> None:
         self._passes(type(summary), key).append(summary)
@@ -273,50 +222,22 @@ class Reducer:
     def _passes(self, kind: SummaryType, key: Key) -> list[Summary]:
         return self._summaries.setdefault(kind, {}).setdefault(key, [])
 
-    def _compute_raw(self, key: Key, x: Tensor) -> None:
+    def _compute_raw(self, key: Key, activation: Any) -> None:
         for sites, add in self.accumulate:
             if key[1] in sites:
-                add(key, self._indices[-len(x) :], x)
+                add(key, self._indices[-self._images :], activation)
         for name, sites, function in self.raw:
             if key[1] in sites:
-                self._raw.setdefault(name, {}).setdefault(key, []).append(function(self.layout, to_float64(x)))
+                values = function(self.layout, key[0], activation)
+                self._raw.setdefault(name, {}).setdefault(key, []).append(values)
 
     def _waits(self, x: Tensor) -> bool:
         return bool(self._waiting) and self._waiting[0][0] is x and self._waiting[0][1] == x._version
 
     def _reduce_waiting(self) -> None:
         """Reduce the residual that waits for its norm, if there is one: no norm has read it."""
-        for x, version, key in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for x, version, key in waiting:
             if x._version != version:
                 raise ValueError("the model changed the residual stream in place where no norm had read it yet")
-            self._keep(key, self._reduce(x, key[1]))
-        self._waiting.clear()
-
-    def _reduce(self, x: Tensor, site: str) -> TokenSummary:
-        """Return the summary of a site's tokens, after reducing what is missing in it."""
-        missing = self._missing(x, site)
-        return self._remember(x, self._kernels.reduce_tokens(x, missing) if missing else {})
-
-    def _known(self, x: Tensor) -> TokenSummary | None:
-        """Return the summary of a tensor that was reduced before: a block's output is the next one's input."""
-        of, version, summary = self._recent.get(id(x), (None, 0, None))
-        return summary if of is not None and of() is x and version == x._version else None
-
-    def _missing(self, x: Tensor, site: str) -> set[str]:
-        """Return the fields that are wanted at a site and not there yet."""
-        known = self._known(x)
-        return {name for name in self._fields[site] if known is None or getattr(known, name) is None}
-
-    def _remember(self, x: Tensor, reduced: Reduced) -> TokenSummary:
-        """Return the summary of a tensor, with these fields added."""
-        summary = self._known(x)
-        if summary is None:
-            summary = TokenSummary(self.layout, **reduced)
-            self._recent.pop(id(x), None)  # the id of a tensor that is gone; entries stay in order of age
-            if len(self._recent) > 4:
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[id(x)] = weakref.ref(x), x._version, summary
-        else:
-            for name, value in reduced.items():
-                setattr(summary, name, value)
-        return summary
+            self._summarize(x, self._kernels.reduce_tokens(x, self._fields[key[1]]), [key])

@@ -24,9 +24,6 @@ from tokenlens.tokens import Key, TokenLayout, take
 Reduction = Literal["unit_patch_sum", "patch_sum", "patch_abs_sum", "patch_square_sum"]
 """Sums over patches that a metric can ask for; prefix tokens and the norms of all tokens are always kept."""
 
-PatternReduction = Literal["rollout", "patch_distance"]
-"""Reductions of the whole attention pattern that a metric can ask for; they cost a pass over every row of it."""
-
 
 def to_float64(x: Tensor) -> Tensor:
     """Convert to float64, or to float32 on devices without float64."""
@@ -164,20 +161,6 @@ class AttentionSummary:
 
 
 @dataclass
-class PatternSummary:
-    """Reductions of the whole attention pattern of one block; None if no metric asked for them.
-
-    Attributes:
-        cls_rollout: (..., T), the CLS row of the rollout up to and including this block.
-        patch_distance: (..., H), mean over patches of their ``attention_distances``, in patches.
-    """
-
-    layout: TokenLayout
-    cls_rollout: Tensor | None = None
-    patch_distance: Tensor | None = None
-
-
-@dataclass
 class UpdateSummary:
     """The update that one branch adds to the residual stream.
 
@@ -192,7 +175,7 @@ class UpdateSummary:
     residual_norms: Tensor
 
 
-Summary = TokenSummary | NormSummary | AttentionSummary | PatternSummary | UpdateSummary
+Summary = TokenSummary | NormSummary | AttentionSummary | UpdateSummary
 SummaryType = type[Summary]
 
 _SOMETIMES = ("patch_abs_sum", "patch_square_sum", "patch_sample")
@@ -223,19 +206,12 @@ class Stack:
     """Summaries of equal shape for some blocks and sites.
 
     Attributes:
-        keys: the (block, site) pairs.
-        rows: for each key its index in ``summary``; sites that are the same tensor share one.
-        summary: the stacked summary.
+        keys: the N (block, site) pairs.
+        summary: their stacked summary.
     """
 
     keys: list[Key]
-    rows: list[int]
     summary: Any
-
-    @cached_property
-    def shared(self) -> bool:
-        """Whether some keys share a row."""
-        return self.rows != list(range(len(self.keys)))
 
 
 Passes = list[Any]
@@ -250,80 +226,42 @@ class BatchSummary:
         layout: the token layout.
         indices: each image's index in the image source.
         summaries: for each type of summary and (block, site), those of all passes.
-        raw: results of metrics that are computed from the tokens themselves, by metric and (block, site).
+        raw: results of metrics that are computed from the activations themselves, by metric and (block, site).
     """
 
     layout: TokenLayout
     indices: list[int]
     summaries: Mapping[SummaryType, Mapping[Key, Passes]]
-    raw: dict[str, dict[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
-    _stacks: dict[tuple[SummaryType, tuple[str, ...] | None], list[Stack]] = field(default_factory=dict)
-    _columns: dict[tuple[Any, ...], tuple[dict[int, int], Tensor]] = field(default_factory=dict)
+    raw: Mapping[str, Mapping[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
+    _stacks: dict[tuple[SummaryType, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
 
-    def stacks(self, kind: SummaryType, sites: Iterable[str] | None = None) -> list[Stack]:
-        """Return the summaries of one type at some sites (default all), one stack for each distinct shape."""
-        chosen = None if sites is None else tuple(sites)
+    def stacks(self, kind: SummaryType, sites: Iterable[str]) -> list[Stack]:
+        """Return the summaries of one type at some sites, one stack for each distinct shape."""
+        chosen = tuple(sites)
         if (kind, chosen) not in self._stacks:
             alike: dict[Any, dict[Key, Passes]] = {}
             for key, passes in self.summaries.get(kind, {}).items():
-                if chosen is None or key[1] in chosen:
+                if key[1] in chosen:
                     alike.setdefault(_shape_of(passes[0]), {})[key] = passes
-            self._stacks[kind, chosen] = [self._stack(members) for members in alike.values()]
+            self._stacks[kind, chosen] = [
+                Stack(list(members), _join(list(members.values()))) for members in alike.values()
+            ]
         return self._stacks[kind, chosen]
 
-    def _stack(self, members: dict[Key, Passes]) -> Stack:
-        distinct = {id(passes[0]): passes for passes in members.values()}
-        rows = {identity: row for row, identity in enumerate(distinct)}
-        summary = self._join(list(distinct.values()))
-        return Stack(list(members), [rows[id(passes[0])] for passes in members.values()], summary)
 
-    def _join(self, members: Sequence[Passes]) -> Any:
-        """Return one summary of several sites and all passes; a field that some of them lack is None."""
-        values: dict[str, Any] = {}
-        for item in fields(members[0][0]):
-            parts = [[getattr(summary, item.name) for summary in passes] for passes in members]
-            first = parts[0][0]
-            if isinstance(first, TokenSummary):
-                values[item.name] = self._join(parts)
-            elif item.name == "parameters":
-                values[item.name] = [passes[0][0] for passes in parts]
-            elif isinstance(first, TokenLayout):
-                values[item.name] = first
-            elif all(passes[0] is not None for passes in parts):
-                values[item.name] = self._rows(item.name, members)
-            else:
-                values[item.name] = None
-        return type(members[0][0])(**values)
-
-    def _rows(self, name: str, members: Sequence[Passes]) -> Tensor:
-        """Return a field of several sites, (N, B, …): rows of one tensor with all sites, in float64 unless vectors."""
-        kind, shape = type(members[0][0]), getattr(members[0][0], name).shape[1:]
-        if (kind, name, shape) not in self._columns:
-            every = {id(passes[0]): passes for passes in self._all(kind) if _has(passes[0], name, shape)}
-            joined = torch.cat([getattr(summary, name) for passes in every.values() for summary in passes])
-            joined = joined.unflatten(0, (len(every), -1))
-            rows = {identity: row for row, identity in enumerate(every)}
-            self._columns[kind, name, shape] = rows, joined if name in _VECTORS else to_float64(joined)
-        rows, column = self._columns[kind, name, shape]
-        return _select_rows(column, [rows[id(passes[0])] for passes in members])
-
-    def _all(self, kind: SummaryType) -> Iterable[Passes]:
-        """Yield the summaries of one type at all sites; those of tokens include the inputs of norms."""
-        yield from self.summaries.get(kind, {}).values()
-        if kind is TokenSummary:
-            for passes in self.summaries.get(NormSummary, {}).values():
-                yield [summary.input for summary in passes]
-                yield [summary.output for summary in passes]
-
-
-def _has(summary: Any, name: str, shape: torch.Size) -> bool:
-    value = getattr(summary, name)
-    return value is not None and value.shape[1:] == shape
-
-
-def _select_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """Select rows of the first axis: a view where they are evenly spaced, as those of one site usually are."""
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
-        return x[rows[0] : rows[-1] + 1 : step]
-    return x[list(rows)]
+def _join(members: Sequence[Passes]) -> Any:
+    """Stack summaries of several sites and join all passes; in float64, except vectors."""
+    values: dict[str, Any] = {}
+    for item in fields(members[0][0]):
+        parts = [[getattr(summary, item.name) for summary in passes] for passes in members]
+        first = parts[0][0]
+        if isinstance(first, TokenSummary):
+            values[item.name] = _join(parts)
+        elif isinstance(first, Tensor) and all(passes[0] is not None for passes in parts):
+            joined = torch.cat([part for passes in parts for part in passes]).unflatten(0, (len(members), -1))
+            values[item.name] = joined if item.name in _VECTORS else to_float64(joined)
+        elif item.name == "parameters":
+            values[item.name] = [passes[0][0] for passes in parts]
+        else:
+            values[item.name] = first if isinstance(first, TokenLayout) else None
+    return type(members[0][0])(**values)

@@ -13,10 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from tokenlens.families import NormParameters
 from tokenlens.recording.attention import AttentionCall, as_float
-from tokenlens.recording.capture import NormCall
-from tokenlens.reduction.kernels import Reduced, ReductionKernels, compute_statistics
+from tokenlens.reduction.kernels import Reduced, ReductionKernels
 
 _SUMS = ("unit_patch_sum", "patch_sum", "patch_abs_sum", "centred_patch_sum", "weighted_patch_sum")
 
@@ -37,7 +35,7 @@ def _token_kernel(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr, PREFIXES: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, PLAIN: tl.constexpr,
     ABS: tl.constexpr, CENTRED: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Reduce the tokens of one tile of one image (or head); every pointer but the first may be None.
+    """Reduce the tokens of one tile of one image (or head); ``other_ptr``, ``mean_ptr`` and ``weight_ptr`` may be None.
 
     ``sums_ptr`` (images, tiles, SUMS, D) takes the sums over the patches of a tile; UNIT, PLAIN, ABS, CENTRED and
     WEIGHTED are their positions among the SUMS, or −1.
@@ -63,14 +61,13 @@ def _token_kernel(  # type: ignore[no-untyped-def]
         read_TC = tl.load(x_ptr + t_T[:, None] * x_token + c_C[None, :] * x_channel, mask=in_TC, other=0.0)
         x_TC = read_TC.to(tl.float32)
         patch_TC = tl.where(patch_T[:, None], x_TC, 0.0)
-        if norms_ptr is not None:
-            norm_T = tl.sqrt(tl.sum(x_TC * x_TC, axis=1))
-            tl.store(norms_ptr + image * tokens + t_T, norm_T, mask=in_T)
-            row_T = tl.where(t_T < first_patch, t_T, t_T - patches)
-            prefix_ptr_TC = prefix_ptr + (image * PREFIXES + row_T[:, None]) * CHANNELS + c_C[None, :]
-            tl.store(prefix_ptr_TC, x_TC, mask=in_TC & (patch_T == 0)[:, None])
-            if UNIT >= 0:
-                unit_TC += patch_TC * (1.0 / tl.where(patch_T, norm_T, 1.0))[:, None]
+        norm_T = tl.sqrt(tl.sum(x_TC * x_TC, axis=1))
+        tl.store(norms_ptr + image * tokens + t_T, norm_T, mask=in_T)
+        row_T = tl.where(t_T < first_patch, t_T, t_T - patches)
+        prefix_ptr_TC = prefix_ptr + (image * PREFIXES + row_T[:, None]) * CHANNELS + c_C[None, :]
+        tl.store(prefix_ptr_TC, x_TC, mask=in_TC & (patch_T == 0)[:, None])
+        if UNIT >= 0:
+            unit_TC += patch_TC * (1.0 / tl.where(patch_T, norm_T, 1.0))[:, None]
         if PLAIN >= 0:
             plain_TC += patch_TC
         if ABS >= 0:
@@ -90,7 +87,7 @@ def _token_kernel(  # type: ignore[no-untyped-def]
             if WEIGHTED >= 0:
                 weighted_TC = centred_TC * weight_C[None, :]
                 length_T = tl.sqrt(tl.sum(weighted_TC * weighted_TC, axis=1))
-                weighted_sum_TC += weighted_TC * (1.0 / tl.where(patch_T, length_T, 1.0))[:, None]
+                weighted_sum_TC += centred_TC * (1.0 / tl.where(patch_T, length_T, 1.0))[:, None]
     sums_ptr += (image * tl.num_programs(1) + tile) * SUMS * CHANNELS
     if UNIT >= 0:
         tl.store(sums_ptr + UNIT * CHANNELS + c_C, tl.sum(unit_TC, axis=0), mask=in_C)
@@ -160,33 +157,29 @@ class TritonKernels(ReductionKernels):
 
     def reduce_tokens(self, x: Tensor, wanted: Collection[str], other: Tensor | None = None) -> Reduced:
         """Reduce tokens as ``ReductionKernels`` does, in one pass over them (and one for Σ x²)."""
-        if not _readable(x, other) or (other is not None and x.dim() != 3):
+        if not self._readable(x, other) or (other is not None and x.dim() != 3):
             return super().reduce_tokens(x, wanted, other)
-        reduced = self._launch(x, [name for name in wanted if name != "patch_square_sum"], other=other)
-        if "patch_square_sum" in wanted:
-            reduced["patch_square_sum"] = as_float(self.layout.patches_of(x)).square().sum(-2)
-        return reduced
+        return self._launch(x, wanted, other=other)
 
-    def reduce_norm(
-        self, x_BTD: Tensor, y_BTD: Tensor, parameters: NormParameters, call: NormCall | None,
-        before: Collection[str], after: Collection[str],
-    ) -> tuple[Reduced, Reduced, Reduced]:  # fmt: skip
-        """Reduce a norm as ``ReductionKernels`` does, in one pass over its input and one over its output."""
-        weight_D = parameters.weight_patch
-        if not _readable(x_BTD, weight_D) or (weight_D is not None and weight_D.shape != x_BTD.shape[-1:]):
-            return super().reduce_norm(x_BTD, y_BTD, parameters, call, before, after)
-        mean_BT = (compute_statistics(x_BTD, parameters) if call is None else call).mean_BT
+    def _stages_from_output(self, *_: object) -> None:
+        """Read the input, which takes one pass."""
+
+    def _stages_from_input(
+        self, x_BTD: Tensor, mean_BT: Tensor | None, weight_D: Tensor | None, before: Collection[str]
+    ) -> tuple[Reduced, Reduced]:
+        """Reduce the input and the stages of a norm in one pass."""
+        if not self._readable(x_BTD, weight_D) or (weight_D is not None and weight_D.shape != x_BTD.shape[-1:]):
+            return super()._stages_from_input(x_BTD, mean_BT, weight_D, before)
         stages = ["centred_patch_sum", "patch_lengths", *([] if weight_D is None else ["weighted_patch_sum"])]
-        once = [name for name in before if name != "patch_square_sum"]
         mean, weight = (None if x is None else x.contiguous() for x in (mean_BT, weight_D))
-        reduced = self._launch(x_BTD, [*once, *stages], mean=mean, weight=weight)
-        found = {name: reduced.pop(name) for name in stages}
-        found.setdefault("weighted_patch_sum", found["centred_patch_sum"])
-        if mean_BT is not None:
-            found["mean"] = mean_BT
-        if "patch_square_sum" in before:
-            reduced |= self.reduce_tokens(x_BTD, ["patch_square_sum"])
-        return reduced, self.reduce_tokens(y_BTD, after), found
+        reduced = self._launch(x_BTD, {*before, *stages}, mean=mean, weight=weight)
+        return reduced, {name: reduced.pop(name) for name in stages}
+
+    def _readable(self, *tensors: Tensor | None) -> bool:
+        """Return whether the kernels can read all tensors: not float64, nor a DTensor, whose numbers are elsewhere."""
+        kinds = {(type(x), x.dtype) for x in tensors if x is not None}
+        known = all(kind in (Tensor, nn.Parameter) and dtype in _READABLE for kind, dtype in kinds)
+        return known and self.layout.contiguous
 
     def _launch(
         self, x: Tensor, wanted: Collection[str],
@@ -202,15 +195,15 @@ class TritonKernels(ReductionKernels):
         def empty(*shape: int) -> Tensor:
             return x.new_empty((*images, *shape), dtype=torch.float32)
 
-        reduced = {"norms": empty(tokens), "prefix": empty(prefixes, channels)} if "norms" in wanted else {}
+        reduced = {"norms": empty(tokens), "prefix": empty(prefixes, channels)}
         reduced |= {"product": empty(tokens)} if other is not None else {}
         reduced |= {"patch_lengths": empty(layout.patches)} if "patch_lengths" in wanted else {}
         parts = empty(tiles, len(sums), channels)
-        if not reduced and not sums:
-            return reduced
+        if "patch_square_sum" in wanted:
+            reduced["patch_square_sum"] = as_float(layout.patches_of(x)).square().sum(-2)
         with torch.cuda.device_of(x):
             _token_kernel[(programs, tiles)](
-                x, other, mean, weight, reduced.get("norms"), reduced.get("prefix"), parts, reduced.get("product"),
+                x, other, mean, weight, reduced["norms"], reduced["prefix"], parts, reduced.get("product"),
                 reduced.get("patch_lengths"),
                 images[1] if len(images) == 2 else 1, x.stride(0), x.stride(1), x.stride(-2), x.stride(-1),
                 *((0, 0, 0) if other is None else other.stride()),
@@ -226,7 +219,7 @@ class TritonKernels(ReductionKernels):
         q, k, lse = call.q_BHTd, call.k_BHTd, call.lse_BHT
         fused = call.pattern_BHTT is None and call.bias is None and q.shape == k.shape
         one_cls = len(self.layout.positions("cls")) < 2
-        if lse is None or not fused or not one_cls or not _readable(q, k, lse):
+        if lse is None or not fused or not one_cls or not self._readable(q, k, lse):
             return super().reduce_attention(call)
         layout = self.layout
         layout.check(q.shape[2])
@@ -248,11 +241,6 @@ class TritonKernels(ReductionKernels):
         if columns is not None:
             reduced["patch_to_prefix"] = columns.sum(-2) if tiles > 1 else columns[..., 0, :]
         return reduced
-
-
-def _readable(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels can read all tensors: not float64, nor subclasses (DTensor) with numbers elsewhere."""
-    return all(x is None or (type(x) in (Tensor, nn.Parameter) and x.dtype in _READABLE) for x in tensors)
 
 
 def _blocks(channels: int) -> dict[str, int]:

@@ -3,11 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import tokenlens
 from tests.support.tiny_models import MODELS, images
-from tests.support.watching import watch
 from tokenlens.analysis import Analysis
 from tokenlens.families.timm_beit import TimmBeit
 from tokenlens.families.timm_vit import TimmViT
@@ -60,12 +58,3 @@ def test_maps_of_a_recording_are_on_the_grid():
             maps.append((cosine_map(x_XTD, recording.layout, token), attention_map(row_T, recording.layout), norms))
         for one, other in zip(*maps, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_attention_biases_are_reordered():
-    call = watch(MODELS["timm_beit"](), images("timm_beit"))[0].calls[1]
-    order = torch.tensor(TokenLayout.from_positions((4, 4), {"cls": [6]}).contiguous_order)
-    assert call.bias is not None
-    expected, found = call.pattern()[..., order, :][..., order], call.reordered(order)
-    torch.testing.assert_close(found.pattern(), expected)
-    torch.testing.assert_close(found.columns([0]), expected[..., :1], atol=1e-6, rtol=1e-5)
