@@ -76,6 +76,7 @@ def test_an_attention_bias_is_trained_resumed_and_analyzed(data, tmp_path):
 
 
 def test_an_attention_bias_is_not_continued_from_a_model_without(data, tmp_path, run):
+    """`attention_bias=true` with a checkpoint of a model without one"""
     recipe = tiny_recipe(attention_bias=True)
     with pytest.raises(ValueError, match=r"attn\.bias_k.*another function: train it from random weights"):
         train(recipe, data, tmp_path / "run", checkpoint=run.path)

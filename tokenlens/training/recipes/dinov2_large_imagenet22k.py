@@ -4,6 +4,7 @@ Command:     torchrun --nnodes 12 --nproc-per-node 8 --rdzv-backend c10d --rdzv-
              -m tokenlens_cli train dinov2_large_imagenet22k --data imagenet22k
 Specialized: the same with --specialize paper
 Registers:   the same with --set model=vit_large_patch14_reg4_dinov2
+Bias:        the same with --set attention_bias=true
 FSDP2:       the same with --set strategy=fsdp2
 SLURM:       srun --nodes 12 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-task 11 tokenlens train \
              dinov2_large_imagenet22k --data imagenet22k --devices 8 --nodes 12 --max-minutes 230

@@ -2,6 +2,7 @@
 
 Command:     tokenlens train small_dinov2 --data imagenet100
 Specialized: the same with --specialize paper
+Bias:        the same with --set attention_bias=true
 Data:        ImageNet-100, about 127,000 images; any images will do, labels are not used
 Hardware:    one GPU with 24 GB, 12 CPU cores to decode and crop images
 Time:        not measured; 13 million images with ten crops each, so about 5 hours if the cores prepare 700 images
