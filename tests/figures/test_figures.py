@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import zlib
 from xml.etree import ElementTree
@@ -83,7 +84,13 @@ def test_markup_and_dollars_in_names_are_only_text(tmp_path):
 
 
 def test_a_figure_shows_itself_in_a_notebook():
-    assert draw(subject("usual"), "token_norm")._repr_svg_().rstrip().endswith("</svg>")
+    figure = draw(subject("usual"), "token_norm")
+    svg = figure._repr_svg_()
+    assert svg.rstrip().endswith("</svg>")
+    assert figure._repr_jpeg_() is None
+    smallest = min(float(size) for size in re.findall(r"font(?:-size)?: ?([\d.]+)px", svg))
+    drawn, shown = (float(re.search(pattern, svg)[1]) for pattern in (r'viewBox="0 0 ([\d.]+)', r'width="([\d.]+)pt"'))
+    assert smallest * shown / drawn * 96 / 72 >= 10, "pixels"
     assert isinstance(subject("usual").plot("token_norm"), Figure)
 
 

@@ -23,6 +23,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_scalings
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from tokenlens.catalog import did_you_mean
@@ -37,6 +38,9 @@ SIZES_MM = (30.0, 1000.0)
 
 EM = 0.61
 """Mean width of a character relative to its size: slightly more than model names have in DejaVu Sans."""
+
+ON_SCREEN = 4 / 3
+"""Size of figures in a notebook relative to paper: their smallest text, 5.6 points, is then 10 pixels high."""
 
 BOLD = 0.88
 """Bold characters, as in titles, that fit into the width of one regular character."""
@@ -110,14 +114,10 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
     return settings
 
 
-ON_SCREEN = 1.25
-"""Magnification of figures in Jupyter, which makes their smallest text 10 pixels high."""
-
-
 class StyledFigure(Figure):
     """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings.
 
-    Figures with photographs are displayed as JPEG, which is an eighth of their SVG, and all others as SVG.
+    It is shown as SVG, or as JPEG if there are photographs in it.
     """
 
     look: Mapping[str, Any] = STYLE
@@ -127,23 +127,24 @@ class StyledFigure(Figure):
             return None
         # All figures of a notebook share one page, so their ids must differ.
         svg = as_svg(self, "figure")
-        digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
-        svg = re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
-        return re.sub(
-            r' (width|height)="([\d.]+)pt"', lambda side: f' {side[1]}="{ON_SCREEN * float(side[2]):g}pt"', svg, count=2
+        svg = re.sub(
+            r'\b(width|height)="([\d.]+)pt"', lambda m: f'{m[1]}="{ON_SCREEN * float(m[2]):g}pt"', svg, count=2
         )
+        digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
+        return re.sub(r'(\sid="|href="#|url\(#)figure-', rf"\g<1>figure-{digest}-", svg)
 
     def _repr_jpeg_(self) -> bytes | None:
+        # As SVG, photographs would make a notebook eight times as large.
         if not self._has_photographs():
             return None
-        written = io.BytesIO()
-        with matplotlib_style.context(["default", {**self.look}]):
-            self.savefig(written, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 75})
-        return written.getvalue()
+        jpeg = io.BytesIO()
+        with matplotlib_style.context(["default", dict(self.look)]):
+            self.savefig(jpeg, format="jpeg", dpi=96 * ON_SCREEN, pil_kwargs={"quality": 70})
+        return jpeg.getvalue()
 
     def _has_photographs(self) -> bool:
-        pictures = (image.get_array() for axes in self.axes for image in axes.images)
-        return any(picture is not None and picture.ndim == 3 for picture in pictures)
+        """Return whether there are pictures in colours; maps of numbers have two dimensions."""
+        return any(image.get_array().ndim == 3 for image in self.findobj(AxesImage))
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
