@@ -117,7 +117,7 @@ def look(paper: Paper, style: Any = None) -> dict[str, Any]:
 class StyledFigure(Figure):
     """A matplotlib figure that displays itself in Jupyter without pyplot and remembers its style settings.
 
-    Figures with photographs are displayed as JPEG, which is an eighth of their SVG, and all others as SVG.
+    It is shown as SVG, or as JPEG if there are photographs in it.
     """
 
     look: Mapping[str, Any] = STYLE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from functools import cache
 from typing import Any
 
@@ -11,12 +9,10 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.patches import ConnectionPatch, Rectangle
-from PIL import Image
 
 import tokenlens
 from tests.support.tiny_models import KINDS, build, images
 from tokenlens import plot
-from tokenlens.figures.page import new_figure
 from tokenlens.overlays.before_after import before_after_maps
 from tokenlens.overlays.block_maps import norm_maps
 from tokenlens.overlays.map_grid import shared_limits
@@ -122,15 +118,3 @@ def test_correspondences_are_joined_by_lines():
     lines = [artist for artist in several.artists if isinstance(artist, ConnectionPatch)]
     assert len(lines) == 2 * 2  # a white line below each
     assert any("patch (0, 0) patch (3, 3)" in text for text in texts(several))
-
-
-def test_a_figure_with_photographs_shows_itself_as_a_jpeg_of_the_width_of_other_figures():
-    figure = plot.before_after(recorded())
-    assert figure._repr_svg_() is None
-    with Image.open(io.BytesIO(figure._repr_jpeg_())) as picture:
-        assert picture.format == "JPEG"
-        shown = picture.width
-    other = new_figure(50)
-    assert other._repr_jpeg_() is None
-    width_pt = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', other._repr_svg_())[1])
-    assert width_pt * 96 / 72 == pytest.approx(shown, abs=1)
