@@ -97,7 +97,7 @@ def page_of(entry: Entry) -> str:
         [
             f"# {entry.title}",
             entry.text,
-            f"[![{entry.title}]({picture})]({picture}){{ .large }}",
+            f"[![{entry.title}]({picture})]({picture})",
             f"*{entry.record().get('made', '')}* · {' · '.join(downloads)}",
             f"```python\n{entry.code}```",
             "[All of the gallery](../gallery.md)\n",
