@@ -44,7 +44,8 @@ def main() -> int:
         parser.error(f"no entry {', '.join(unknown)}; there are {', '.join(entry.name for entry in entries)}")
     wanted = [entry for entry in entries if entry.name in names or (not names and not entry.is_current())]
     failed = [entry.name for entry in wanted if not _drawn(entry)]
-    print(f"gallery: {len(entries)} entries, {len(wanted) - len(failed)} drawn, {len(failed)} failed")
+    counts = f"{len(wanted) - len(failed)} drawn, {len(entries) - len(wanted)} left as they are, {len(failed)} failed"
+    print(f"gallery: {len(entries)} entries, {counts}")
     return 1 if failed else 0
 
 

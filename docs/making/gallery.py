@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "docs" / "gallery"
 SHIPPED = REPOSITORY / "tokenlens" / "models" / "shipped"
-HERE = "<!-- thumbnails -->"
+HERE = re.compile(r"<!-- thumbnails.*<!-- end -->", re.DOTALL)
 
 log = logging.getLogger("mkdocs.hooks.gallery")
 
@@ -97,7 +97,7 @@ def page_of(entry: Entry) -> str:
         [
             f"# {entry.title}",
             entry.text,
-            f"[![{entry.title}]({picture})]({picture}){{ .large }}",
+            f"[![{entry.title}]({picture})]({picture})",
             f"*{entry.record().get('made', '')}* · {' · '.join(downloads)}",
             f"```python\n{entry.code}```",
             "[All of the gallery](../gallery.md)\n",
@@ -140,4 +140,4 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         page.meta["hide"] = ["toc"]  # pictures get its room
     if page.file.src_uri != "gallery.md":
         return markdown
-    return markdown.replace(HERE, thumbnails_of(read_entries()))
+    return HERE.sub(lambda _: thumbnails_of(read_entries()), markdown)

@@ -168,8 +168,8 @@ class AttentionSink(AttentionCallMetric):
 def _is_in(layout: TokenLayout, group: str, sink_BH: Tensor) -> Tensor:
     """Return whether each token is in the group."""
     if group == "patch":
-        return (sink_BH >= layout.patch_slice.start) & (sink_BH < layout.patch_slice.stop)
-    return torch.stack([sink_BH == position for position in layout.positions(group)]).any(0)
+        return (sink_BH < layout.tokens) & ~torch.stack([sink_BH == at for at in layout.prefix_positions]).any(0)
+    return torch.stack([sink_BH == at for at in layout.positions(group)]).any(0)
 
 
 def _apply(factor_Hdd: Tensor, x_BHTd: Tensor) -> Tensor:
