@@ -52,8 +52,8 @@ def executed(path: Path, out: Path, data: str) -> list[dict[str, Any]]:
     return outputs_of(out / path.name)
 
 
-def test_there_are_five_and_the_page_lists_them():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_there_are_six_and_the_page_lists_them():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         assert f"]({path.name})" in page

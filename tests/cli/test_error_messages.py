@@ -457,6 +457,7 @@ def test_flex_attention():
 
 ELSEWHERE = (
     *("cli/test_analyze.py", "families/test_search.py", "training/test_preload.py"),
+    *("interventions/test_probe_scores.py", "interventions/test_register.py"),
     *("training/objectives/test_distill.py", "verification/test_premises.py", "verification/test_start.py"),
 )
 """Files with tests of single rows, which need what only these files have."""

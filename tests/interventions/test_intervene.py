@@ -62,6 +62,36 @@ def test_replacing_cls_after_the_last_block_changes_no_patch(name):
     assert (values(found, group="cls", by="shuffle") < 1).all()
 
 
+def final_tokens(model: nn.Module, pixels: torch.Tensor, **options) -> list[torch.Tensor]:
+    """Return the final tokens of every forward pass of an intervention on one batch."""
+    finals: list[torch.Tensor] = []
+    norm = find_family(model).final_norm(model)
+    with norm.register_forward_hook(lambda _module, _args, y: finals.append(y.clone())):
+        run(model, pixels, batch_size=len(pixels), **options)
+    return finals
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_dinov2_registers", "hf_dinov2"])
+def test_the_laws_hold_to_the_bit(name):
+    model, pixels = MODELS[name](), images(name, 2)
+    sites = ["resid_pre", "norm1", "attn_out", "resid_mid", "norm2", "mlp_out", "resid_post"]
+    size = tuple(pixels.shape[-2:])
+    untouched, *replaced = final_tokens(model, pixels, by="itself", site=sites, replace=["cls", "patch"], img_size=size)
+    assert len(replaced) == 2 * len(sites) * len(find_family(model).blocks(model))
+    assert all(torch.equal(each, untouched) for each in replaced)
+    untouched, zero = final_tokens(model, pixels, by="zero", blocks=[-1], img_size=size)
+    assert torch.equal(zero[:, 1:], untouched[:, 1:]), "CLS after the last block reaches no other token"
+    assert not torch.equal(zero[:, 0], untouched[:, 0])
+
+
+@pytest.mark.parametrize(("by", "extra"), [(["zero"], 1), (["zero", "mean", "noise", "shuffle"], 2)])
+def test_k_conditions_take_at_most_k_plus_two_passes(by, extra):
+    passes = final_tokens(MODELS[CLASSIFIER](), images(CLASSIFIER, 3), by=by, blocks="each")
+    assert len(passes) == 2 * len(by) + extra
+    found = final_tokens(MODELS[CLASSIFIER](), images(CLASSIFIER, 3), replace="high_norm", by="register", blocks=[1])
+    assert len(found) == 2 + 2
+
+
 def expected_cosines(model: nn.Module, pixels: torch.Tensor, block: int, new_CLS: torch.Tensor) -> torch.Tensor:
     """Return each image's mean cosine of the final patches to themselves, with plain hooks of PyTorch."""
     finals: list[torch.Tensor] = []

@@ -56,6 +56,7 @@ def test_the_untouched_pass_gives_the_probes_score_and_itself_changes_nothing(ta
     scores = found.select("probe_score").set_index(["by", "part"])
     assert scores.loc[("itself", "after"), "value"] == result.value
     assert (scores.loc[("itself", "change"), ["value", "ci_low", "ci_high"]] == 0).all()
+    assert f"costs the {task} probe, which has {100 * result.value:.1f} %" in found.sentences[-1]
     change = scores.loc[("shuffle", "after"), "value"] - result.value
     assert scores.loc[("shuffle", "change"), "value"] == pytest.approx(change, abs=1e-12)
     assert scores.loc[("shuffle", "change"), "ci_low"] <= change <= scores.loc[("shuffle", "change"), "ci_high"]
@@ -103,6 +104,8 @@ def test_a_limit_takes_some_of_the_test_images(model, runs):
 
 
 def test_wrong_probes_are_refused(model, data, runs, tmp_path):
+    """`intervene --probe` with a run without a fitted head, of another model, or whose test images are not there"""
+
     def refused(words, run=runs / "knn", of=model, **options):
         with pytest.raises(ValueError, match=words):
             intervene(of, probe=run, by="zero", blocks=[0], **options)

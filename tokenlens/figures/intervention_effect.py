@@ -20,9 +20,10 @@ TITLE = "What a replacement changes at the end of the model"
 ORDER = 500
 CAPTION = (
     "A row per group of replaced tokens. Left to right: cosine of the final tokens to themselves in the untouched "
-    "model, for each group, and the change of the class output where the model has one. A line per replacement; the "
-    "horizontal axis is the block in which tokens are replaced. 1 means that nothing changes. Dashed: as many random "
-    "patches, the control of the high-norm patches. A token of zeros is outside everything that the model has seen."
+    "model, for each group, and the change of the class output and of a fitted probe's score where there is one. A "
+    "line per replacement; the horizontal axis is the block in which tokens are replaced. 1: nothing changes. "
+    "Dashed: as many random patches, the control of the high-norm patches. A token of zeros is outside everything that "
+    "the model has seen."
 )
 METRICS = ()
 
@@ -36,7 +37,11 @@ LOOKS = {
 
 _OTHER = (("#2FB9CC", "^"), ("#1b1b1f", "P"), ("#9A9A9A", "X"))
 
-TITLES = {"class_kl": "class output, KL [nats]", "class_agreement": "same top class [share]"}
+TITLES = {
+    "class_kl": "class output, KL [nats]",
+    "class_agreement": "same top class [share]",
+    "probe_score": "change of the probe's score [share]",
+}
 
 
 def frame(
@@ -56,7 +61,7 @@ def frame(
         NothingToDraw: if there are no such effects.
     """
     table = intervention.table
-    rows = table[table["metric"] != "replaced_tokens"]
+    rows = table[table["metric"].isin(["final_cosine", *TITLES]) & (table["part"] != "after")]
     # The control belongs to the high-norm patches.
     replaced = rows["replace"].replace(CONTROL, "high_norm")
     for values, wanted in ((replaced, replace), (rows["by"], by), (rows["site"], site)):

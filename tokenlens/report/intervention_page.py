@@ -8,6 +8,7 @@ from typing import Any
 from tokenlens.interventions import Intervention
 from tokenlens.report.downloads import download
 from tokenlens.report.provenance import provenance_rows
+from tokenlens.report.replaced_strip import replaced_strip
 from tokenlens.report.tables import Table, interval_column, number_column, table_of, text_column
 
 
@@ -15,11 +16,15 @@ def content(result: Intervention) -> dict[str, Any]:
     """Return the variables of ``templates/intervention.html``, except those that ``write_report`` adds."""
     title = f"Replacing tokens in {result.model}"
     images = result.provenance["images"]
+    strip = replaced_strip(result)
     return {
         "title": title,
         "untrained": result.untrained,
         "mark": " (untrained)" if result.untrained else "",
         "sentences": result.sentences,
+        "strip": strip,
+        # The page's script looks up the cosine under the pointer in this table.
+        "strip_numbers": None if strip is None else download(strip.numbers, "cosine_maps", title),
         "facts": _facts(result),
         "notes": [*images["notes"], *result.provenance.get("notes", ())],
         "unseen": sorted(result.provenance["unseen"].items()),
@@ -42,6 +47,9 @@ def _facts(result: Intervention) -> list[tuple[str, str]]:
         "Sites": ", ".join(provenance["sites"]),
         "Blocks": ", ".join(map(str, provenance["blocks"])),
     }
+    if "probe" in provenance:
+        score = provenance["probe"]
+        facts["Probe"] = f"{score['task']}, untouched {100 * score['value']:.1f} % {score['unit']} (n = {score['n']})"
     return [(name, str(value)) for name, value in facts.items()]
 
 

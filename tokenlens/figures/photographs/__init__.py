@@ -1,8 +1,9 @@
-"""Maps of a recording drawn on its images, available as ``tokenlens.plot``."""
+"""Maps of a recording or an intervention drawn beside its images, available as ``tokenlens.plot``."""
 
 from tokenlens.figures.photographs.correspondence import correspondence
 from tokenlens.figures.photographs.grids import draw_maps
 from tokenlens.figures.photographs.overlays import attention_overlay, cosine_to_patch, norm_map, pca_rgb
+from tokenlens.figures.photographs.replaced import replaced_patches
 from tokenlens.figures.photographs.strips import all_heads, before_after, cosine_strip, norm_strip, pca_strip
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "norm_strip",
     "pca_rgb",
     "pca_strip",
+    "replaced_patches",
 ]
