@@ -320,27 +320,6 @@ def test_norm_weights_are_those_of_both_sides():
         figures.module("norm_weights").frame(bare)
 
 
-def test_the_rules_of_token_norm_mark_single_patches():
-    """Norms 10 and 20 with one patch of 50: it is a high-norm patch and an outlier in every image and block."""
-    frame = figures.module("norm_scatter").frame(subject("standard"))
-    kept = subject("standard").photographs
-    norms = kept.norms[:, 0].astype(float)
-    median = np.median(norms, axis=(2, 3), keepdims=True)
-    spread = np.median(np.abs(norms - median), axis=(2, 3), keepdims=True)
-    for column, threshold in (("high_norm", 3 * median), ("outlier", median + 4 * 1.4826 * spread)):
-        marked = (norms > threshold).transpose(1, 0, 2, 3).ravel()
-        assert (frame[column].to_numpy() != marked).sum() <= 2  # norms in half precision at a threshold
-        assert marked.reshape(*norms.shape[1::-1], 256)[:, :, 0].all()
-    np.testing.assert_allclose(frame["before"], norms.transpose(1, 0, 2, 3).ravel(), rtol=6e-3)
-    bins = figures.module("norm_histograms").frame(subject("standard"))
-    np.testing.assert_allclose(bins.groupby("block")["share"].sum(), 1)
-    of_block = frame[frame["block"] == 1]
-    assert bins.loc[bins["block"] == 1, "high_norm"].sum() == pytest.approx(of_block["high_norm"].mean())
-    drawn = draw(subject("standard"), "norm_scatter").axes[0].get_lines()
-    assert len(drawn[1].get_xdata()) == 60
-    assert min(drawn[1].get_xdata()) > 3 * median.min()
-
-
 def test_bars_are_stacked_from_zero_outwards():
     analysis = synthetic_analysis(blocks=1)
     rows = (analysis.table["metric"] == "norm_differentiation") & (analysis.table["part"] == "beta")

@@ -56,6 +56,7 @@ def test_the_untouched_pass_gives_the_probes_score_and_itself_changes_nothing(ta
     scores = found.select("probe_score").set_index(["by", "part"])
     assert scores.loc[("itself", "after"), "value"] == result.value
     assert (scores.loc[("itself", "change"), ["value", "ci_low", "ci_high"]] == 0).all()
+    assert f"costs the {task} probe, which has {100 * result.value:.1f} %" in found.sentences[-1]
     change = scores.loc[("shuffle", "after"), "value"] - result.value
     assert scores.loc[("shuffle", "change"), "value"] == pytest.approx(change, abs=1e-12)
     assert scores.loc[("shuffle", "change"), "ci_low"] <= change <= scores.loc[("shuffle", "change"), "ci_high"]

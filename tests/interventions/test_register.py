@@ -26,15 +26,15 @@ def planted():
         for block in model.blocks:
             block.mlp.fc2.weight.mul_(0.1)
             block.attn.proj.weight.mul_(0.1)
-        model.patch_embed.proj.weight[:, :, :, :] = direction[:, None, None, None] / 192
-        model.pos_embed.mul_(0.2)
+        model.patch_embed.proj.weight[:, :, :, :] = 0.7 * direction[:, None, None, None] / 192
+        model.pos_embed.copy_(2 * torch.nn.functional.normalize(torch.randn_like(model.pos_embed), dim=-1))
         model.blocks[BLOCK].mlp.fc1.weight[NEURON] = 2 * direction
         model.blocks[BLOCK].mlp.fc1.bias[NEURON] = -6
         model.blocks[BLOCK].mlp.fc2.weight[:, NEURON] = HEIGHT * torch.randn(32).sign() / 32**0.5
-    pixels = 0.1 * torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     for patch in PATCHES:  # the last image has none
         row, column = divmod(patch, 4)
-        pixels[:5, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 30
+        pixels[:5, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 5
     return model, pixels
 
 
@@ -61,6 +61,7 @@ def test_high_norms_move_to_the_added_token(planted):
     assert set(found.select("final_cosine", replace="high_norm")["n"]) == {6}, "every image has the added token"
     control = found.select("high_norm_share", replace="high_norm_control", part="change")
     assert control["value"].abs().max() < 0.5 * 5 / 6 * 2 / 16, "other neurons do not take the norms away"
+    assert "0.00 % of the patches have high norms behind the last block (-10.42 points" in found.sentences[0]
     assert hooks(model) == 0
     assert torch.equal(norms(model, pixels), before_BP)
 

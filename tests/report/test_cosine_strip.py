@@ -122,7 +122,7 @@ def test_the_first_screen_of_dinov2_answers(browser, dinov2, width, height):
     cosines = f"cosine {format_number(found['before'])} → {format_number(found['after'])}"
     assert re.fullmatch(
         r"In vit_small_patch14_dinov2, the norm before attention pulls \[CLS\] away from the patches "
-        rf"in (all|\d+ of) 12 blocks: {re.escape(cosines)}",
+        rf"in (all|\d+ of) 12 blocks: {re.escape(cosines)}\.",
         sentence.replace("\N{NO-BREAK SPACE}", " "),
     )
     means = tab.evaluate(SEEN, ".grid.n0 .map strong")

@@ -86,13 +86,8 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     rows = list(dict.fromkeys(frame[["replaced", "site"]].itertuples(index=False, name=None)))
     columns = list(dict.fromkeys(frame[["metric", "group"]].itertuples(index=False, name=None)))
     columns.sort(key=lambda column: (column[0] != "final_cosine", column[1] != "patch", column))
-    panels_of = dict(iter(frame.groupby(["replaced", "site", "metric", "group"])))
-    panels = [
-        (row, column, inside)
-        for row in rows
-        for column in columns
-        if (inside := panels_of.get((*row, *column))) is not None
-    ]
+    by_panel = dict(iter(frame.groupby(["replaced", "site", "metric", "group"], sort=False)))
+    panels = [(row, column, by_panel[row + column]) for row in rows for column in columns if row + column in by_panel]
     below = paper().narrow and ax is None
     if below or ax is not None:
         page = canvas(ax, *((len(panels), 1, 16 + 36 * len(panels)) if below else (1, len(panels), 68)))

@@ -87,6 +87,7 @@ class Intervention(Result):
         found = []
         for replace in self.provenance["replace"]:
             rows = _of_others(self.table[self.table["replace"] == replace], replace)
+            rows = rows[rows["by"] != "register"]  # which replaces no token
             seen = rows[~rows["by"].isin([*self.provenance["unseen"], "itself"])]
             rows = seen if len(seen) else rows
             if rows.empty or replace == CONTROL:
@@ -98,6 +99,40 @@ class Intervention(Result):
                 f"Replacing {_NAMES.get(replace, replace)} changes {_NAMES[most['group']]} most at {most['site']} of "
                 f"block {most['block']}, where {_WORDS.get(most['by'], most['by'])} takes its place: cosine to the "
                 f"untouched model {most['value']:.3f}{interval} (n = {most['n']}; compared: {among})."
+            )
+        return found + self._sentences_on_scores() + self._sentences_on_norms()
+
+    def _sentences_on_scores(self) -> list[str]:
+        """Return sentences on where each replaced group costs the probe most."""
+        changes = self.table[(self.table["metric"] == "probe_score") & (self.table["part"] == "change")]
+        changes = changes[~changes["by"].isin([*self.provenance["unseen"], "itself"]) & (changes["replace"] != CONTROL)]
+        found = []
+        for replace, rows in changes.groupby("replace", sort=False):
+            most = rows.loc[rows["value"].idxmin()]
+            value, low, high = (100 * most[name] for name in ("value", "ci_low", "ci_high"))
+            interval = f", 95 % interval {low:+.1f} to {high:+.1f}" if most["n"] > 1 else ""
+            score = self.provenance["probe"]
+            found.append(
+                f"Replacing {_NAMES.get(str(replace), str(replace))} costs the {score['task']} probe, which has "
+                f"{100 * score['value']:.1f} % {score['unit']} in the untouched model, most at {most['site']} of block "
+                f"{most['block']} by {most['by']}: {value:+.1f} points{interval} (n = {most['n']}; the lowest of "
+                f"{len(rows)})."
+            )
+        return found
+
+    def _sentences_on_norms(self) -> list[str]:
+        """Return sentences on what a test-time register does to the share of high-norm patches."""
+        table = self.table[(self.table["by"] == "register") & (self.table["metric"] == "high_norm_share")]
+        shares = table.set_index(["replace", "block", "part"]).sort_index()
+        found = []
+        for replace, block in dict.fromkeys(key[:2] for key in shares.index):
+            after, change = (shares.loc[(replace, block, part)] for part in ("after", "change"))
+            neurons = "neurons of random patches" if replace == CONTROL else "register neurons"
+            interval = f", 95 % interval {100 * change['ci_low']:+.2f} to {100 * change['ci_high']:+.2f}"
+            found.append(
+                f"With an added token that takes over the {neurons} of blocks up to {block}, "
+                f"{100 * after['value']:.2f} % of the patches have high norms behind the last block "
+                f"({100 * change['value']:+.2f} points{interval if change['n'] > 1 else ''}, n = {change['n']})."
             )
         return found
 
