@@ -114,7 +114,10 @@ class TokenLayout:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenLayout:
         """Return the layout of what ``dataclasses.asdict`` returned; JSON turns tuples into lists."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**given)
 
     @cached_property
     def patches(self) -> int:
