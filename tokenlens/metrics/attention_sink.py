@@ -77,7 +77,10 @@ class AttentionSink(AttentionCallMetric):
         mass: ⟨A_is⟩ over queries, in [0, 1]; 1/T for uniform attention over T tokens.
         queries: share of queries with A_is ≥ 0.5.
         strength: r, ≥ 0; 1 is a value of average length. Also where there is no event.
-        none, nop, broadcast, other: share of images by kind of event; they sum to 1.
+        none: share of images without an event; the four kinds sum to 1.
+        nop: share of images with a NOP.
+        broadcast: share of images with a broadcast.
+        other: share of images with an event that is neither.
         sink: share of images with an event at a token of the group; over groups it is 1 − none. An attention bias
             counts as a token here, and its group is ``bias``.
     Reference: arXiv 2606.08105 for the kinds; Xiao et al. 2023 (arXiv 2309.17453) for sinks.
