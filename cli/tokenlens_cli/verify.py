@@ -60,7 +60,8 @@ def command(
         typer.Option(
             metavar="standard,paper,…",
             help="Variants to train: standard, paper, norms, qkv_first_third, qkv_all, everything, mlp, proj; and "
-            "twin, a second standard model, as a control.",
+            "twin, a second standard model, as a control. registers, bias, registers_paper, bias_paper, …: "
+            "the same of a model with four registers, or with an attention bias.",
         ),
     ] = None,
     start: Annotated[

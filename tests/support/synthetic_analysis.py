@@ -121,6 +121,8 @@ def synthetic_analysis(
         put("patch_diversity", "", block, site, "patch", 0.8 - 0.3 * d, "share")
         put("patch_mean_cosine", "", block, site, "patch-patch", 0.8 - 0.4 * d - 0.1 * norm, "cosine", jackknife=True)
         if cls:
+            put("cosine_channels", "effective_channels", block, site, "cls-patch", 20 + 40 * d * norm, "channels", 3)
+            put("cosine_channels", "top1_share", block, site, "cls-patch", 0.5 - 0.3 * norm, "share")
             put("cls_cls_cosine", "", block, site, "cls-cls", 1 - 0.9 * d - 0.05 * norm, "cosine", jackknife=True)
             put("centroid_separation", "", block, site, "cls-patch", 3 - 2 * d + norm, "ratio", jackknife=True)
     for block in range(blocks) if cls else ():

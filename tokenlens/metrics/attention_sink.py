@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import AttentionOutput
-from tokenlens.metrics._per_image import OF_IMAGES, AttentionCallMetric, Values
+from tokenlens.metrics._per_image import AttentionCallMetric, Values
 from tokenlens.metrics.base import Subject
 from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
 from tokenlens.tokens import TokenLayout
@@ -92,7 +92,10 @@ class AttentionSink(AttentionCallMetric):
         mass: ⟨A_is⟩ over queries, in [0, 1]; 1/T for uniform attention over T tokens.
         queries: share of queries with A_is ≥ 0.5.
         strength: r, ≥ 0; 1 is a value of average length. Also where there is no event.
-        none, nop, broadcast, other: share of images by kind of event; they sum to 1.
+        none: share of images without an event; the four kinds sum to 1.
+        nop: share of images with a NOP.
+        broadcast: share of images with a broadcast.
+        other: share of images with an event that is neither.
         sink: share of images with an event at a token of the group; over groups it is 1 − none. An attention bias
             counts as a token here, and its group is ``bias``.
     Reference: arXiv 2606.08105 for the kinds; Xiao et al. 2023 (arXiv 2309.17453) for sinks.
@@ -107,7 +110,11 @@ class AttentionSink(AttentionCallMetric):
         "mass": "share",
         "queries": "share",
         "strength": "ratio",
-        **dict.fromkeys((*KINDS, "sink"), OF_IMAGES),
+        "none": "share of images",
+        "nop": "share of images",
+        "broadcast": "share of images",
+        "other": "share of images",
+        "sink": "share of images",
     }
     cost = (
         "a pass over the whole pattern and its product with the values: about 40 % of a ViT-S forward pass at "

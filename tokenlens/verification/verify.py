@@ -70,7 +70,7 @@ def verify(
         scale: the name of a scale in ``tokenlens.verification.scales``, or a ``Scale``.
         data: a folder with ``classification``, ``segmentation``, ``photos`` and ``weights``, or the source of each.
         seeds: the number of models per variant, or their seeds; by default the scale's.
-        variants: names that ``tokenlens.verification.variants.specialization_of`` takes; by default the scale's.
+        variants: names that ``tokenlens.verification.variants.recipe_of_variant`` takes; by default the scale's.
         runs: judge these run folders (trainings, their analyses and probes, verifications) instead of training any.
         out: the folder; by default ``reports/verify_NAME``.
         start: weights that every training starts from, standard and specialized alike: a file, the run folder of a

@@ -67,7 +67,7 @@ class Scale:
         recipe_name: the name that run folders show.
         probes: the probes of every trained model.
         pace: expected speed.
-        variants: names that ``tokenlens.verification.variants.specialization_of`` takes.
+        variants: names that ``tokenlens.verification.variants.recipe_of_variant`` takes.
         seeds: trainings per variant, with seeds from 0.
         ablation_seeds: the most trainings of each variant other than standard and paper; None for as many.
         train_images: the most images to train on, the same number per class; None for all.
