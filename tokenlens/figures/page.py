@@ -144,7 +144,8 @@ class StyledFigure(Figure):
 
     def _has_photographs(self) -> bool:
         """Return whether there are pictures in colours; maps of numbers have two dimensions."""
-        return any(image.get_array().ndim == 3 for image in self.findobj(AxesImage))
+        pictures = [image.get_array() for image in self.findobj(AxesImage)]
+        return any(pixels is not None and pixels.ndim == 3 for pixels in pictures)
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
