@@ -36,7 +36,7 @@ _PACKAGES = {
     "Intervention": "interventions",
     "ModelCheck": "models",
     "ProbeResult": "probes",
-    "Recording": "recording",
+    "Recording": "recording.recording",
     "Site": "tokens",
     "Specialization": "specialization",
     "Tap": "families",
