@@ -136,7 +136,8 @@ def reductions(
     gamma = checks.random(channels, seed=3)
 
     def tokens(x: Tensor, other: Tensor | None, form: ReductionKernels) -> list[Tensor]:
-        return [*checks.reduce_tokens(form, x, other=other).values()]
+        reduced = checks.reduce_tokens(form, x, other=other)
+        return [reduced[name] for name in sorted(reduced)]
 
     def norm(x: Tensor, y: Tensor, gamma: Tensor, form: ReductionKernels) -> list[Tensor]:
         return checks.reduce_norm(form, x, y, checks.norm_parameters("layer", gamma))

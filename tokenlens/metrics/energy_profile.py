@@ -179,10 +179,10 @@ class EnergyProfile(Metric):
         undefined = np.full(len(self.blocks), np.nan)
         mean, limit, random, low, high = (undefined,) * 5
         if self.n >= MIN_IMAGES:
-            rotated = self._rotated(tokens_LnTD, halves, [everyone], ROTATIONS)[:, :, 0]
+            # Images move the distance and its rotations together, so some are repeated without each group of images.
+            every = self._rotated(tokens_LnTD, halves, [everyone, *without])
+            rotated, few = every[:, :, 0], every[:FEW_ROTATIONS, :, 1:].mean(0)
             mean, limit = rotated.mean(0), np.percentile(rotated, LEVEL, axis=0)
-            # Images move the distance and its rotations together, so the rotations are repeated without each group.
-            few = self._rotated(tokens_LnTD, halves, without, FEW_ROTATIONS).mean(0)
             others = np.stack([distance for distance, _ in left_out]) - few.T
             shift = rotated[:FEW_ROTATIONS].mean(0) - mean
             low, high = (end + shift for end in jackknife_interval(values[0] - mean - shift, others, counts))
@@ -192,17 +192,19 @@ class EnergyProfile(Metric):
             rows += self._rows_of(part, value, undefined, undefined)
         return rows
 
-    def _rotated(
-        self, tokens_LnTD: NDArray[np.float32], halves: Array, present: list[NDArray[np.bool_]], rotations: int
-    ) -> Array:
-        """Return the distances of some subsets of the images after random rotations, (rotations, L, subsets)."""
+    def _rotated(self, tokens_LnTD: NDArray[np.float32], halves: Array, present: list[NDArray[np.bool_]]) -> Array:
+        """Return the distances of subsets of the images after random rotations, (rotations, L, subsets).
+
+        All but the first subset have ``FEW_ROTATIONS``.
+        """
         blocks, images, tokens, channels = tokens_LnTD.shape
         weights = np.zeros((len(present), 2, 2, images, tokens))
         for subset, chosen in enumerate(present):
             weights[subset, 0, :, :, 0] = halves * chosen
             weights[subset, 1, :, :, 1:] = (halves * chosen)[:, :, None]
         vectors_LND = tokens_LnTD.reshape(blocks, images * tokens, channels)
-        return rotated_distances(vectors_LND, weights.reshape(len(present), 4, images * tokens), rotations)
+        weights_W4N = weights.reshape(len(present), 4, images * tokens)
+        return rotated_distances(vectors_LND, weights_W4N, ROTATIONS, rotations_of_others=FEW_ROTATIONS)
 
     def _rows_of(self, part: str, value: Array, low: Array, high: Array) -> list[Row]:
         keys = ((part, block, str(Site.NORM1), "cls-patch", None) for block in self.blocks)

@@ -36,10 +36,10 @@ def attention_rows(
 
     Cost O(R·T·d). ``bias`` is added to the scores and broadcastable to (B, H, T, T).
     """
-    scores_BHTR = _products(k_BHTd, q_BHTd, positions, scale)
+    scores_BHRT = _products(k_BHTd, q_BHTd, positions, scale).mT
     if bias is not None:
-        scores_BHTR = scores_BHTR + bias[..., list(positions), :].mT
-    return scores_BHTR.softmax(-2).mT
+        scores_BHRT = scores_BHRT + bias[..., list(positions), :]
+    return scores_BHRT.softmax(-1)
 
 
 def attention_columns(
@@ -68,9 +68,11 @@ def _score_blocks(
         yield rows, scores_BHRT if bias is None else scores_BHRT + bias[..., rows, :]
 
 
-def log_sum_exp(q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+def log_sum_exp(
+    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None, rows_at_once: int = 128
+) -> Tensor:
     """Compute log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T), for kernels that do not return it."""
-    blocks = _score_blocks(q_BHTd, k_BHTd, scale, bias, rows_at_once=128)
+    blocks = _score_blocks(q_BHTd, k_BHTd, scale, bias, rows_at_once)
     return torch.cat([scores.logsumexp(-1) for _, scores in blocks], dim=-1).to(as_float(q_BHTd[:0]).dtype)
 
 

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 ROTATIONS = 200
 RANDOM_SETS = 1000
-ROWS_AT_ONCE = 32
+ROWS_AT_ONCE = 16
 
 
 def profile_differences(energy_22D: NDArray[Any]) -> NDArray[Any]:
@@ -52,7 +52,11 @@ def most_different_channels(energy_22D: Array, count: int) -> NDArray[np.int64]:
 
 
 def rotated_distances(
-    vectors_LND: NDArray[np.floating], weights_W4N: Array, rotations: int = ROTATIONS, seed: int = 0
+    vectors_LND: NDArray[np.floating],
+    weights_W4N: Array,
+    rotations: int = ROTATIONS,
+    seed: int = 0,
+    rotations_of_others: int | None = None,
 ) -> NDArray[np.float64]:
     """Compute ``profile_distance`` after random rotations of the channels, the same ones everywhere, (rotations, L, W).
 
@@ -66,6 +70,7 @@ def rotated_distances(
             patch 0, patch 1.
         rotations: number of rotations.
         seed: seed of the rotations; fewer rotations of the same seed are the first ones of more.
+        rotations_of_others: rotations of all sets of weights but the first, NaN after them; all by default.
     """
     blocks, count, channels = vectors_LND.shape
     rank = min(count, channels)
@@ -81,15 +86,16 @@ def rotated_distances(
     ]
     weights = weights_W4N.reshape(-1, count).astype(np.float32)
     random = np.random.default_rng(seed)
-    distances = np.empty((rotations, blocks, len(weights_W4N)))
+    distances = np.full((rotations, blocks, len(weights_W4N)), np.nan)
     rotated = np.empty((blocks, count, channels), dtype=np.float32)
     for index in range(rotations):
         basis = _orthonormal(random.standard_normal((channels, rank), dtype=np.float32)).T
         for part, end in zip(parts, ends, strict=True):
             rows = part.reshape(-1, part.shape[-1]) @ basis[: part.shape[-1]]
             np.square(rows.reshape(blocks, -1, channels), out=rotated[:, end - part.shape[1] : end])
-        energy = weights @ rotated
-        distances[index] = profile_distance(energy.reshape(blocks, -1, 2, 2, channels))
+        used = weights if rotations_of_others is None or index < rotations_of_others else weights[:4]
+        energy = (used @ rotated).reshape(blocks, -1, 2, 2, channels)
+        distances[index, :, : energy.shape[1]] = profile_distance(energy)
     return distances
 
 
