@@ -48,6 +48,18 @@ def test_k_is_chosen_on_held_out_images():
         assert table.loc[f"k = {k}", "value"] == (ranked[:, 0].numpy() == train.labels_N[held]).mean()
 
 
+def test_progress_counts_every_vote_to_the_end():
+    train, test = clusters(50, 4, 1.0, seed=0), clusters(30, 4, 1.0, seed=1)
+    seen = []
+    probe = Knn(lambda *numbers: seen.append(numbers))
+    probe.score(probe.fit(train, seed=0), test, [str(i) for i in range(30)])
+    held = int(hold_out(50, 0, train.labels_N).sum())
+    chosen, voted = seen[:-2], seen[-2:]
+    assert [done for _, done, _, _ in chosen] == [0, held, 2 * held]  # k = 10 and 20
+    assert {(total, unit) for _, _, total, unit in chosen} == {(2 * held, "images")}
+    assert [numbers[1:] for numbers in voted] == [(0, 30, "images"), (30, 30, "images")]
+
+
 def test_few_images_have_few_neighbours():
     head = Knn().fit(clusters(8, 2, 0.1, seed=0), seed=0)
     found = Knn().score(head, clusters(6, 2, 0.1, seed=1), list("abcdef"))
