@@ -187,7 +187,7 @@ def measure(cache: Path, sets: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         random = np.random.RandomState(n)
         keys, by_method = of_images(found, n, random)
         whole = [*of_sets(found, n, random), *of_cka(found, n, random)] if sets else []
-        index = [describe(key) for key in [*keys, *(key for key, _ in whole)]]
+        index = pd.MultiIndex.from_tuples([describe(key) for key in [*keys, *(key for key, _ in whole)]])
         columns[n] = pd.Series([*by_method[METHODS[-1]], *(share for _, share in whole)], index=index)
         methods[n] = {
             method: (np.nanmin(share), int((share < LEAST).sum()), int(np.isfinite(share).sum()))

@@ -86,7 +86,10 @@ class TokenNorm(TokenMetric):
     title = "token norm"
     unit = {"mean": "norm", "max_over_median": "ratio", "high_norm_share": "share", "outlier_share": "share"}  # noqa: RUF012
     sites = RESIDUAL_SITES
-    no_interval = {"max_over_median": "rare images with an extreme patch decide the mean of a maximum"}  # noqa: RUF012
+    no_interval = {  # noqa: RUF012
+        "max_over_median": "rare images with an extreme patch decide the mean of a maximum",
+        "outlier_share": "rare images with many outliers decide its mean",
+    }
 
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute the mean norm of each group and the outliers among the patches."""
