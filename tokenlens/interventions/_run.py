@@ -143,7 +143,7 @@ class InterventionRun:
         noise_BTD = self._noise(indices, before.final_BTD) if "noise" in self.needs else None
         masks: dict[TargetKey, Tensor] = {}
         effects: dict[tuple[Condition, EffectKey], Tensor] = {}
-        counts = {} if before.counts_BS is None else {None: before.counts_BS}
+        counts: dict[Condition | None, np.ndarray] = {} if before.counts_BS is None else {None: before.counts_BS}
         for condition in self.conditions:
             target = condition.replace, condition.block
             if target not in masks:

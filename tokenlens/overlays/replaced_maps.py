@@ -50,7 +50,7 @@ def replaced_maps(
     chosen = evenly_spaced(every, 5) if blocks is None and every else list(blocks or ())
     wanted = [(name, block) for name in names for block in chosen]
     if not wanted or (missing := [each for each in wanted if each not in places]):
-        have = sorted(places) or [each[0] for each in kept.conditions]
+        have: list[object] = [*sorted(places)] or [*sorted({each[0] for each in kept.conditions})]
         raise LookupError(f"no replacement of {replace} by {missing if wanted else names}; there are {have}")
     maps, captions = [], []
     for name in names:
