@@ -173,10 +173,11 @@ class AttentionSink(AttentionCallMetric):
 
 
 def _is_in(layout: TokenLayout, group: str, sink_BH: Tensor) -> Tensor:
-    """Return whether each token is in the group."""
-    if group == "patch":
-        return (sink_BH < layout.tokens) & ~torch.stack([sink_BH == at for at in layout.prefix_positions]).any(0)
-    return torch.stack([sink_BH == at for at in layout.positions(group)]).any(0)
+    """Return whether each token is in the group, without copying positions to the device."""
+    found = torch.zeros_like(sink_BH, dtype=torch.bool)
+    for position in layout.prefix_positions if group == "patch" else layout.positions(group):
+        found |= sink_BH == position
+    return ~found & (sink_BH < layout.tokens) if group == "patch" else found
 
 
 def _apply(factor_Hdd: Tensor, x_BHTd: Tensor) -> Tensor:
