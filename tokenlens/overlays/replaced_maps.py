@@ -50,11 +50,7 @@ def replaced_maps(
     chosen = evenly_spaced(every, 5) if blocks is None and every else list(blocks or ())
     wanted = [(name, block) for name in names for block in chosen]
     if not wanted or (missing := [each for each in wanted if each not in places]):
-<<<<<<< HEAD
         have: list[Any] = sorted(places) or [each[0] for each in kept.conditions]
-=======
-        have: list[object] = [*sorted(places)] or [*sorted({each[0] for each in kept.conditions})]
->>>>>>> 1d023f7708fa2a9afdc88595d713082037d2607c
         raise LookupError(f"no replacement of {replace} by {missing if wanted else names}; there are {have}")
     maps, captions = [], []
     for name in names:
