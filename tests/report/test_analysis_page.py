@@ -221,15 +221,19 @@ def test_the_data_of_a_figure_is_one_click_away(browser, run, evil_page, tmp_pat
     tab.close()
 
 
+def drawing_size(svg):
+    return re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+
+
 @pytest.mark.browser
 def test_a_figure_can_be_enlarged_saved_and_made_again(browser, run, tmp_path):
-    """Every figure has the four buttons; of one, drawing, file and command are what they say."""
+    """Every figure has the five buttons; of one, drawing, files and command are what they say."""
     folder = run[1]
     tab, complaints, _ = opened(browser, folder / "report.html", viewport={"width": 1280, "height": 900})
     buttons = "[...document.querySelectorAll('figure')].map((one) => [one.id, ...[...one.querySelectorAll('button')]"
     shown = tab.evaluate(f"{buttons}.map((button) => button.offsetParent && button.textContent)])")
     assert sorted(line[0] for line in shown) == sorted(FIGURES)
-    assert all(line[1:] == ["Enlarge", "SVG", "CSV", "Copy command"] for line in shown), shown
+    assert all(line[1:] == ["Enlarge", "SVG", "PDF", "CSV", "Copy command"] for line in shown), shown
 
     drawing = tab.locator("#cka .drawing svg")
     small = drawing.bounding_box()["width"]
@@ -248,6 +252,17 @@ def test_a_figure_can_be_enlarged_saved_and_made_again(browser, run, tmp_path):
     texts = [[text.text for text in ElementTree.fromstring(svg).iter(SVG_TEXT)] for svg in (saved_svg, drawn)]
     assert texts[0] == texts[1]
     assert "block" in texts[0]
+
+    tab.evaluate("window.print = () => {}")
+    tab.click('button[data-prints="cka"]')
+    width, height = map(float, drawing_size(drawn))
+    printed = tab.pdf(prefer_css_page_size=True)
+    assert printed.count(b"/Type /Page\n") == 1
+    box = re.search(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)
+    assert [float(side) for side in box.groups()] == pytest.approx([width, height], abs=2)
+    tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    drawing.wait_for()
+    assert not tab.locator("dialog").is_visible()
 
     tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab.click('button[data-copies="cka"]')

@@ -147,11 +147,11 @@
       table.tBodies[0].replaceChildren(...lines);
     });
   };
-  // Figures: enlarge, save as SVG, copy the command, values at the pointer, and a narrow drawing on a phone.
+  // Figures: enlarge, save as SVG, print as PDF, copy the command, values at the pointer, and a narrow drawing on a phone.
   const drawingOf = (name) => document.querySelector('[id="' + name + '"] .drawing');
   const dialog = document.getElementById("enlarged");
-  const enlarge = (button) => {
-    const home = drawingOf(button.dataset.enlarges);
+  const enlarge = (name) => {
+    const home = drawingOf(name);
     const figure = home.querySelector("svg");
     dialog.querySelector(".drawing").append(figure);
     dialog.addEventListener("close", () => home.append(figure), { once: true });
@@ -165,6 +165,16 @@
     for (const [name, value] of [["width", width + "pt"], ["height", height + "pt"]]) svg.setAttribute(name, value);
     const text = new XMLSerializer().serializeToString(svg);
     offer(text.replace(/var\((--\w+)\)/g, (_, name) => light.getPropertyValue(name).trim()), "image/svg+xml", button.dataset.file);
+  };
+  const printDrawing = (button) => {
+    const [, , width, height] = drawingOf(button.dataset.prints).querySelector("svg").getAttribute("viewBox").split(" ");
+    const alone = make("style", "@page { size: " + width + "pt " + height + "pt; margin: 0 } @media print {" +
+      " body > :not(#enlarged) { display: none !important } #enlarged { all: initial } #enlarged > :not(.drawing) { display: none }" +
+      " #enlarged svg { display: block; width: " + width + "pt; height: " + height + "pt } }");
+    document.head.append(alone);
+    enlarge(button.dataset.prints);
+    window.addEventListener("afterprint", () => { alone.remove(); dialog.close(); }, { once: true });
+    window.print();
   };
   const copy = async (button) => {
     const here = decodeURIComponent(location.pathname).split("/").slice(0, -1).join("/");
@@ -267,7 +277,7 @@
 
   if ("DecompressionStream" in window) {
     document.querySelectorAll(".without-script").forEach((one) => one.remove());
-    for (const [kind, act] of [["saves", save], ["enlarges", enlarge], ["draws", saveDrawing], ["copies", copy], ["compares", copy]]) {
+    for (const [kind, act] of [["saves", save], ["enlarges", (button) => enlarge(button.dataset.enlarges)], ["draws", saveDrawing], ["prints", printDrawing], ["copies", copy], ["compares", copy]]) {
       document.querySelectorAll("button[data-" + kind + "]").forEach((button) => {
         button.hidden = false;
         button.addEventListener("click", () => act(button));
