@@ -257,6 +257,8 @@ class Site(StrEnum):
     POOL = "pool"
 
 
+RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
+
 HEAD_SITES = (Site.Q, Site.K, Site.V)
 """Sites whose tensor is (images, heads, tokens, channels per head)."""
 

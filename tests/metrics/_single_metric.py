@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenlens.metrics import (
-    TOKEN_REDUCTIONS,
-    AccumulatingMetric,
-    AttentionCallMetric,
-    Metric,
-    RawTokenMetric,
-    Subject,
-)
+from tokenlens.metrics import TOKEN_REDUCTIONS, AccumulatingMetric, HookMetric, Metric, Subject
 from tokenlens.metrics import metrics as catalog
 from tokenlens.recording.attention import AttentionCall
 from tokenlens.reduction.reducer import Reducer
@@ -39,11 +32,13 @@ def feed(name: str, layout: TokenLayout, images: int, show: Callable[[Reducer], 
     metric: Metric = catalog.get(name)()
     reason = metric.prepare(Subject(nn.Identity(), layout, blocks, sites=EVERYTHING, expensive=True))
     assert reason is None, reason
-    in_hooks = isinstance(metric, RawTokenMetric | AttentionCallMetric)
-    raw = [(name, metric.chosen_sites, metric.look)] if in_hooks else []
+    raw: list[Any] = []
+    if isinstance(metric, HookMetric):
+        raw.append((name, metric.looks_at, metric.receive_activation))
+    if isinstance(metric, AccumulatingMetric):
+        raw.append((name, metric.chosen_sites, metric.add_tokens))
     wanted = {site: set(TOKEN_REDUCTIONS & metric.needs) for site in metric.observes}
-    accumulate = [(metric.chosen_sites, metric.add_tokens)] if isinstance(metric, AccumulatingMetric) else []
-    reducer = Reducer(layout, wanted, metric.needs, raw, accumulate)
+    reducer = Reducer(layout, wanted, metric.needs, raw)
     reducer.start(list(range(images)))
     with torch.no_grad():
         show(reducer)

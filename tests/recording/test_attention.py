@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenlens.recording.attention import attention_columns, attention_rows, log_sum_exp
+from tokenlens.recording.attention import AttentionCall
 
 B, H, T, D = 2, 3, 13, 8
 EVERY = range(T)
@@ -20,26 +20,26 @@ def exact(q: Tensor, k: Tensor, scale: float = D**-0.5, bias: Tensor | float = 0
 
 
 def test_rows_sum_to_one_and_equal_float64():
-    q, k, _ = qkv()
-    rows = attention_rows(q, k, EVERY, 0.3)
+    q, k, v = qkv()
+    rows = AttentionCall(q, k, v, 0.3).rows(EVERY)
     torch.testing.assert_close(rows.sum(-1), torch.ones(B, H, T))
     torch.testing.assert_close(rows.double(), exact(q, k, 0.3), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 5, 13, 100])
 def test_log_sum_exp_in_blocks_of_rows(rows_at_once):
-    q, k, _ = qkv()
-    bias = torch.randn(1, H, T, T)
-    lse = log_sum_exp(q, k, 0.3, bias, rows_at_once)
+    call = AttentionCall(*qkv(), 0.3, bias=torch.randn(1, H, T, T))
+    q, k, bias = call.q_BHTd, call.k_BHTd, call.bias
+    call.lse_BHT = lse = call.log_sum_exp(rows_at_once)
     expected = (q.double() @ k.double().mT * 0.3 + bias).logsumexp(-1)
     torch.testing.assert_close(lse.double(), expected, atol=1e-5, rtol=1e-5)
-    columns = attention_columns(q, k, EVERY, 0.3, lse, bias)
+    columns = call.columns(EVERY)
     torch.testing.assert_close(columns.double(), exact(q, k, 0.3, bias), atol=1e-6, rtol=1e-4)
 
 
 def test_large_scores_do_not_overflow():
-    q, k, _ = qkv()
-    lse = log_sum_exp(q * 100, k, 1.0)
-    assert lse.isfinite().all()
-    columns = attention_columns(q * 100, k, EVERY, 1.0, lse)
+    q, k, v = qkv()
+    call = AttentionCall(q * 100, k, v)
+    assert call.log_sum_exp().isfinite().all()
+    columns = call.columns(EVERY)
     torch.testing.assert_close(columns.sum(-1), torch.ones(B, H, T), atol=1e-3, rtol=0)

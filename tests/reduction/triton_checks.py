@@ -22,7 +22,7 @@ import triton
 import tokenlens
 from tests.metrics._cases import images, model
 from tokenlens.families import NormParameters
-from tokenlens.recording.attention import AttentionCall, log_sum_exp
+from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.capture import AttentionCapture
 from tokenlens.recording.recorder import Recorder
 from tokenlens.reduction import triton_kernels
@@ -72,7 +72,8 @@ def attention_call(layout: TokenLayout, dtype: torch.dtype = torch.float32, chan
     qkv = random(2, layout.tokens, 3 * 4 * channels, dtype=dtype) / 2
     q, k, v = qkv.unflatten(-1, (3, 4, channels)).permute(2, 0, 3, 1, 4)
     k = k.clone(memory_format=torch.contiguous_format)
-    return AttentionCall(q, k, v, scale=0.2, lse_BHT=log_sum_exp(q.double(), k.double(), 0.2).float())
+    lse_BHT = AttentionCall(q.double(), k.double(), v, 0.2).log_sum_exp().float()
+    return AttentionCall(q, k, v, 0.2, lse_BHT=lse_BHT)
 
 
 def reduce_attention(kernels: ReductionKernels, call: AttentionCall) -> list[Tensor]:
@@ -162,7 +163,7 @@ def test_what_the_kernels_do_not_read_is_left_to_torch():
     q, k, v, lse = call.q_BHTd, call.k_BHTd, call.v_BHTd, call.lse_BHT
     bias = random(1, 1, layout.tokens, layout.tokens)
     for other in (
-        AttentionCall(q, k, v, 0.2, bias=bias, lse_BHT=log_sum_exp(q, k, 0.2, bias)),
+        AttentionCall(q, k, v, 0.2, bias=bias, lse_BHT=AttentionCall(q, k, v, 0.2, bias=bias).log_sum_exp()),
         AttentionCall(q, k, v, pattern_BHTT=call.pattern(), lse_BHT=lse),
         AttentionCall(q.double(), k.double(), v.double(), 0.2),
         AttentionCall(q, k, v, 0.2),
@@ -191,7 +192,8 @@ def test_long_sums_do_not_lose_digits(monkeypatch, tile):
     torch.testing.assert_close(torch.stack([got[name] for name in BOTH], 1).double(), exact, rtol=5e-6, atol=0)
     torch.testing.assert_close(got["patch_abs_sum"].double(), precise.abs().sum(1), rtol=5e-6, atol=0)
     q = random(1, 1, layout.tokens, 16)
-    call = AttentionCall(q, q, q, 0.1, lse_BHT=log_sum_exp(q, q, 0.1))
+    call = AttentionCall(q, q, q, 0.1)
+    call.lse_BHT = call.log_sum_exp()
     all_near(reduce_attention(TritonKernels(layout), call), reduce_attention(ReductionKernels(layout), call))
 
 

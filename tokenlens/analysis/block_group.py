@@ -9,15 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from tokenlens.families.base import Family
-from tokenlens.metrics import (
-    TOKEN_REDUCTIONS,
-    AccumulatingMetric,
-    AttentionCallMetric,
-    LatentMetric,
-    Metric,
-    RawTokenMetric,
-    Subject,
-)
+from tokenlens.metrics import TOKEN_REDUCTIONS, AccumulatingMetric, HookMetric, Metric, Subject
 from tokenlens.reduction.choice import choose_kernels
 from tokenlens.reduction.reducer import Reducer
 from tokenlens.reduction.summaries import Reduction
@@ -60,14 +52,14 @@ class BlockGroup:
                 for site in metric.observes:
                     wanted.setdefault(str(site), set()).update(reductions)
         needs = {need for metric in self.metrics for need in metric.needs}
+        raw = [(m.name, m.looks_at, m.receive_activation) for m in self.metrics if isinstance(m, HookMetric)]
+        sums = [(m.name, m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)]
         device = next(self.subject.model.parameters()).device
-        in_hooks = [m for m in self.metrics if isinstance(m, RawTokenMetric | LatentMetric | AttentionCallMetric)]
         return Reducer(
             self.subject.layout,
             wanted,
             needs,
-            raw=[(metric.name, metric.chosen_sites, metric.look) for metric in in_hooks],
-            accumulate=[(m.chosen_sites, m.add_tokens) for m in self.metrics if isinstance(m, AccumulatingMetric)],
+            raw=[*raw, *sums],
             kernels=choose_kernels(device)[0](self.subject.layout),
         )
 

@@ -4,6 +4,7 @@ from tokenlens.metrics._jackknife import AccumulatingMetric, JackknifeMetric
 from tokenlens.metrics._per_image import (
     AttentionCallMetric,
     AttentionMetric,
+    HookMetric,
     LatentMetric,
     NormMetric,
     PerImageMetric,
@@ -17,7 +18,6 @@ from tokenlens.metrics.base import (
     BOUNDS,
     PATTERN,
     RANGES,
-    RESIDUAL_SITES,
     TOKEN_REDUCTIONS,
     UNBOUNDED,
     Metric,
@@ -28,6 +28,7 @@ from tokenlens.metrics.base import (
     metrics,
 )
 from tokenlens.metrics.token_norm import high_norm_patches
+from tokenlens.tokens import RESIDUAL_SITES
 
 __all__ = [
     "BOUNDS",
@@ -39,6 +40,7 @@ __all__ = [
     "AccumulatingMetric",
     "AttentionCallMetric",
     "AttentionMetric",
+    "HookMetric",
     "JackknifeMetric",
     "LatentMetric",
     "Metric",

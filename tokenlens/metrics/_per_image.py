@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics.base import PATTERN, RANGES, Metric, NumberKey, Row, Subject, make_row
-from tokenlens.recording.attention import AttentionCall
 from tokenlens.recording.recorder import PooledTokens
 from tokenlens.reduction.memory import HostCopy
 from tokenlens.reduction.summaries import (
@@ -172,6 +171,31 @@ class PerImageMetric(Metric):
         ]
 
 
+class HookMetric(PerImageMetric):
+    """A metric that is computed in the hook, from the activation itself, which is not kept."""
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """Sites whose activations ``look`` gets: by default those of the numbers."""
+        return self.chosen_sites
+
+    def receive_activation(self, key: Key, indices: list[int], activation: Any) -> Values:
+        """Receive the activation at a block and site for the images with these indices."""
+        return self.look(self.layout, key[0], activation)
+
+    @abstractmethod
+    def look(self, layout: TokenLayout, block: Any, activation: Any) -> Values:
+        """Compute the numbers of one block in the hook: (B,), or (B, H) per head, for each (part, group).
+
+        The activation is tokens (B, T, D), at the site ``pattern`` an ``AttentionCall``, at ``pool`` ``PooledTokens``.
+        """
+
+    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
+        """Yield the numbers computed in the hooks."""
+        for key, values in batch.raw.get(self.name, {}).items():
+            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
+
+
 class TokenMetric(PerImageMetric):
     """A metric of a ``TokenSummary``: special tokens, norms of all tokens, and the sums over patches in ``needs``."""
 
@@ -206,7 +230,7 @@ class AttentionMetric(PerImageMetric):
         return ("q",)
 
 
-class AttentionCallMetric(AttentionMetric):
+class AttentionCallMetric(HookMetric, AttentionMetric):
     """An opt-in metric of the calls of attention kernels, computed in the hook: ``look`` may read every row."""
 
     sites = ()
@@ -216,15 +240,6 @@ class AttentionCallMetric(AttentionMetric):
         """Say so if not all tokens attend."""
         reason = super().prepare(subject)
         return reason if reason or subject.all_attend else "only CLS attends to the other tokens"
-
-    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
-        """Yield the numbers computed in the hooks."""
-        for key, values in batch.raw.get(self.name, {}).items():
-            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
-
-    @abstractmethod
-    def look(self, layout: TokenLayout, block: int, call: AttentionCall) -> Values:
-        """Compute the numbers of one block in the hook: (B,), or (B, H) per head, for each (part, group)."""
 
     def per_image(self, summary: Any) -> Values:
         """Not used: ``look`` reads the call."""
@@ -264,7 +279,7 @@ class RawTokens:
         return self.all[..., list(self.layout.positions(group)), :]
 
 
-class LatentMetric(PerImageMetric):
+class LatentMetric(HookMetric):
     """A metric of the latent that pools a model's tokens by attention, computed in the hook.
 
     ``per_image`` gets the ``PooledTokens`` and returns tensors (B,), or (B, H) per head, for each (part, group).
@@ -277,26 +292,16 @@ class LatentMetric(PerImageMetric):
         reason = super().prepare(subject)
         return "the model has no pooling latent (MAP head)" if Site.POOL not in subject.sites else reason
 
-    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
-        """Yield the numbers computed in the hook."""
-        for key, values in batch.raw.get(self.name, {}).items():
-            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
-
     def look(self, layout: TokenLayout, block: int | None, pooled: PooledTokens) -> Values:
         """Compute the numbers in the hook."""
         return self.per_image(pooled)
 
 
-class RawTokenMetric(PerImageMetric):
+class RawTokenMetric(HookMetric):
     """A metric of the tokens themselves, computed in the hook: simple to write, but one pass over them at each site.
 
     ``per_image`` gets the ``RawTokens`` of one site and returns a tensor (B,) for each (part, group).
     """
-
-    def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
-        """Yield the numbers computed in the hooks."""
-        for key, values in batch.raw.get(self.name, {}).items():
-            yield [key], {name: tensor.unsqueeze(0) for name, tensor in values.items()}
 
     def look(self, layout: TokenLayout, block: int | None, x: Tensor) -> Values:
         """Compute the numbers in the hook."""

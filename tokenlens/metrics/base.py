@@ -25,16 +25,14 @@ metrics = Catalog("tokenlens.metrics", "metric", base="Metric")
 PATTERN = "pattern"
 """The site of attention numbers."""
 
-RESIDUAL_SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
-
 TOKEN_REDUCTIONS = frozenset[Reduction](get_args(Reduction))
 NEEDS = frozenset(
-    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern", "cls_values"}
+    {*GROUPS, "special_tokens", "several_patches", "norm_stages", "patch_sample", "updates", "pattern"}
     | TOKEN_REDUCTIONS
 )
 """The entries that ``Metric.needs`` may have. Required of the model: a token of a group, any special token, at least
 two patches. Requested of the reducer: sums over patches, stages of norms, some patches of norm1's input, updates of
-branches, the CLS row and special columns of the pattern, values weighted by the CLS row."""
+branches, the CLS row and special columns of the pattern."""
 
 BOUNDS = {
     "cosine": (-1.0, 1.0),

@@ -31,7 +31,7 @@ class CentroidSeparation(JackknifeMetric):
     def terms(self, summary: TokenSummary) -> dict[str, Tensor]:
         """Return the tokens and their squared norms."""
         assert summary.patch_sum is not None
-        count, cls = summary.patches, summary.group("cls")
+        count, cls = summary.layout.patches, summary.group("cls")
         return {
             "cls": cls.mean(-2),
             # Not from the norms, which are rounded to float32: ‖m‖² may be far larger than the trace.

@@ -200,5 +200,5 @@ class CKA(Metric):
 def _cls_and_patch(summary: TokenSummary) -> NDArray[np.float32]:
     """Return CLS and mean patch of N stacked summaries, (B, 2, N, D)."""
     assert summary.patch_sum is not None
-    cls_NBD, patch_NBD = summary.group("cls").mean(-2), summary.patch_sum / summary.patches
+    cls_NBD, patch_NBD = summary.group("cls").mean(-2), summary.patch_sum / summary.layout.patches
     return torch.stack([cls_NBD, patch_NBD]).float().permute(2, 0, 1, 3).cpu().numpy()

@@ -38,5 +38,5 @@ class CLSPatchCosine(CosineMetric):
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute ``cls_patch_cosine`` from the sum of unit patches."""
         assert summary.unit_patch_sum is not None
-        cosine = (summary.unit_group("cls").mean(-2) * summary.unit_patch_sum).sum(-1) / summary.patches
+        cosine = (summary.unit_group("cls").mean(-2) * summary.unit_patch_sum).sum(-1) / summary.layout.patches
         return {("", "cls-patch"): cosine}

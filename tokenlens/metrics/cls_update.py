@@ -10,13 +10,27 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import AttentionOutput
-from tokenlens.metrics._per_image import PerImageMetric, Values
+from tokenlens.metrics._per_image import HookMetric, Values
 from tokenlens.metrics.base import PATTERN, Subject
-from tokenlens.reduction.summaries import AttentionSummary, BatchSummary, TokenSummary, to_float64
-from tokenlens.tokens import Key
+from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
+from tokenlens.reduction.summaries import BatchSummary, TokenSummary, to_float64
+from tokenlens.tokens import Key, TokenLayout, take
 
 TOLERANCE = 0.05
 """Largest difference between the sum of the parts and the update, over the update: more than half precision rounds."""
+
+
+def values_by_source(layout: TokenLayout, call: AttentionCall) -> Tensor:
+    """Compute Σ_{j∈g} A_cls,j v_j of each source g, with A the mean row of the class tokens, (B, H, G, d)."""
+    row_BH1T = call.rows(layout.positions("cls")).mean(-2, keepdim=True)
+    sums = []
+    for group in layout.groups:
+        weights, values = (take(x, layout.positions(group), dim) for x, dim in ((row_BH1T, -1), (call.v_BHTd, -2)))
+        sums.append((avoid_tf32(weights) @ avoid_tf32(as_float(values))).to(weights.dtype))
+    if call.learned is not None:
+        bias_BH1 = layout.mean_of(call.bias_mass().unsqueeze(-1), "cls")
+        sums.append(bias_BH1.unsqueeze(-1) * as_float(call.learned[1]))
+    return torch.cat(sums, dim=-2)
 
 
 def split_update(output: AttentionOutput, values_BHGd: Tensor, input_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -35,7 +49,7 @@ def split_update(output: AttentionOutput, values_BHGd: Tensor, input_BD: Tensor 
     return parts_BSD[:, :-1].unflatten(1, (heads, groups)), parts_BSD[:, -1]
 
 
-class ClsUpdate(PerImageMetric):
+class ClsUpdate(HookMetric):
     """Attention's update of CLS, split by the token group that it comes from, per block and per head.
 
     Formula: u = Σ_g u_g + u_bias at ``attn_out``, with u_g = LayerScale ⊙ W_O (Σ_{j∈g} A_cls,j v_j) of group g. Where a
@@ -63,7 +77,7 @@ class ClsUpdate(PerImageMetric):
     }
     expensive_sites = ("attn_out",)
     cost = "one row of attention times the values, and the output projection for each head: 3 % of a ViT-S forward pass"
-    needs = frozenset({"cls", "pattern", "cls_values"})
+    needs = frozenset({"cls", "pattern"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +106,15 @@ class ClsUpdate(PerImageMetric):
             return "a norm or gate between attention and update scales each of the several class tokens differently"
         return None
 
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """Attention."""
+        return (PATTERN,)
+
+    def look(self, layout: TokenLayout, block: int, call: AttentionCall) -> Values:
+        """Weight the values by the CLS row, source by source; ``results`` splits the update by them."""
+        return {("values", ""): values_by_source(layout, call)}
+
     def results(self, batch: BatchSummary) -> Iterable[tuple[list[Key], Values]]:
         """Yield the numbers of one block after the other."""
         cls = {
@@ -99,14 +122,13 @@ class ClsUpdate(PerImageMetric):
             for stack in batch.stacks(TokenSummary, ("attn_out", "norm1"))
             for row, key in enumerate(stack.keys)
         }
-        for stack in batch.stacks(AttentionSummary, (PATTERN,)):
-            for row, key in enumerate(stack.keys):
-                assert key[0] is not None
-                output, update_BD = self._outputs[key[0]], cls[key[0], "attn_out"]
-                values_BHGd = stack.summary.cls_values[row]
-                parts_BHGD, bias_BD = split_update(output, values_BHGd, cls.get((key[0], "norm1")))
-                values = _describe(stack.summary.layout.sources, parts_BHGD, bias_BD, update_BD, key[0])
-                yield [(key[0], "attn_out")], {name: value.unsqueeze(0) for name, value in values.items()}
+        for (block, _), found in batch.raw.get(self.name, {}).items():
+            assert block is not None
+            output, update_BD = self._outputs[block], cls[block, "attn_out"]
+            values_BHGd = to_float64(found["values", ""])
+            parts_BHGD, bias_BD = split_update(output, values_BHGd, cls.get((block, "norm1")))
+            values = _describe(batch.layout.sources, parts_BHGD, bias_BD, update_BD, block)
+            yield [(block, "attn_out")], {name: value.unsqueeze(0) for name, value in values.items()}
 
     def per_image(self, summary: Any) -> Values:
         """Not used: ``results`` reads two kinds of summaries."""

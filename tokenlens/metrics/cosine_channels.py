@@ -16,7 +16,7 @@ from tokenlens.tokens import NORM_SITES, TOKEN_SITES, Key
 def channel_contributions(summary: TokenSummary) -> Tensor:
     """Compute c_d = u_cls,d · (Σ_i u_i,d)/P, (N, B, D): the channels' parts of the mean CLS–patch cosine."""
     assert summary.unit_patch_sum is not None
-    return summary.unit_group("cls").mean(-2) * summary.unit_patch_sum / summary.patches
+    return summary.unit_group("cls").mean(-2) * summary.unit_patch_sum / summary.layout.patches
 
 
 def channel_concentration(contributions_D: Tensor) -> tuple[Tensor, Tensor]:

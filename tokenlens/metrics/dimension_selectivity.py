@@ -83,7 +83,7 @@ class DimensionSelectivity(JackknifeMetric):
         for side, tokens in (("input", summary.input), ("output", summary.output)):
             assert tokens.patch_abs_sum is not None
             terms[f"cls_{side}"] = tokens.group("cls").abs().mean(-2)
-            terms[f"patch_{side}"] = tokens.patch_abs_sum / tokens.patches
+            terms[f"patch_{side}"] = tokens.patch_abs_sum / tokens.layout.patches
         return terms
 
     def constants(self, summary: NormSummary) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenlens.metrics._jackknife import Array, JackknifeMetric
-from tokenlens.metrics.base import RESIDUAL_SITES, NamedArray, by_block
+from tokenlens.metrics.base import NamedArray, by_block
 from tokenlens.reduction.summaries import TokenSummary
+from tokenlens.tokens import RESIDUAL_SITES
 
 TOP = 3
 """Number of channels whose share of the energy is reported."""
@@ -58,8 +59,8 @@ class MassiveChannels(JackknifeMetric):
         assert summary.patch_abs_sum is not None
         assert summary.patch_square_sum is not None
         terms = {
-            "a_patch": summary.patch_abs_sum / summary.patches,
-            "e_patch": summary.patch_square_sum / summary.patches,
+            "a_patch": summary.patch_abs_sum / summary.layout.patches,
+            "e_patch": summary.patch_square_sum / summary.layout.patches,
         }
         for group in summary.layout.groups:
             if group != "patch":

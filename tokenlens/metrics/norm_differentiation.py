@@ -103,10 +103,13 @@ class NormDifferentiation(NormMetric):
     def per_image(self, summary: NormSummary) -> Values:
         """Compute ``stage_differences`` from the sums of unit vectors."""
         layout, patches = summary.layout, summary.layout.patches
+        has_bias = summary.parameters[0].bias_patch is not None
+        weight_N1D = summary.parameter("weight_prefix")
+        weighted = summary.centred_prefix * (1 if weight_N1D is None else weight_N1D.unsqueeze(-2))
         stages = {
             "before": (summary.input.prefix, summary.input.unit_patch_sum),
             "centred": (summary.centred_prefix, summary.centred_patch_sum),
-            "weighted": (summary.weighted_prefix, summary.weighted_patch_sum),
+            "weighted": (weighted, summary.weighted_patch_sum),
             "after": (summary.output.prefix, summary.output.unit_patch_sum),
         }
         values: dict[tuple[str, str], Tensor] = {}
@@ -120,8 +123,8 @@ class NormDifferentiation(NormMetric):
                 return (products / (cls_NBCD.norm(dim=-1) * patches)).mean(-1)
 
             cosines = {name: cosine(prefix[..., index, :], unit_sum) for name, (prefix, unit_sum) in stages.items()}
-            found = stage_differences(cosines, summary.kind, summary.has_bias)
-            if any(summary.specialized):
+            found = stage_differences(cosines, summary.kind, has_bias)
+            if any(parameters.specialized for parameters in summary.parameters):
                 centred = summary.centred_prefix[..., index, :]
                 prefix, patch = _normed(centred, summary, "prefix"), _normed(centred, summary, "patch")
                 separate, shared = (
@@ -129,14 +132,14 @@ class NormDifferentiation(NormMetric):
                 )
                 # Against our arithmetic, since the model's output may be rounded to half precision.
                 shared["after"] = cosines["after"] + (shared["after"] - separate["after"])
-                found |= specialized_differences(cosines, shared, summary.has_bias)
+                found |= specialized_differences(cosines, shared, has_bias)
             values |= {(part, "cls-patch"): value for part, value in found.items()}
         if patches > 1:
             cosines = {}
             for name, (_, unit_sum) in stages.items():
                 assert unit_sum is not None
                 cosines[name] = mean_pair_cosine(unit_sum, patches)
-            for part, value in stage_differences(cosines, summary.kind, summary.has_bias).items():
+            for part, value in stage_differences(cosines, summary.kind, has_bias).items():
                 values[part, "patch-patch"] = value
         return values
 
@@ -156,7 +159,7 @@ class NormDifferentiation(NormMetric):
                 self._parameters[key] = {
                     name: tensor[row, 0].float().cpu().numpy() for name, tensor in tensors.items() if tensor is not None
                 }
-                if stack.summary.specialized[row]:
+                if stack.summary.parameters[row].specialized:
                     self._specialized.add(str(key[1]))
 
     def merge(self, other: NormDifferentiation) -> None:  # type: ignore[override]

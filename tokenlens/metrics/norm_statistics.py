@@ -39,22 +39,17 @@ class NormStatistics(NormMetric):
 
     def per_image(self, summary: NormSummary) -> Values:
         """Average the statistics over the tokens of each group."""
-        layout, layer = summary.layout, summary.kind == "layer"
-        spread = "variance" if layer else "mean_square"
+        layout, spread = summary.layout, "variance" if summary.kind == "layer" else "mean_square"
         values: dict[tuple[str, str], Tensor] = {}
         prefix_variance = summary.centred_prefix.square().mean(-1)
+        patch_variance = summary.patch_lengths.square() / summary.centred_patch_sum.shape[-1]
         for group in layout.groups:
-            if group == "patch":
-                mean, variance = summary.patch_mean, summary.patch_variance
-            else:
-                index = list(layout.prefix_index(group))
-                mean, variance = summary.input.group(group).mean(-1), prefix_variance[..., index]
-            if layer:
-                assert mean is not None
-                values["mean", group] = mean.mean(-1)
+            variance = patch_variance if group == "patch" else prefix_variance[..., list(layout.prefix_index(group))]
             values[spread, group] = variance.mean(-1)
+            if summary.mean is not None:
+                values["mean", group] = layout.mean_of(summary.mean, group, -1)
         if layout.has("cls"):
             cls_variance = prefix_variance[..., list(layout.prefix_index("cls"))]
-            log_ratio = (cls_variance.log().mean(-1) - summary.patch_variance.log().mean(-1)) / 2
+            log_ratio = (cls_variance.log().mean(-1) - patch_variance.log().mean(-1)) / 2
             values["log_std_ratio", "cls-patch"] = log_ratio
         return values

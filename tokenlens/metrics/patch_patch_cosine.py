@@ -43,4 +43,4 @@ class PatchPatchCosine(CosineMetric):
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute ``patch_patch_cosine`` from the sum of unit patches."""
         assert summary.unit_patch_sum is not None
-        return {("", "patch-patch"): mean_pair_cosine(summary.unit_patch_sum, summary.patches)}
+        return {("", "patch-patch"): mean_pair_cosine(summary.unit_patch_sum, summary.layout.patches)}

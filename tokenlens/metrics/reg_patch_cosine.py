@@ -31,5 +31,5 @@ class RegPatchCosine(CosineMetric):
     def per_image(self, summary: TokenSummary) -> Values:
         """Compute ``reg_patch_cosine`` from the sum of unit patches."""
         assert summary.unit_patch_sum is not None
-        cosine = (summary.unit_group("reg").mean(-2) * summary.unit_patch_sum).sum(-1) / summary.patches
+        cosine = (summary.unit_group("reg").mean(-2) * summary.unit_patch_sum).sum(-1) / summary.layout.patches
         return {("", "reg-patch"): cosine}

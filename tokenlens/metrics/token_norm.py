@@ -6,8 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenlens.metrics._per_image import TokenMetric, Values
-from tokenlens.metrics.base import RESIDUAL_SITES
 from tokenlens.reduction.summaries import TokenSummary
+from tokenlens.tokens import RESIDUAL_SITES
 
 HIGH_NORM_RATIO = 3.0
 """A patch is a high-norm token if its norm exceeds this many times the median patch norm of its image.

@@ -29,60 +29,14 @@ def _products(x_BHTd: Tensor, y_BHTd: Tensor, positions: Sequence[int], scale: f
     return torch.stack([torch.linalg.vecdot(x_BHTd, y_BH1d) for y_BH1d in chosen], dim=-1)
 
 
-def attention_rows(
-    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, bias: Tensor | None = None
-) -> Tensor:
-    """Compute rows of the pattern, softmax(q_r·Kᵀ·scale + bias), (B, H, R, T); each sums to 1.
-
-    Cost O(R·T·d). ``bias`` is added to the scores and broadcastable to (B, H, T, T).
-    """
-    scores_BHRT = _products(k_BHTd, q_BHTd, positions, scale).mT
-    if bias is not None:
-        scores_BHRT = scores_BHRT + bias[..., list(positions), :]
-    return scores_BHRT.softmax(-1)
-
-
-def attention_columns(
-    q_BHTd: Tensor, k_BHTd: Tensor, positions: Sequence[int], scale: float, lse_BHT: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Compute columns of the pattern, exp(q_i·k_r·scale + bias − lse_i), (B, H, T, R), in [0, 1].
-
-    Cost O(R·T·d). ``lse_BHT`` is the log of each row's softmax denominator, which flash kernels return.
-    """
-    scores_BHTR = _products(q_BHTd, k_BHTd, positions, scale)
-    if bias is not None:
-        scores_BHTR = scores_BHTR + bias[..., list(positions)]
-    return (scores_BHTR - lse_BHT.unsqueeze(-1)).exp()
-
-
-def _score_blocks(
-    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None, rows_at_once: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield q·Kᵀ·scale + bias in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end."""
-    q_BHTd = as_float(q_BHTd)
-    # Contiguous: with a strided K this takes twice as long on a ViT-S.
-    k_BHdT = avoid_tf32(as_float(k_BHTd)).transpose(-1, -2).contiguous()
-    for start in range(0, q_BHTd.shape[-2], rows_at_once):
-        rows = slice(start, min(start + rows_at_once, q_BHTd.shape[-2]))
-        scores_BHRT = (avoid_tf32(q_BHTd[..., rows, :]) * scale) @ k_BHdT
-        yield rows, scores_BHRT if bias is None else scores_BHRT + bias[..., rows, :]
-
-
-def log_sum_exp(
-    q_BHTd: Tensor, k_BHTd: Tensor, scale: float, bias: Tensor | None = None, rows_at_once: int = 128
-) -> Tensor:
-    """Compute log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T), for kernels that do not return it."""
-    blocks = _score_blocks(q_BHTd, k_BHTd, scale, bias, rows_at_once)
-    return torch.cat([scores.logsumexp(-1) for _, scores in blocks], dim=-1).to(as_float(q_BHTd[:0]).dtype)
-
-
 @dataclass
 class AttentionCall:
     """The arguments of an attention kernel, and its log-sum-exp if it returned one.
 
-    ``pattern_BHTT`` is set if no fused kernel ran; q and k may then already carry the scale or a part of it.
-    ``learned`` are the key and value of an attention bias, (B, H, 1, d) each. Rows are of the tokens: with an attention
-    bias they sum to less than 1, the rest is ``bias_mass()``; ``bias`` and ``pattern_BHTT`` have a last column for it.
+    ``bias`` is added to the scores. ``pattern_BHTT`` is set if no fused kernel ran; q and k may then already carry the
+    scale or a part of it. ``learned`` are the key and value of an attention bias, (B, H, 1, d) each. Rows are of the
+    tokens: with an attention bias they sum to less than 1, the rest is ``bias_mass()``; ``bias`` and ``pattern_BHTT``
+    have a last column for it.
     """
 
     q_BHTd: Tensor
@@ -106,22 +60,43 @@ class AttentionCall:
         return self.over_all_keys().columns([self.k_BHTd.shape[-2]]).squeeze(-1)
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        """Return the attention of the tokens at ``positions`` to every token, (B, H, R, T)."""
+        """Return the attention of the tokens at ``positions`` to every token, (B, H, R, T), in O(R·T·d)."""
         if self.learned is not None:
             return self.over_all_keys().rows(positions)[..., :-1]
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions), :])
-        return attention_rows(self.q_BHTd, self.k_BHTd, positions, self.scale, self.bias)
+        scores_BHRT = _products(self.k_BHTd, self.q_BHTd, positions, self.scale).mT
+        if self.bias is not None:
+            scores_BHRT = scores_BHRT + self.bias[..., list(positions), :]
+        return scores_BHRT.softmax(-1)
 
     def columns(self, positions: Sequence[int]) -> Tensor:
-        """Return the attention of every token to those at ``positions``, (B, H, T, R)."""
+        """Return the attention of every token to those at ``positions``, (B, H, T, R), in O(R·T·d) with ``lse_BHT``."""
         if self.learned is not None:
             return self.over_all_keys().columns(positions)
         if self.pattern_BHTT is not None:
             return as_float(self.pattern_BHTT[..., list(positions)])
         if self.lse_BHT is None:
-            self.lse_BHT = log_sum_exp(self.q_BHTd, self.k_BHTd, self.scale, self.bias)
-        return attention_columns(self.q_BHTd, self.k_BHTd, positions, self.scale, self.lse_BHT, self.bias)
+            self.lse_BHT = self.log_sum_exp()
+        scores_BHTR = _products(self.q_BHTd, self.k_BHTd, positions, self.scale)
+        if self.bias is not None:
+            scores_BHTR = scores_BHTR + self.bias[..., list(positions)]
+        return (scores_BHTR - self.lse_BHT.unsqueeze(-1)).exp()
+
+    def log_sum_exp(self, rows_at_once: int = 128) -> Tensor:
+        """Compute log Σ_j exp(q_i·k_j·scale + bias_ij) for every query i, (B, H, T), as flash kernels return it."""
+        blocks = self._score_blocks(rows_at_once)
+        return torch.cat([scores.logsumexp(-1) for _, scores in blocks], dim=-1).to(as_float(self.q_BHTd[:0]).dtype)
+
+    def _score_blocks(self, rows_at_once: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield q·Kᵀ·scale + bias as ``row_blocks`` yields the pattern."""
+        # Contiguous: with a strided K this takes twice as long on a ViT-S.
+        k_BHdT = avoid_tf32(as_float(self.k_BHTd)).transpose(-1, -2).contiguous()
+        for start in range(0, self.q_BHTd.shape[-2], rows_at_once):
+            q_BHRd = avoid_tf32(as_float(self.q_BHTd[..., start : start + rows_at_once, :]))
+            rows = slice(start, start + q_BHRd.shape[-2])
+            scores_BHRT = (q_BHRd * self.scale) @ k_BHdT
+            yield rows, scores_BHRT if self.bias is None else scores_BHRT + self.bias[..., rows, :]
 
     def row_blocks(self, rows_at_once: int = 32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the pattern in blocks of rows: their indices, and (B, H, rows_at_once, T), or fewer at the end.
@@ -133,7 +108,7 @@ class AttentionCall:
             return
         if self.pattern_BHTT is None:
             dtype = as_float(self.q_BHTd[:0]).dtype
-            for rows, scores_BHRT in _score_blocks(self.q_BHTd, self.k_BHTd, self.scale, self.bias, rows_at_once):
+            for rows, scores_BHRT in self._score_blocks(rows_at_once):
                 yield rows, scores_BHRT.softmax(-1).to(dtype)
             return
         for start in range(0, self.pattern_BHTT.shape[-2], rows_at_once):
@@ -149,15 +124,12 @@ class AttentionCall:
 
 def join_heads(calls: Sequence[AttentionCall]) -> AttentionCall:
     """Join the heads of attentions that run side by side on the same tokens, with one scale and without a bias."""
-    if len(calls) == 1:
-        return calls[0]
     first = calls[0]
+    if len(calls) == 1:
+        return first
     if any(call.bias is not None or call.scale != first.scale for call in calls):
         raise ValueError("the heads of parallel attentions with a bias or with scales of their own cannot be joined")
-
-    def join(name: str) -> Any:
-        parts = [getattr(call, name) for call in calls]
-        return None if parts[0] is None else torch.cat(parts, dim=1)
-
-    q, k, v, lse, pattern = (join(name) for name in ("q_BHTd", "k_BHTd", "v_BHTd", "lse_BHT", "pattern_BHTT"))
-    return AttentionCall(q, k, v, first.scale, lse_BHT=lse, pattern_BHTT=pattern)
+    names = ("q_BHTd", "k_BHTd", "v_BHTd", "lse_BHT", "pattern_BHTT")
+    parts = {name: [getattr(call, name) for call in calls] for name in names if getattr(first, name) is not None}
+    joined: dict[str, Any] = {name: torch.cat(tensors, dim=1) for name, tensors in parts.items()}
+    return replace(first, **joined)

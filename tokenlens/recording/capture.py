@@ -22,16 +22,12 @@ from tokenlens.recording.attention import AttentionCall, join_heads
 aten = torch.ops.aten
 
 _FUSED = {
-    getattr(aten, name): lse_index
-    for name, lse_index in {
-        "_scaled_dot_product_flash_attention_for_cpu": 1,
-        "_scaled_dot_product_flash_attention": 1,
-        "_scaled_dot_product_efficient_attention": 1,
-        "_scaled_dot_product_cudnn_attention": 1,
-        "_scaled_dot_product_fused_attention_overrideable": 1,
-        "_scaled_dot_product_attention_math_for_mps": None,
-    }.items()
-    if hasattr(aten, name)
+    aten._scaled_dot_product_flash_attention_for_cpu: 1,
+    aten._scaled_dot_product_flash_attention: 1,
+    aten._scaled_dot_product_efficient_attention: 1,
+    aten._scaled_dot_product_cudnn_attention: 1,
+    aten._scaled_dot_product_fused_attention_overrideable: 1,
+    aten._scaled_dot_product_attention_math_for_mps: None,
 }
 """Fused kernels, with the index of the log-sum-exp among their outputs; None where it is not returned."""
 
@@ -158,15 +154,8 @@ class AttentionCapture(TorchDispatchMode):
         def by_head(x: Tensor) -> Tensor:
             return x.reshape(self.batch, heads, *x.shape[-2:])
 
-        query, key_transposed = self._product
-        self._keep(
-            AttentionCall(
-                by_head(query),
-                by_head(key_transposed).transpose(-1, -2),
-                by_head(value),
-                pattern_BHTT=by_head(self._pattern),
-            )
-        )
+        q, k_transposed, v, pattern = (by_head(x) for x in (*self._product, value, self._pattern))
+        self._keep(AttentionCall(q, k_transposed.transpose(-1, -2), v, pattern_BHTT=pattern))
         self._pattern = None
 
 
@@ -181,16 +170,8 @@ class NormCall(NamedTuple):
     mean_BT: Tensor | None
     rstd_BT: Tensor
 
-    def transposed(self) -> NormCall:
-        """Return the statistics of tokens (T, B, D) as those of (B, T, D)."""
-        return NormCall(None if self.mean_BT is None else self.mean_BT.T, self.rstd_BT.T)
 
-
-_NORMS = {
-    getattr(aten, name): index
-    for name, index in {"native_layer_norm": (1, 2), "_fused_rms_norm": (None, 1), "rsqrt": (None, None)}.items()
-    if hasattr(aten, name)
-}
+_NORMS = {aten.native_layer_norm: (1, 2), aten._fused_rms_norm: (None, 1), aten.rsqrt: (None, None)}
 """Kernels of norms, with the indices of mean and 1/σ among their outputs; RMSNorm on the CPU is made of small ones."""
 
 

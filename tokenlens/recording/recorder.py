@@ -161,7 +161,8 @@ class Recorder:
         try:
             output = self.family.forward(self.model, images)
         except Exception as error:
-            if _comes_from_flex_attention(error):
+            # It does not run under a dispatch mode, whose error says nothing to a user.
+            if any(frame.filename.endswith("flex_attention.py") for frame in traceback.extract_tb(error.__traceback__)):
                 raise ValueError(
                     f"this {type(self.model).__qualname__} computes attention with flex_attention, whose kernel cannot "
                     "be observed; switch to scaled_dot_product_attention (in transformers "
@@ -185,11 +186,10 @@ class Recorder:
             else:
                 self._hook_tokens(block, site, tap, taps.sequence_first)
         if self.sites & {*HEAD_SITES} and taps.attention is not None:
-
-            def receive(call: AttentionCall, _x: Tensor, _y: Tensor) -> None:
-                self.observer.attention(block, call)
-
-            self._hook_attention((block, "attention"), taps.attention, self._layouts[block], taps, receive)
+            observe = self.observer.attention
+            self._hook_attention(
+                (block, "attention"), self._layouts[block], taps, lambda call, *_: observe(block, call)
+            )
 
     def _hook_tokens(self, block: int, site: Site, tap: Tap, sequence_first: bool) -> None:
         self.expected.add((block, site))
@@ -226,7 +226,9 @@ class Recorder:
 
         def end(call: NormCall | None, x: Tensor, y: Tensor) -> None:
             if sequence_first:
-                x, y, call = x.transpose(0, 1), y.transpose(0, 1), None if call is None else call.transposed()
+                x, y = x.transpose(0, 1), y.transpose(0, 1)
+                if call is not None:
+                    call = NormCall(None if call.mean_BT is None else call.mean_BT.T, call.rstd_BT.T)
             assert x.shape == y.shape
             self._notify(y, self.observer.norm, block, site, module, x, y, call)
 
@@ -234,13 +236,10 @@ class Recorder:
 
     def _hook_split_norm(self, block: int | None, site: Site, module: SplitNorm) -> None:
         """Join the special tokens, which come first, and the patches that a model norms one after the other."""
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts: list[tuple[Any, Any]] = []
 
         def after(_module: nn.Module, args: Any, output: Any) -> None:
-            x, y = _first_tensor(args), _first_tensor(output)
-            assert x is not None
-            assert y is not None
-            parts.append((x, y))
+            parts.append((_first_tensor(args), _first_tensor(output)))
             if len(parts) == 2:
                 inputs, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
                 parts.clear()
@@ -253,10 +252,9 @@ class Recorder:
     def _hook(self, handle: RemovableHandle) -> None:
         self._stack.callback(handle.remove)
 
-    def _hook_attention(
-        self, key: Key, module: nn.Module, layout: TokenLayout, taps: BlockTaps, receive: Callable[..., None]
-    ) -> None:
+    def _hook_attention(self, key: Key, layout: TokenLayout, taps: BlockTaps, receive: Callable[..., None]) -> None:
         """Capture the attention inside a module, and pass call, input and output on."""
+        assert taps.attention is not None
         self.expected.add(key)
 
         def begin(x: Tensor | None) -> AttentionCapture:
@@ -268,7 +266,7 @@ class Recorder:
                 self._mark_seen(key)
                 self._notify(x, receive, call, x, y)
 
-        self._capture(module, begin, end)
+        self._capture(taps.attention, begin, end)
 
     def _hook_pooling(self, pooling: Pooling, pooled: Callable[[PooledTokens], None]) -> None:
         layout = self.layout
@@ -279,7 +277,7 @@ class Recorder:
             pooled(PooledTokens(layout, x_BTD, y.reshape(len(y), -1, y.shape[-1]), call))
 
         taps = BlockTaps({}, pooling.module, queries=pooling.latents)
-        self._hook_attention((None, str(Site.POOL)), pooling.module, layout, taps, receive)
+        self._hook_attention((None, str(Site.POOL)), layout, taps, receive)
 
     def _capture(
         self,
@@ -311,10 +309,11 @@ class Recorder:
         self._hook(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def _check_tokens(self, block: int | None, site: Site, x: Tensor | None, sequence_first: bool = False) -> Tensor:
-        where = site if block is None else f"block {block}, {site}"
         if x is None or x.dim() != 3:
             shape = "no tensor" if x is None else f"a tensor of shape {tuple(x.shape)}"
-            raise IncompleteRecording(f"{where}: expected tokens of shape (images, tokens, channels), got {shape}")
+            raise IncompleteRecording(
+                f"{_key_text((block, site))}: expected tokens of shape (images, tokens, channels), got {shape}"
+            )
         if sequence_first:
             x = x.transpose(0, 1)
         (self.layout if block is None else self._layouts[block]).check(x.shape[1])
@@ -337,12 +336,6 @@ class Recorder:
             return
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             method(*arguments)
-
-
-def _comes_from_flex_attention(error: BaseException) -> bool:
-    """Return whether an error was raised inside flex_attention, which does not run under a dispatch mode."""
-    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(name.endswith("flex_attention.py") for name in frames)
 
 
 def _key_text(key: Key) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenlens.recording.attention import as_float, attention_rows
+from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.tokens import Key, TokenLayout
 
 
@@ -97,10 +96,10 @@ class Recording(Mapping[Key, Tensor]):
             )
         scale, bias = self.scores[block]
         bias = None if bias is None else bias[image % len(bias)]
-        keys_HTd = k_HTd = self[block, "k"][image]
-        if block in self.learned_keys:
-            keys_HTd = torch.cat([k_HTd, self.learned_keys[block]], dim=-2)
-        return attention_rows(self[block, "q"][image], keys_HTd, positions, scale, bias)[..., : k_HTd.shape[-2]]
+        q_BHTd, k_BHTd = (self[block, site][image].unsqueeze(0) for site in ("q", "k"))
+        key = self.learned_keys.get(block)
+        learned = None if key is None else (key.unsqueeze(0),) * 2  # values play no part
+        return AttentionCall(q_BHTd, k_BHTd, k_BHTd, scale, bias, learned=learned).rows(positions).squeeze(0)
 
     @property
     def nbytes(self) -> int:

@@ -27,38 +27,33 @@ def choose_kernels(device: torch.device) -> tuple[type[ReductionKernels], str]:
         return ReductionKernels, "torch (TOKENLENS_KERNELS=torch)"
     if not wanted and device.type != "cuda":
         return ReductionKernels, "torch"
-    problem = _problem_with_triton(device)
-    if problem is None:
-        import triton
-
-        from tokenlens.reduction.triton_kernels import TritonKernels
-
-        return TritonKernels, f"triton {triton.__version__}"
+    kernels, text = _try_triton(device)
+    if kernels is not None:
+        return kernels, text
     if wanted:
         raise ValueError(
-            f"TOKENLENS_KERNELS=triton, but Triton cannot be used on {device}: {problem}; unset it to use torch "
-            "operations"
+            f"TOKENLENS_KERNELS=triton, but Triton cannot be used on {device}: {text}; unset it to use torch operations"
         )
-    return ReductionKernels, f"torch ({problem})"
+    return ReductionKernels, f"torch ({text})"
 
 
 @functools.cache
-def _problem_with_triton(device: torch.device) -> str | None:
-    """Return why Triton cannot be used on a device, after trying a small kernel, or None."""
+def _try_triton(device: torch.device) -> tuple[type[ReductionKernels] | None, str]:
+    """Try a small kernel; return Triton's kernels and their name, or None and why they cannot be used on a device."""
     try:
-        from triton import knobs
+        from triton import __version__, knobs
 
         from tokenlens.reduction.triton_kernels import TritonKernels
     except ImportError:
-        return "Triton is not installed"
+        return None, "Triton is not installed"
     if device.type != "cuda" and not knobs.runtime.interpret:
-        return "it needs a GPU"
+        return None, "it needs a GPU"
     layout = TokenLayout(grid=(2, 3))
     x_BTD = torch.linspace(-1, 2, 7 * 16, device=device).reshape(1, 7, 16)
     forms = TritonKernels(layout), ReductionKernels(layout)
     try:
         found, expected = (kernels.reduce_tokens(x_BTD, ["unit_patch_sum"]) for kernels in forms)
     except Exception as error:  # no C compiler, an old GPU or driver, a folder that cannot be written, …
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
+        return None, f"{type(error).__name__}: {error}".partition("\n")[0]
     right = all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4) for name in found)
-    return None if right else "its results are wrong"
+    return (TritonKernels, f"triton {__version__}") if right else (None, "its results are wrong")

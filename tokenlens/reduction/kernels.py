@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenlens.families import NormParameters
-from tokenlens.recording.attention import AttentionCall, as_float, avoid_tf32
+from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.tokens import TokenLayout, take
 
@@ -27,25 +27,6 @@ def sum_patches(patches: Tensor, weights: dict[str, Tensor]) -> Reduced:
     else:  # The user allows matrix products in TF32 or bfloat16, which would round these sums.
         sums = tuple((weight.unsqueeze(-1) * patches).sum(-2) for weight in weights.values())
     return dict(zip(weights, sums, strict=True))
-
-
-def compute_statistics(x_BTD: Tensor, parameters: NormParameters) -> NormCall:
-    """Compute what a norm computes of each token: its mean, None for RMSNorm, and 1/σ with ε in it."""
-    if parameters.kind == "rms":
-        return NormCall(None, (as_float(x_BTD).square().mean(-1) + parameters.eps).rsqrt())
-    variance_BT, mean_BT = torch.var_mean(as_float(x_BTD), dim=-1, correction=0)
-    return NormCall(mean_BT, (variance_BT + parameters.eps).rsqrt())
-
-
-def sum_values(layout: TokenLayout, row_BHT: Tensor, v_BHTd: Tensor) -> Tensor:
-    """Compute Σ_j a_j·v_j over the tokens of each group, in the order of the layout's groups, (B, H, groups, d)."""
-    weights_BHGT = row_BHT.unsqueeze(-2).repeat(1, 1, len(layout.groups), 1)
-    for index, group in enumerate(layout.groups):
-        others = torch.ones(layout.tokens, dtype=torch.bool, device=row_BHT.device)
-        others[list(layout.positions(group))] = False
-        weights_BHGT[..., index, :].masked_fill_(others, 0)
-    v_BHTd = as_float(v_BHTd)
-    return (avoid_tf32(weights_BHGT.to(v_BHTd.dtype)) @ avoid_tf32(v_BHTd)).to(v_BHTd.dtype)
 
 
 class ReductionKernels:
@@ -99,12 +80,10 @@ class ReductionKernels:
         """Reduce a norm: its input and output as ``reduce_tokens`` does, and the patches after each of its stages.
 
         Args:
-            x_BTD: input.
-            y_BTD: output.
+            x_BTD, y_BTD: input and output.
             parameters: the parameters of the norm.
             call: the statistics of the norm's kernel; None if it did not report them.
-            before: sums over patches wanted of the input.
-            after: those of the output.
+            before, after: the sums over patches wanted of the input and the output.
 
         Returns:
             The fields of input, output, and of the stages: ``patch_lengths``, ``centred_patch_sum``,
@@ -114,7 +93,9 @@ class ReductionKernels:
         weight_D, found = parameters.weight_patch, None
         if call is not None and x_BTD.dtype == y_BTD.dtype == output["norms"].dtype:
             found = self._stages_from_output(x_BTD, y_BTD, parameters, call, before, output["norms"])
-        mean_BT = (compute_statistics(x_BTD, parameters) if call is None else call).mean_BT
+        mean_BT = None if call is None else call.mean_BT
+        if call is None and parameters.kind == "layer":
+            mean_BT = as_float(x_BTD).mean(-1)
         reduced, stages = found or self._stages_from_input(x_BTD, mean_BT, weight_D, before)
         stages.setdefault("weighted_patch_sum", stages["centred_patch_sum"])
         if weight_D is not None:

@@ -21,13 +21,8 @@ class HostCopy:
     """A copy of a tensor on the host; on CUDA it is only waited for when it is read."""
 
     def __init__(self, x: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if x.is_cuda:
-            self._x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(x.device))
-        else:
-            self._x = x.cpu()
+        self._x = x.to("cpu", non_blocking=x.is_cuda)  # PyTorch then allocates pinned memory
+        self._event = torch.cuda.current_stream(x.device).record_event() if x.is_cuda else None
 
     def read(self) -> Tensor:
         """Return the tensor on the host."""

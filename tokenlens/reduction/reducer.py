@@ -15,7 +15,7 @@ from tokenlens.families import NormParameters, norm_parameters
 from tokenlens.recording.attention import AttentionCall, as_float
 from tokenlens.recording.capture import NormCall
 from tokenlens.recording.recorder import PooledTokens
-from tokenlens.reduction.kernels import Reduced, ReductionKernels, sum_values
+from tokenlens.reduction.kernels import Reduced, ReductionKernels
 from tokenlens.reduction.summaries import (
     AttentionSummary,
     BatchSummary,
@@ -26,12 +26,11 @@ from tokenlens.reduction.summaries import (
     TokenSummary,
     UpdateSummary,
 )
-from tokenlens.tokens import HEAD_SITES, Key, Site, TokenLayout
+from tokenlens.tokens import HEAD_SITES, RESIDUAL_SITES, Key, Site, TokenLayout
 
 SAMPLED_PATCHES = 8
 """Number of patches of each image in ``NormSummary.patch_sample``."""
 
-_RESIDUALS = {Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST}
 _LINEAR = {"unit_patch_sum", "patch_sum"}
 
 
@@ -44,12 +43,11 @@ class Reducer:
     Args:
         layout: the model's tokens.
         wanted: the sums over patches to compute at each site.
-        needs: what metrics request besides: ``norm_stages``, ``updates``, ``pattern``, ``cls_values``,
-            ``patch_sample`` of ``Metric.needs``.
+        needs: what metrics request besides: ``norm_stages``, ``updates``, ``pattern``, ``patch_sample`` of
+            ``Metric.needs``.
         raw: name, sites and function of each metric that is computed from the activation itself: tokens, the call of an
-            attention (site ``pattern``) or pooled tokens. The function gets the layout, the block and the activation.
-        accumulate: sites and function of each metric that sums tokens of several images itself, given block and site,
-            the indices of the images and the tokens.
+            attention (site ``pattern``) or pooled tokens. The function gets block and site, the indices of the images
+            and the activation; it returns tensors (B, …) by name, or None if it sums over images itself.
         kernels: the implementation of the reductions; by default torch operations.
     """
 
@@ -58,15 +56,13 @@ class Reducer:
         layout: TokenLayout,
         wanted: Mapping[str, set[Reduction]],
         needs: Collection[str] = (),
-        raw: Iterable[tuple[str, tuple[str, ...], Callable[[TokenLayout, Any, Any], Any]]] = (),
-        accumulate: Iterable[tuple[tuple[str, ...], Callable[[Key, list[int], Tensor], None]]] = (),
+        raw: Iterable[tuple[str, tuple[str, ...], Callable[[Key, list[int], Any], Any]]] = (),
         kernels: ReductionKernels | None = None,
     ) -> None:
         self.layout = layout
         self.wanted = wanted
         self.needs = needs
         self.raw = list(raw)
-        self.accumulate = list(accumulate)
         # The same positions in every image, in an order of which any beginning is spread over the grid.
         positions = np.random.RandomState(0).permutation(layout.positions("patch"))[:SAMPLED_PATCHES]
         self._sampled = torch.from_numpy(positions) if "patch_sample" in needs else None
@@ -130,7 +126,7 @@ class Reducer:
             residual, self._residual = self._residual, None
         if self._waiting:
             return
-        if "norm_stages" in self.needs and site in _RESIDUALS:
+        if "norm_stages" in self.needs and site in RESIDUAL_SITES:
             self._waiting.append((x_BTD, x_BTD._version, key))
             return
         reduced = self._kernels.reduce_tokens(x_BTD, self._fields[site], residual)
@@ -185,12 +181,6 @@ class Reducer:
             reduced = self._kernels.reduce_attention(call)
             if call.learned is not None:
                 reduced["bias_mass"] = call.bias_mass()
-            if "cls_values" in self.needs and "cls_row" in reduced:
-                values_BHGd = sum_values(self.layout, reduced["cls_row"], call.v_BHTd)
-                if call.learned is not None:
-                    bias_BH11 = self.layout.mean_of(reduced["bias_mass"], "cls", -1)[..., None, None]
-                    values_BHGd = torch.cat([values_BHGd, bias_BH11 * as_float(call.learned[1])], dim=-2)
-                reduced["cls_values"] = values_BHGd
             self._keep((block, "pattern"), AttentionSummary(self.layout, **reduced))
         self._compute_raw((block, "pattern"), call)
 
@@ -223,13 +213,11 @@ class Reducer:
         return self._summaries.setdefault(kind, {}).setdefault(key, [])
 
     def _compute_raw(self, key: Key, activation: Any) -> None:
-        for sites, add in self.accumulate:
-            if key[1] in sites:
-                add(key, self._indices[-self._images :], activation)
         for name, sites, function in self.raw:
             if key[1] in sites:
-                values = function(self.layout, key[0], activation)
-                self._raw.setdefault(name, {}).setdefault(key, []).append(values)
+                values = function(key, self._indices[-self._images :], activation)
+                if values is not None:
+                    self._raw.setdefault(name, {}).setdefault(key, []).append(values)
 
     def _waits(self, x: Tensor) -> bool:
         return bool(self._waiting) and self._waiting[0][0] is x and self._waiting[0][1] == x._version

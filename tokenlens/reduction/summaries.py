@@ -51,23 +51,14 @@ class TokenSummary:
     patch_abs_sum: Tensor | None = None
     patch_square_sum: Tensor | None = None
 
-    @property
-    def patches(self) -> int:
-        """Number of patch tokens."""
-        return self.layout.patches
-
     def group(self, group: str) -> Tensor:
         """Return the tokens of a prefix group, (..., R_group, D)."""
         return take(self.prefix, self.layout.prefix_index(group), -2)
 
     def unit_group(self, group: str) -> Tensor:
         """Return the tokens of a prefix group, each divided by its norm, (..., R_group, D)."""
-        return take(self.unit_prefix, self.layout.prefix_index(group), -2)
-
-    @cached_property
-    def unit_prefix(self) -> Tensor:
-        """All prefix tokens, each divided by its norm, (..., R, D)."""
-        return self.prefix / torch.linalg.vector_norm(self.prefix, dim=-1, keepdim=True)
+        tokens = self.group(group)
+        return tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
     def norms_of(self, group: str) -> Tensor:
         """Return the norms of one group's tokens, (..., tokens of the group)."""
@@ -103,42 +94,16 @@ class NormSummary:
         """``"layer"`` or ``"rms"``."""
         return self.parameters[0].kind
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether the norms have a β."""
-        return self.parameters[0].bias_patch is not None
-
-    @property
-    def specialized(self) -> tuple[bool, ...]:
-        """Whether each of the N norms has separate weights for prefix tokens and patches."""
-        return tuple(norm.specialized for norm in self.parameters)
-
     def parameter(self, name: str) -> Tensor | None:
         """Return ``weight_prefix``, ``weight_patch``, ``bias_prefix`` or ``bias_patch``, (N, 1, D), or None."""
         values = [getattr(norm, name) for norm in self.parameters]
         return None if values[0] is None else torch.stack(values).to(self.centred_patch_sum.dtype).unsqueeze(1)
-
-    @property
-    def patch_mean(self) -> Tensor | None:
-        """The mean that a LayerNorm subtracts from each patch, (..., P); None for RMSNorm."""
-        return None if self.mean is None else self.layout.patches_of(self.mean, -1)
-
-    @cached_property
-    def patch_variance(self) -> Tensor:
-        """Variance of each patch over channels (mean square for RMSNorm), without ε, (..., P)."""
-        return self.patch_lengths.square() / self.centred_patch_sum.shape[-1]
 
     @cached_property
     def centred_prefix(self) -> Tensor:
         """Prefix tokens minus their mean (unchanged for RMSNorm), (..., R, D)."""
         prefix = self.input.prefix
         return prefix - prefix.mean(-1, keepdim=True) if self.kind == "layer" else prefix
-
-    @cached_property
-    def weighted_prefix(self) -> Tensor:
-        """γ⊙(x − μ) of the prefix tokens, (..., R, D)."""
-        weight = self.parameter("weight_prefix")
-        return self.centred_prefix if weight is None else self.centred_prefix * weight.unsqueeze(-2)
 
 
 @dataclass
@@ -148,15 +113,12 @@ class AttentionSummary:
     Attributes:
         cls_row: (..., H, T), attention of CLS to every token, mean over class tokens; None without CLS.
         patch_to_prefix: (..., H, R), mean over patches of their attention to each prefix token; None without any.
-        cls_values: (..., H, G, d), Σ_j a_j·v_j over the tokens of each of the layout's G groups, with a the CLS row,
-            and over the attention bias if there is one; None if no metric asked for it.
         bias_mass: (..., H, T), attention of every token to the attention bias; None without one.
     """
 
     layout: TokenLayout
     cls_row: Tensor | None = None
     patch_to_prefix: Tensor | None = None
-    cls_values: Tensor | None = None
     bias_mass: Tensor | None = None
 
 
@@ -203,19 +165,10 @@ def _shape_of(summary: Any) -> tuple[Any, ...]:
 
 @dataclass
 class Stack:
-    """Summaries of equal shape for some blocks and sites.
-
-    Attributes:
-        keys: the N (block, site) pairs.
-        summary: their stacked summary.
-    """
+    """The stacked summaries of N (block, site) pairs, which are of equal shape."""
 
     keys: list[Key]
     summary: Any
-
-
-Passes = list[Any]
-"""The summaries of one site in successive forward passes."""
 
 
 @dataclass
@@ -231,7 +184,7 @@ class BatchSummary:
 
     layout: TokenLayout
     indices: list[int]
-    summaries: Mapping[SummaryType, Mapping[Key, Passes]]
+    summaries: Mapping[SummaryType, Mapping[Key, list[Summary]]]
     raw: Mapping[str, Mapping[Key, Mapping[tuple[str, str], Tensor]]] = field(default_factory=dict)
     _stacks: dict[tuple[SummaryType, tuple[str, ...]], list[Stack]] = field(default_factory=dict)
 
@@ -239,7 +192,7 @@ class BatchSummary:
         """Return the summaries of one type at some sites, one stack for each distinct shape."""
         chosen = tuple(sites)
         if (kind, chosen) not in self._stacks:
-            alike: dict[Any, dict[Key, Passes]] = {}
+            alike: dict[Any, dict[Key, list[Summary]]] = {}
             for key, passes in self.summaries.get(kind, {}).items():
                 if key[1] in chosen:
                     alike.setdefault(_shape_of(passes[0]), {})[key] = passes
@@ -249,7 +202,7 @@ class BatchSummary:
         return self._stacks[kind, chosen]
 
 
-def _join(members: Sequence[Passes]) -> Any:
+def _join(members: Sequence[Sequence[Any]]) -> Any:
     """Stack summaries of several sites and join all passes; in float64, except vectors."""
     values: dict[str, Any] = {}
     for item in fields(members[0][0]):

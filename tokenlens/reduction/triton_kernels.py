@@ -226,9 +226,8 @@ class TritonKernels(ReductionKernels):
         images, heads, tokens, channels = q.shape
         tile, tiles = _tiles(images * heads, tokens)
         row = q.new_empty((images, heads, tokens), dtype=torch.float32) if layout.has("cls") else None
-        prefixes, columns = len(layout.prefix), None
-        if prefixes:
-            columns = q.new_empty((images, heads, tiles, prefixes), dtype=torch.float32)
+        prefixes = len(layout.prefix)
+        columns = q.new_empty((images, heads, tiles, prefixes), dtype=torch.float32) if prefixes else None
         with torch.cuda.device_of(q):
             _attention_kernel[(images * heads, tiles)](
                 q, k, lse, row, columns, call.scale,
