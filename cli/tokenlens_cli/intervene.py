@@ -77,7 +77,7 @@ def command(
     Each combination of --replace, --by, --site and --blocks costs one forward pass over the images.
     """
     folder = out if out is not None else default_folder(f"{model}-intervention")
-    each, expected = "each", "expected each, or block numbers separated by commas"
+    expected = "expected each, or block numbers separated by commas"
     with joined(device) as rank:
         from tokenlens.images import ImageWarning
         from tokenlens.interventions import intervene
@@ -87,7 +87,7 @@ def command(
             "replace": options.split_names(replace, "--replace"),
             "by": options.split_names(by, "--by"),
             "site": options.split_names(site, "--site"),
-            "blocks": each if blocks.strip() == each else options.parse_blocks(blocks, expected),
+            "blocks": "each" if blocks.strip() == "each" else options.parse_blocks(blocks, expected),
             "share": share,
             "probe": probe,
             "data": data,

@@ -78,7 +78,7 @@ def _convert(path: Path, config: MkDocsConfig) -> list[File]:
     uri = site_path(path)
     if path.suffix == ".ipynb":
         text, resources = MarkdownExporter(config=HIDDEN).from_filename(str(path))
-        text = f"---\nhide:\n  - toc\n---\n\n{text}"  # figures get its room
+        text = f"---\nhide:\n  - toc\n---\n\n{text}"  # figures take the room of the contents
         folder = f"{Path(uri).stem}_files"
         text = re.sub(r"\]\((output_[\w.]+)\)", rf"]({folder}/\1)", text)
         pictures = [

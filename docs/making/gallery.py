@@ -137,7 +137,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Put the thumbnails into the page of the gallery, and give its pages the whole width."""
     if page.file.src_uri.startswith("gallery"):
-        page.meta["hide"] = ["toc"]  # pictures get its room
+        page.meta["hide"] = ["toc"]  # pictures take the room of the contents
     if page.file.src_uri != "gallery.md":
         return markdown
     return HERE.sub(lambda _: thumbnails_of(read_entries()), markdown)

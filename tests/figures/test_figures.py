@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import sys
 import zlib
@@ -303,21 +302,6 @@ def test_weight_distance_is_grouped_by_component():
         figures.module("weight_distance").frame(subject("usual"), components="mlp")
     with pytest.raises(NothingToDraw, match=r"does not apply to .*: no module of the model is specialized"):
         figures.module("weight_distance").frame(subject("standard"))
-
-
-def test_norm_weights_are_those_of_both_sides():
-    analysis = subject("usual")
-    frame = figures.module("norm_weights").frame(analysis, norms="norm2", parameters="beta")
-    wide = frame.pivot(index="block", columns="channel", values="difference").to_numpy()
-    cls, patch = (analysis.arrays[f"norm_differentiation/{side}_beta_norm2"].values for side in ("cls", "patch"))
-    np.testing.assert_allclose(wide, cls - patch)
-    np.testing.assert_array_equal(frame["cls"], cls.ravel())
-    ordinary = figures.module("norm_weights").frame(subject("standard"), norms=["norm1"])
-    wide = ordinary[ordinary["parameter"] == "gamma"].pivot(index="block", columns="channel", values="value")
-    np.testing.assert_array_equal(wide, subject("standard").arrays["norm_differentiation/gamma_norm1"].values)
-    bare = dataclasses.replace(subject("standard"), arrays={})
-    with pytest.raises(NothingToDraw, match="has no weights of a norm among norm1, norm2, final_norm"):
-        figures.module("norm_weights").frame(bare)
 
 
 def test_bars_are_stacked_from_zero_outwards():

@@ -56,7 +56,7 @@ def test_the_untouched_pass_gives_the_probes_score_and_itself_changes_nothing(ta
     scores = found.select("probe_score").set_index(["by", "part"])
     assert scores.loc[("itself", "after"), "value"] == result.value
     assert (scores.loc[("itself", "change"), ["value", "ci_low", "ci_high"]] == 0).all()
-    assert f"costs the {task} probe, which has {100 * result.value:.1f} %" in found.sentences[-1]
+    assert f"The {task} probe has {100 * result.value:.1f} %" in found.sentences[-1]
     change = scores.loc[("shuffle", "after"), "value"] - result.value
     assert scores.loc[("shuffle", "change"), "value"] == pytest.approx(change, abs=1e-12)
     assert scores.loc[("shuffle", "change"), "ci_low"] <= change <= scores.loc[("shuffle", "change"), "ci_high"]
@@ -110,8 +110,8 @@ def test_wrong_probes_are_refused(model, data, runs, tmp_path):
         with pytest.raises(ValueError, match=words):
             intervene(of, probe=run, by="zero", blocks=[0], **options)
 
-    refused("another weights", of=timm.create_model("test_vit", img_size=SIZE))
-    refused("another amp", amp=True)
+    refused("different weights", of=timm.create_model("test_vit", img_size=SIZE))
+    refused("different amp", amp=True)
     refused("leave images out", images=torch.zeros(2, 3, SIZE, SIZE))
     other = class_folders(tmp_path / "other", test=3)
     refused("are not those of the probe run", data=other)

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.tiny_models import KINDS, MODELS, images
 from tests.support.watching import hooks
+from tokenlens.figures import NothingToDraw
 from tokenlens.interventions import intervene
 
 NEURON, BLOCK, PATCHES = 7, 1, (3, 9)
@@ -96,6 +97,8 @@ def test_without_high_norm_patches_nothing_is_added():
     found = intervene(MODELS["timm_vit"](), images("timm_vit", 3), replace="high_norm", by=["register"], blocks=[1])
     assert set(found.table["metric"]) <= {"replaced_tokens"}
     assert "no image has such a token" in found.not_applicable["high_norm"]
+    with pytest.raises(NothingToDraw, match="has no effects: high_norm: no image has such a token"):
+        found.plot("intervention_effect")
 
 
 @pytest.mark.parametrize(

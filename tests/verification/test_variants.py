@@ -33,6 +33,6 @@ def test_registers_and_attention_bias_are_other_models_with_the_same_variants():
     assert "attention bias" in settings["bias"]
     assert "reg_tokens 4" in settings["registers"]
     assert recipe_of_variant(recipe, "bias_mlp").specialization["mlp"] == "all"
-    for wrong in ("bias_papr", "biass"):
+    for wrong in ("bias_papr", "biass", "bias_bias"):
         with pytest.raises(LookupError, match="Did you mean"):
             recipe_of_variant(recipe, wrong)

@@ -16,8 +16,6 @@ from tokenlens.figures.base import model_title
 from tokenlens.figures.style import COLOURS, INK
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO, high_norm_patches, outlier_patches
 
-RULES = f"high-norm: above {HIGH_NORM_RATIO:g} × the median of the image; outlier: above median + 4·1.4826·MAD"
-
 MARKED = {
     "high_norm": (f"high-norm: above {HIGH_NORM_RATIO:g} × the image's median", "#D55E00", "o"),
     "outlier": ("outlier: above median + 4·1.4826·MAD", INK, "|"),

@@ -71,9 +71,14 @@ def frame(
     others = set(rows.loc[rows["part"] == "others", "replace"])
     rows = rows[~((rows["part"] == "all") & (rows["group"] == "patch") & rows["replace"].isin(others))]
     if rows.empty:
-        have = table[["replace", "by", "site"]].drop_duplicates().to_records(index=False).tolist()
-        asked = ", ".join(f"{name} {one}" for name, one in (("replace", replace), ("by", by), ("site", site)) if one)
-        raise NothingToDraw(f"there is no replacement with {asked}; there are {have}")
+        given = {"replace": replace, "by": by, "site": site}
+        asked = " and ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        if not asked:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in intervention.not_applicable.items())
+            raise NothingToDraw(f"the intervention on {intervention.model} has no effects: {reasons}")
+        conditions = dict.fromkeys(zip(table["replace"], table["by"], table["site"], strict=True))
+        have = "; ".join(f"{target} by {name} at {place}" for target, name, place in conditions)
+        raise NothingToDraw(f"there is no effect with {asked}; replaced are {have}")
     model = f"{intervention.model} (untrained)" if intervention.untrained else intervention.model
     columns = ["model", "replace", "by", "site", "metric", "part", "group", "block", *NUMBERS]
     return rows.assign(model=model)[columns].reset_index(drop=True)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenlens.metrics.base import BOUNDS, UNBOUNDED
 from tokenlens.metrics.token_norm import high_norm_share
 from tokenlens.reduction.summaries import to_float64
 from tokenlens.tokens import TokenLayout
 
 EffectKey = tuple[str, str, str]
 """Metric, part and group of an effect."""
-
-RANGES = {"cosine": (-1.0, 1.0), "share": (0.0, 1.0), "nats": (0.0, math.inf), "norm": (0.0, math.inf)}
-"""Smallest and largest value of each unit, but not of changes."""
 
 UNITS = {
     "final_cosine": "cosine",
@@ -56,9 +53,9 @@ class PassEnd:
     counts_BS: np.ndarray | None = None
 
 
-def range_of(metric: str, part: str) -> tuple[float, float]:
-    """Return the smallest and the largest possible value of a metric's part."""
-    low, high = RANGES.get(UNITS[metric], (-math.inf, math.inf))
+def bounds_of(metric: str, part: str) -> tuple[float, float]:
+    """Return the lowest and the highest possible number of a metric's part."""
+    low, high = (BOUNDS | {"nats": (0.0, float("inf"))}).get(UNITS[metric], UNBOUNDED)
     return (-high, high) if part == "change" else (low, high)
 
 

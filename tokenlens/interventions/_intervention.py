@@ -103,7 +103,7 @@ class Intervention(Result):
         return found + self._sentences_on_scores() + self._sentences_on_norms()
 
     def _sentences_on_scores(self) -> list[str]:
-        """Return sentences on where each replaced group costs the probe most."""
+        """Return sentences on where the score of the probe is lowest with each group replaced."""
         changes = self.table[(self.table["metric"] == "probe_score") & (self.table["part"] == "change")]
         changes = changes[~changes["by"].isin([*self.provenance["unseen"], "itself"]) & (changes["replace"] != CONTROL)]
         found = []
@@ -113,10 +113,10 @@ class Intervention(Result):
             interval = f", 95 % interval {low:+.1f} to {high:+.1f}" if most["n"] > 1 else ""
             score = self.provenance["probe"]
             found.append(
-                f"Replacing {_NAMES.get(str(replace), str(replace))} costs the {score['task']} probe, which has "
-                f"{100 * score['value']:.1f} % {score['unit']} in the untouched model, most at {most['site']} of block "
-                f"{most['block']} by {most['by']}: {value:+.1f} points{interval} (n = {most['n']}; the lowest of "
-                f"{len(rows)})."
+                f"The {score['task']} probe has {100 * score['value']:.1f} % {score['unit']} in the untouched model. "
+                f"With {_NAMES.get(str(replace), str(replace))} replaced it is lowest at {most['site']} of block "
+                f"{most['block']}, by {most['by']}: {value:+.1f} points{interval} (n = {most['n']}; of {len(rows)} "
+                "conditions)."
             )
         return found
 

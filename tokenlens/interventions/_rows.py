@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tokenlens.interventions._effects import UNITS, EffectKey, range_of
+from tokenlens.interventions._effects import UNITS, EffectKey, bounds_of
 from tokenlens.interventions._intervention import EFFECT_COLUMNS
 from tokenlens.probes import Probe
 from tokenlens.statistics.bootstrap import bootstrap_interval
-from tokenlens.statistics.moments import Moments
+from tokenlens.statistics.moments import Moments, cut_interval
 from tokenlens.tokens import Site
 
 
@@ -41,9 +41,8 @@ def effect_rows(
     values_NE = np.stack([values[key] for key in keys], axis=1)
     moments = Moments()
     moments.update(values_NE)
-    # Student's interval knows no bounds, which the quantities have.
-    ranges = np.array([range_of(metric, part) for _, (metric, part, _) in keys])
-    low, high = (np.clip(end, *ranges.T) for end in moments.interval())
+    bounds_E2 = np.array([bounds_of(metric, part) for _, (metric, part, _) in keys])
+    low, high = cut_interval(moments.mean, *moments.interval(), bounds_E2)
     rows = [
         _row(condition, effect, moments.mean[i], moments.sd[i], moments.n[i], low[i], high[i])
         for i, (condition, effect) in enumerate(keys)

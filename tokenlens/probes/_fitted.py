@@ -52,7 +52,7 @@ class FittedProbe:
         for name, value in self.backbone.identity.items():
             if name not in MAY_DIFFER and identity.get(name) != value:
                 raise ValueError(
-                    f"the probe was fitted on features of {identity['model']} with another {name.replace('_', ' ')} "
+                    f"the probe was fitted on features of {identity['model']} with different {name.replace('_', ' ')} "
                     f"({_short(identity.get(name))}) than this {loaded.name} ({_short(value)}); give the model and the "
                     "options of the probe run"
                 )

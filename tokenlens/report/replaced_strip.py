@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image
 from tokenlens.figures.base import group_title
 from tokenlens.interventions import CONTROL, Intervention
 from tokenlens.overlays.selection import evenly_spaced
+from tokenlens.report.map_pictures import data_uri
 
 
 class ReplacedMap(NamedTuple):
@@ -81,7 +81,7 @@ def replaced_strip(intervention: Intervention) -> ReplacedStrip | None:
             row.maps.append(ReplacedMap(picture, f"{cosines_hw.mean():.2f}", title, count, *cosines_hw.shape[::-1]))
             frames.append(_frame(name, target, by, site, block, cosines_hw))
             count += cosines_hw.size
-        jpeg = _uri("jpeg", kept.jpegs[index]) if kept.jpegs else ""
+        jpeg = data_uri("jpeg", kept.jpegs[index]) if kept.jpegs else ""
         h, w = kept.untouched.shape[1:3]
         photographs.append(ReplacedPhotograph(name, jpeg, _picture(kept.untouched[index]), w, h, [*rows.values()]))
     return ReplacedStrip(photographs, f"{group_title(replaced)} at {site}", pd.concat(frames, ignore_index=True))
@@ -96,8 +96,4 @@ def _frame(name: str, target: str, by: str, site: str, block: int, cosines_hw: N
 def _picture(rgb_hw3: NDArray[np.uint8]) -> str:
     written = io.BytesIO()
     Image.fromarray(rgb_hw3).save(written, format="png", optimize=True)
-    return _uri("png", written.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("png", written.getvalue())

@@ -39,7 +39,7 @@ def split_variant(variant: str) -> tuple[str, str]:
     (('bias', 'paper'), ('registers', 'standard'), ('', 'qkv_all'))
     """
     kind, _, rest = variant.partition("_")
-    return (kind, rest or STANDARD) if kind in KINDS else ("", variant)
+    return (kind, rest or STANDARD) if kind in KINDS and rest not in KINDS else ("", variant)
 
 
 def recipe_of_variant(recipe: Recipe, variant: str) -> Recipe:
