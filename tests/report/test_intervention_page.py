@@ -44,7 +44,7 @@ def test_maps_are_of_the_first_images_in_the_order_of_the_source(found):
 
 def test_the_strip_shows_the_first_group_with_a_row_per_replacement(found):
     strip = replaced_strip(found)
-    assert strip.replaced == "[CLS] at resid_post"
+    assert strip.replaced == "CLS at resid_post"
     first = strip.photographs[0]
     assert [row.label for row in first.replacements] == ["itself", "zero"]
     assert [row.blocks for row in first.replacements] == [[0, 1], [0, 1]]

@@ -28,6 +28,7 @@ GROUP_NAMES = {
     "summary": "summary tokens",
     "det": "detection tokens",
     "patch": "patches",
+    "high_norm": "high-norm patches",
     "bias": "attention bias",
 }
 PAIR_NAMES = {

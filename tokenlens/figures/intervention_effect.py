@@ -108,7 +108,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
         last = panel is axes[-1] if below else row == rows[-1]
         depth_axis(panel, inside["block"], room=25 if below else 7, label=last)
         panel.grid(axis="y")
-        which = f"{_replaced(row[0])} replaced" + (f" at {row[1]}" if frame["site"].nunique() > 1 else "")
+        which = f"{group_title(row[0])} replaced" + (f" at {row[1]}" if frame["site"].nunique() > 1 else "")
         title = _title(column[0], column[1], (inside["part"] == "others").any())
         page.title(panel, f"{which}: {title}" if len(rows) > 1 else title)
         if column[0] == "class_kl":
@@ -117,13 +117,9 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     controlled = frame.loc[frame["replace"] == CONTROL, "by"].unique()
     page.legend(handles + [legend_handle(f"{by}, control", *looks[by], True) for by in looks if by in controlled])
     sites = ", ".join(dict.fromkeys(site for _, site in rows))
-    names = ", ".join(dict.fromkeys(_replaced(name) for name, _ in rows))
+    names = ", ".join(dict.fromkeys(group_title(name) for name, _ in rows))
     page.header(frame, f"{names} replaced at {sites} · {INTERVALS}")
     return page.figure
-
-
-def _replaced(name: str) -> str:
-    return group_title(name).replace("high_norm", "high-norm patches")
 
 
 def _title(metric: str, group: str, others: bool) -> str:

@@ -16,6 +16,7 @@ from tokenlens.storage.files import write_json
 from tokenlens.storage.result import SETTINGS, Result, read_settings
 from tokenlens.storage.run_folder import SCHEMA_VERSION, check_manifest
 from tokenlens.storage.tables import COLUMNS, TEXT_COLUMNS, read_table, select_rows
+from tokenlens.storage.wording import counted
 from tokenlens.tokens import TokenLayout
 
 EFFECT_COLUMNS = ("model", "replace", "by", *COLUMNS[1:])
@@ -115,8 +116,8 @@ class Intervention(Result):
             found.append(
                 f"The {score['task']} probe has {100 * score['value']:.1f} % {score['unit']} in the untouched model. "
                 f"With {_NAMES.get(str(replace), str(replace))} replaced it is lowest at {most['site']} of block "
-                f"{most['block']}, by {most['by']}: {value:+.1f} points{interval} (n = {most['n']}; of {len(rows)} "
-                "conditions)."
+                f"{most['block']}, by {most['by']}: {value:+.1f} points{interval} (n = {most['n']}; of "
+                f"{counted(len(rows), 'condition')})."
             )
         return found
 
