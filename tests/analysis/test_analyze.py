@@ -39,7 +39,7 @@ REDUCED_WITH_THE_NORM = (
     *("token_norm", "update_ratio", "energy_profile", "norm_differentiation"),
 )
 ATTENTION = ["attention_entropy", "attention_mass", "cls_attention_map"]
-NO_INTERVAL = ["max_over_median", "peak"]
+NO_INTERVAL = ["max_over_median", "outlier_share", "peak", "effective_patches", "effective_channels", "top1_share"]
 SET_LEVEL = [
     "energy_profile",
     "cls_cls_cosine",

@@ -117,7 +117,7 @@ def test_variables_of_the_environment_are_read(run, here):
         (["cka", "--out", "x.svg", "--format", "pdf"], 2, "x.svg ends in .svg, but --format says pdf"),
         (["cka", "--out", "my figure.svg"], 1, "a figure's name may contain letters, digits and"),
         (["cka", "--style", "grayscal"], 1, "no matplotlib style and no file 'grayscal'. Did you mean grayscale?"),
-        (["depth_profile", "--set", "metric=knn"], 1, "knn was not computed for vit_small_patch14_dinov2"),
+        (["depth_profile", "--set", "metric=knn"], 1, "no metric is called 'knn'. Available: attention_entropy"),
     ],
 )
 def test_wrong_input_gets_a_sentence_and_writes_nothing(run, here, arguments, code, sentence):

@@ -120,7 +120,7 @@ def test_models_of_every_kind(kind):
     ("changes", "text"),
     [
         ({"image": 3}, "images 0 to 2, got 3"),
-        ({"block": 2}, r"recorded blocks: \[0, 1\]"),
+        ({"block": 2}, "there is no block 2: recorded, and counted from 0, are 0 to 1"),
         ({"site": "layer"}, "no site 'layer' was recorded; recorded sites: resid_pre"),
         ({"head": 2}, "heads 0 to 1, got 2; None is their mean"),
         ({"token": "reg0"}, "no token 'reg0'; it has cls and patches"),
@@ -257,7 +257,7 @@ def test_the_widget_follows_its_selection():
     widget.select(image=1)
     assert widget.photographs != photographs
     assert "image 1, block 0, norm1, token [1, 2]" in repr(widget)
-    with pytest.raises(LookupError, match="recorded blocks"):
+    with pytest.raises(LookupError, match="there is no block 9"):
         widget.select(block=9)
     assert widget.selection["block"] == 0
 

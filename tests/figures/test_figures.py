@@ -240,7 +240,7 @@ def test_depth_profile_takes_any_metric():
         assert isinstance(draw(analysis, "depth_profile", **options), Figure)
     with pytest.raises(NothingToDraw, match=r"has no site 'q'\. It has: 'resid_pre', 'norm1'"):
         frame(analysis, metric="cls_patch_cosine", sites=["q"])
-    with pytest.raises(NothingToDraw, match="knn was not computed"):
+    with pytest.raises(LookupError, match="no metric is called 'knn'"):
         frame(analysis, metric="knn")
 
 

@@ -28,16 +28,16 @@ def test_specialized_names_accept_another_specialization_and_a_checkpoint(tmp_pa
         timm.create_model("specialized_vit")
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [112, 140])
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_models_are_the_same_in_timm(name, size):
     loaded = load_model(name, device="cpu", img_size=size)
     created = timm.create_model(name, pretrained=True, img_size=size)
     assert torch.equal(tokens(created, size), tokens(loaded.module, size))
-    assert ("pos_embed resampled" in loaded.weights["source"]) == (size != 64)
+    assert ("pos_embed resampled" in loaded.weights["source"]) == (size != 112)
     assert get_plan(created) == get_plan(loaded.module)
     assert "state_dict" not in created.pretrained_cfg
-    if size == 64:
+    if size == 112:
         from_folder = timm.create_model(f"local-dir:{shipped.find_folder(name)}", True)
         assert torch.equal(tokens(created), tokens(from_folder))
         assert not torch.equal(timm.create_model(name).pos_embed, created.pos_embed), "timm's default is random"
@@ -50,6 +50,6 @@ def test_shipped_models_are_listed_as_pretrained(name):
     arguments = timm.models.resolve_model_input_args(name)  # as timm's scripts create a model
     created = timm.create_model(pretrained=True, **arguments)
     assert torch.equal(tokens(created), tokens(load_model(name, device="cpu").module))
-    assert list(timm.data.resolve_model_data_config(created)["input_size"]) == [3, 64, 64]
+    assert list(timm.data.resolve_model_data_config(created)["input_size"]) == [3, 112, 112]
     with pytest.raises(RuntimeError, match="goes without a tag"):
         timm.create_model(f"{name}.v2")

@@ -126,7 +126,7 @@ def test_untrained_models_are_marked_everywhere(evil_page):
     assert 'class="banner"' in text
     headings = re.findall(r"<h4[^>]*>(.*?)</h4>", text)
     titles = [figures.module(figure["id"]).TITLE for figure in Page(text).all("figure")]
-    assert len(titles) == 3
+    assert len(titles) == 4
     assert all(f"{title} (untrained)" in headings for title in titles)
     assert "supported</span>" not in text
 

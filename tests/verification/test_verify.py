@@ -206,15 +206,11 @@ def test_only_missing_tasks_are_done(found, data, start, copy):
         titles.append(title)
 
     again = verify(tiny_scale(), data, seeds=SEEDS, start=start, out=copy, report=False, progress=note)
-    assert list(dict.fromkeys(titles)) == [
-        "1 of 3: probe knn_cls_32: start",
-        "1 of 3: probe knn_cls_32: start: features of the training images",
-        "1 of 3: probe knn_cls_32: start: features of the test images",
-        "2 of 3: analyze: standard, seed 0",
-        "3 of 3: probe knn_cls_32: paper, seed 1",
-        "3 of 3: probe knn_cls_32: paper, seed 1: features of the training images",
-        "3 of 3: probe knn_cls_32: paper, seed 1: features of the test images",
-    ]
+    tasks = ("1 of 3: probe knn_cls_32: start", "2 of 3: analyze: standard, seed 0")
+    tasks = (*tasks, "3 of 3: probe knn_cls_32: paper, seed 1")
+    assert [title for title in dict.fromkeys(titles) if title.count(":") == 2] == list(tasks)
+    assert all(title.startswith(tasks) for title in titles)
+    assert f"{tasks[2]}: features of the test images" in titles
     pd.testing.assert_frame_equal(again.numbers, found.numbers)
     pd.testing.assert_frame_equal(again.continued, found.continued)
     assert again.findings == found.findings

@@ -28,7 +28,7 @@ CAPTION = (
 )
 METRICS = ("token_norm",)
 
-MOST_DOTS = 60
+MOST_DOTS = 36
 """Dots of a kind in a panel; of more patches, as many at evenly spaced ranks of their norm are drawn."""
 
 

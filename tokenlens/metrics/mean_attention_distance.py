@@ -38,16 +38,14 @@ def attention_distances(pattern_BHRP: Tensor, distances_RP: Tensor) -> Tensor:
 def mean_attention_distance(pattern_BHPP: Tensor, grid: tuple[int, int]) -> Tensor:
     """Compute the mean over patches i of Σ_j A_ij·‖i − j‖ / Σ_j A_ij, in patches, (B, H), ≥ 0.
 
-        Patches that pay no attention to patches are left out.
+    Patches that pay no attention to patches are left out.
 
-        Args:
-            pattern_BHPP: attention of patches to patches, in row-major order of the grid; rows need not sum to 1.
-            grid: rows and columns of the patch grid.
+    Args:
+        pattern_BHPP: attention of patches to patches, in row-major order of the grid; rows need not sum to 1.
+        grid: rows and columns of the patch grid.
 
-        >>> import numpy as np
-    import torch
-        >>> mean_attention_distance(torch.ones(1, 1, 3, 3), (1, 3))
-        tensor([[0.8889]])
+    >>> mean_attention_distance(torch.ones(1, 1, 3, 3), (1, 3))
+    tensor([[0.8889]])
     """
     distances_PP = grid_distances(*grid).to(pattern_BHPP.dtype).to(pattern_BHPP.device)
     return attention_distances(pattern_BHPP, distances_PP).nanmean(-1)
