@@ -105,7 +105,7 @@ def test_wrong_images(here, photos):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--block", "99"], "there is no block 99: recorded, and counted from 0, are 0 to 3"),
+        (["--block", "99"], "there is no block 99: recorded, and counted from 0, are 0 to 5"),
         (["--block", "first"], "expected numbers like 0-5,11, got 'first'"),
         (["--token", "reg0"], "the model has no token 'reg0'; it has cls and patches (row, column)"),
         (["--token", "9,0"], "a patch is (row, column) with row 0 to 3 and column 0 to 3, got (9, 0)"),
