@@ -49,8 +49,7 @@ class CosineChannels(TokenMetric):
     unit = {"top1_share": "share", "effective_channels": "channels"}  # noqa: RUF012
     sites = TOKEN_SITES
     needs = frozenset({"cls", "unit_patch_sum", "norm_stages"})
-    no_interval = {"effective_channels": "rare images with very many channels decide its mean"}  # noqa: RUF012
-    fewest_images = 32
+    no_interval = dict.fromkeys(unit, "rare images with very many channels decide the mean")
 
     def __init__(self) -> None:
         super().__init__()
