@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.figure_subjects import subject
 from tokenlens.figures import draw, figures
+from tokenlens.figures.norm_scatter import MOST_DOTS
 
 
 def test_the_rules_of_token_norm_mark_single_patches():
@@ -26,5 +27,5 @@ def test_the_rules_of_token_norm_mark_single_patches():
     of_block = frame[frame["block"] == 1]
     assert bins.loc[bins["block"] == 1, "high_norm"].sum() == pytest.approx(of_block["high_norm"].mean())
     drawn = draw(subject("standard"), "norm_scatter").axes[0].get_lines()
-    assert len(drawn[1].get_xdata()) == 60
+    assert len(drawn[1].get_xdata()) == MOST_DOTS
     assert min(drawn[1].get_xdata()) > 3 * median.min()
