@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.support.synthetic_analysis import synthetic_analysis
 from tests.support.synthetic_photographs import with_photographs
+from tokenlens.report.analysis_page import content
 from tokenlens.report.photograph_maps import photograph_maps
 
 SMALL = {"blocks": 8, "heads": 2, "channels": 16, "grid": (4, 6)}
@@ -32,6 +33,12 @@ def test_high_norm_patches_are_orange_and_heads_have_their_share_of_attention():
     kept = analysis.photographs.heads[0].astype(float).sum((1, 2))
     assert [one.title for one in heads.photographs[0]] == ["mean", "head 0", "head 1"]
     assert [one.number for one in heads.photographs[0]] == [f"{100 * x:.0f} %" for x in (kept.mean(), *kept)]
+
+
+def test_commands_for_more_maps_name_a_block_and_a_patch_of_this_model():
+    commands = [text for _, text in content(with_photographs(synthetic_analysis(**SMALL)))["map_commands"]]
+    assert sum(text.endswith("--map attention --block 7") for text in commands) == 1
+    assert sum(text.endswith("--map correspondence --token 2,3") for text in commands) == 1
 
 
 def test_what_was_not_kept_is_not_drawn():

@@ -67,17 +67,21 @@ def content(analysis: Analysis) -> dict[str, Any]:
 
 
 def _map_commands(analysis: Analysis) -> list[tuple[str, str]]:
-    """Return commands that draw further maps of images with this model."""
+    """Return commands that draw further maps of images with this model: of its last block, and its middle patch."""
     words = shlex.split(analysis.provenance.get("command", ""))
     options = ["--no-pretrained"] if "--no-pretrained" in words else []
     for word, value in pairwise(words):
         options += [word, value] if word in ("--checkpoint", "--img-size", "--seed") else []
+    rows, columns = analysis.layout.grid
     show = shlex.join(["tokenlens", "show", analysis.model, *options, "--images", "FILE"])
     return [
         ("Principal components of each image through the blocks", f"{show} --map pca"),
-        ("Attention of [CLS] in all heads of a block", f"{show} --map attention --block 5"),
+        ("Attention of [CLS] in all heads of a block", f"{show} --map attention --block {analysis.blocks - 1}"),
         ("Norms in the residual stream, with high-norm patches outlined", f"{show} --map norm"),
-        ("The patches of other images that are nearest to one", f"{show} FILE --map correspondence --token 8,8"),
+        (
+            "The patches of other images that are nearest to one",
+            f"{show} FILE --map correspondence --token {rows // 2},{columns // 2}",
+        ),
     ]
 
 
