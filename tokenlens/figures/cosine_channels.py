@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tokenlens.analysis.analysis import Analysis
-from tokenlens.figures._panels import INTERVALS, depth_line, depth_panels, legend_handle
+from tokenlens.figures._panels import depth_line, depth_panels, legend_handle
 from tokenlens.figures._rows import NUMBERS, norm_position, rows_of
 from tokenlens.figures.page import canvas, styled
 from tokenlens.figures.style import COLOURS, MARKERS
@@ -20,7 +20,7 @@ GROUP = "Norms"
 CAPTION = (
     "Each channel contributes a product to the CLS–patch cosine. Left: effective number of these channels, exp of the "
     "entropy of their sizes; 1 where one channel makes the cosine. Right: share of the largest. Dashed: input of the "
-    "norm, solid: its output."
+    "norm, solid: its output. No intervals: rare images with very many channels decide the means."
 )
 METRICS = ("cosine_channels",)
 
@@ -63,5 +63,5 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Figure:
     states = [state for state in ("before", "after") if (frame["state"] == state).any()]
     norm = frame["norm"].iloc[0]
     page.legend([legend_handle(f"{state} {norm}", *look, state == "before") for state in states])
-    page.header(frame, INTERVALS)
+    page.header(frame, "mean over images")
     return page.figure

@@ -21,7 +21,7 @@ TITLE = "Norm of each patch before and after norm1"
 ORDER = 94
 GROUP = "Length"
 CAPTION = (
-    "One dot per patch in the first images of the analysis: its norm ‖x‖ in the residual stream before norm1, and "
+    "Each dot is a patch of the first images of the analysis: its norm ‖x‖ in the residual stream before norm1, and "
     "after it. Outlined: high-norm patches (above three times the median of their image before the norm) and outliers "
     "(above median + 4·1.4826·MAD). A norm divides by the spread of each token, so how long a patch is after it "
     "depends on its direction and on γ and β, not on its length."
