@@ -50,8 +50,8 @@ def test_the_strip_shows_the_first_group_with_a_row_per_replacement(found):
     assert [row.blocks for row in first.replacements] == [[0, 1], [0, 1]]
     assert (pixels(first.replacements[0].maps[0].picture) == pixels(first.untouched)).all()
     zero = first.replacements[1].maps[0]
-    assert float(zero.cosine) == pytest.approx(found.photographs.cosines[0, 2].astype(float).mean(), abs=0.0051)
-    assert strip.numbers["cosine"][zero.first : zero.first + 16].mean() == pytest.approx(float(zero.cosine), abs=0.0051)
+    assert float(zero.mean) == pytest.approx(found.photographs.cosines[0, 2].astype(float).mean(), abs=0.0051)
+    assert strip.numbers["cosine"][zero.first : zero.first + 16].mean() == pytest.approx(float(zero.mean), abs=0.0051)
 
 
 def test_a_page_has_them_also_after_loading_and_without_pixels(found, tmp_path):

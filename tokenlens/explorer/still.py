@@ -14,6 +14,7 @@ from tokenlens.explorer.exploration import Exploration, Selection, View
 from tokenlens.explorer.panels import Panel
 from tokenlens.figures.page import wrapped
 from tokenlens.figures.style import DIVERGING, SEQUENTIAL, STYLE
+from tokenlens.images.files import base_name
 from tokenlens.overlays.drawing import draw_pixels, outline
 from tokenlens.overlays.maps import photograph
 from tokenlens.overlays.selection import covered_by, model_title
@@ -115,7 +116,7 @@ def _draw_photograph(
 ) -> None:
     size = _size(recording)
     draw_pixels(panel, photograph(recording, selection.image), size, size)
-    panel.set_title(_wrapped(exploration.images[selection.image].rpartition("/")[2], width), fontweight="normal")
+    panel.set_title(_wrapped(base_name(exploration.images[selection.image]), width), fontweight="normal")
     if view.high_hw is not None:
         for row, column in np.argwhere(view.high_hw):
             outline(panel, (int(row), int(column)), recording.layout.grid, covered_by(recording), "#ffd400", 0.8)

@@ -13,11 +13,12 @@ import torch
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures._photographs import maps_of
 from tokenlens.figures.base import model_title
-from tokenlens.figures.style import COLOURS, INK
+from tokenlens.figures.style import COLOURS, INK, MARKED_PATCH
+from tokenlens.images.files import base_name
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO, high_norm_patches, outlier_patches
 
 MARKED = {
-    "high_norm": (f"high-norm: above {HIGH_NORM_RATIO:g} × the image's median", "#D55E00", "o"),
+    "high_norm": (f"high-norm: above {HIGH_NORM_RATIO:g} × the image's median", MARKED_PATCH, "o"),
     "outlier": ("outlier: above median + 4·1.4826·MAD", INK, "|"),
 }
 """Column of the frame, legend, colour and marker of both rules."""
@@ -45,7 +46,7 @@ def patch_norms(analysis: Analysis) -> pd.DataFrame:
     values: dict[str, Any] = {
         "model": model_title(analysis),
         "block": np.repeat(kept.blocks, images * patches),
-        "image": np.tile(np.repeat(np.array([_file(name) for name in kept.names]), patches), blocks),
+        "image": np.tile(np.repeat(np.array([base_name(name) for name in kept.names]), patches), blocks),
         "row": places // columns,
         "column": places % columns,
         "before": _digits(before_LNP),
@@ -55,10 +56,6 @@ def patch_norms(analysis: Analysis) -> pd.DataFrame:
         "n": images,
     }
     return pd.DataFrame(values)
-
-
-def _file(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _digits(values: Any) -> Any:

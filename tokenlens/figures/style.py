@@ -64,6 +64,9 @@ _GAPS = ((4, 1.5), (1.2, 1.2), (5, 1.3, 1.2, 1.3), (2.4, 1.2), (8, 2))
 MODEL_DASHES: Sequence[Any] = ("-", *((0, gaps) for gaps in _GAPS))
 """Markers and dashes that go with the models' colours."""
 
+MARKED_PATCH = "#D55E00"
+"""Colour of patches with a high norm."""
+
 INK, FAINT, PAPER = "#1b1b1f", "#6b6b76", "#ffffff"
 
 GRID = "#dedee4"

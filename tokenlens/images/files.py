@@ -146,6 +146,15 @@ def describe_other_formats(names: Sequence[str]) -> str:
     )
 
 
+def base_name(name: str) -> str:
+    """Return the last part of an image's name, whichever separator its source uses.
+
+    >>> base_name("cats/one.jpg"), base_name(r"cats\\two.jpg")
+    ('one.jpg', 'two.jpg')
+    """
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
 def printable_name(name: str) -> str:
     """Return a file name as valid Unicode: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

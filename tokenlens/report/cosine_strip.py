@@ -4,35 +4,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from tokenlens.analysis.analysis import Analysis
 from tokenlens.figures.style import DIVERGING
+from tokenlens.images.files import base_name
 from tokenlens.overlays.before_after import signed_text
 from tokenlens.overlays.map_grid import round_up
 from tokenlens.overlays.selection import evenly_spaced
-from tokenlens.report.map_pictures import colour_ramp, data_uri, map_picture
-
-THUMBNAIL = 80
-"""Longer side of a thumbnail in pixels."""
-
-
-class Map(NamedTuple):
-    """A map as a picture, the mean over its patches, and a description."""
-
-    picture: str
-    mean: str
-    title: str
-    first: int
-    columns: int
-    rows: int
+from tokenlens.report.map_pictures import MapPicture, colour_ramp, cosine_rows, map_picture, photograph_pictures
 
 
 class MapRow(NamedTuple):
@@ -40,8 +25,8 @@ class MapRow(NamedTuple):
 
     label: str
     blocks: list[int]
-    before: list[Map]
-    after: list[Map]
+    before: list[MapPicture]
+    after: list[MapPicture]
 
 
 class Photograph(NamedTuple):
@@ -82,7 +67,7 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
     photographs, frames, count = [], [], 0
     for index, image in enumerate(shared):
         position = first.hashes.index(image)
-        name = first.names[position].replace("\\", "/").rpartition("/")[2]
+        name = base_name(first.names[position])
         rows = []
         for label, (blocks, cosines, every) in maps.items():
             sides = []
@@ -91,19 +76,19 @@ def cosine_strip(analyses: Mapping[str, Analysis]) -> CosineStrip | None:
                 for block, place in zip(blocks, _places(blocks, every), strict=True):
                     map_hw = cosines[index, side, place]
                     line.append(_map(map_hw, limit, f"block {block}, {when} norm1", count))
-                    frames.append(_frame(label, name, block, when, map_hw))
+                    frames.append(cosine_rows(map_hw, model=label, image=name, block=block, norm1=when))
                     count += map_hw.size
                 sides.append(line)
             rows.append(MapRow(label, list(blocks), *sides))
-        pictures = ("", "") if not first.jpegs else _pictures(first.jpegs[position])
+        pictures = ("", "") if not first.jpegs else photograph_pictures(first.jpegs[position])
         photographs.append(Photograph(name, *pictures, rows))
     return CosineStrip(photographs, f"{limit:g}", colour_ramp(DIVERGING), pd.concat(frames, ignore_index=True))
 
 
-def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> Map:
+def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> MapPicture:
     """Return a map, whose numbers begin at row ``first`` of the strip's frame."""
     mean, low, high = (signed_text(float(value)) for value in (map_hw.mean(), map_hw.min(), map_hw.max()))
-    return Map(
+    return MapPicture(
         map_picture(map_hw, (-limit, limit), DIVERGING),
         mean,
         f"{where}: mean {mean}, {low} to {high}",
@@ -114,18 +99,3 @@ def _map(map_hw: NDArray[np.float32], limit: float, where: str, first: int) -> M
 
 def _places(blocks: list[int], every: tuple[int, ...]) -> list[int]:
     return [every.index(block) for block in blocks]
-
-
-def _frame(label: str, name: str, block: int, when: str, map_hw: NDArray[np.float32]) -> pd.DataFrame:
-    rows, columns = np.indices(map_hw.shape).reshape(2, -1)
-    keys = {"model": label, "image": name, "block": block, "norm1": when}
-    return pd.DataFrame({**keys, "row": rows, "column": columns, "cosine": map_hw.ravel().astype(float).round(3)})
-
-
-def _pictures(jpeg: bytes) -> tuple[str, str]:
-    """Return a photograph and its thumbnail."""
-    small = Image.open(io.BytesIO(jpeg))
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    small.save(written, format="jpeg", quality=75)
-    return data_uri("jpeg", jpeg), data_uri("jpeg", written.getvalue())

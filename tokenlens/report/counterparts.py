@@ -1,4 +1,4 @@
-"""What an analysis of a model that comes with tokenlens is worth comparing with."""
+"""Models to compare with one that comes with tokenlens: its untrained twin, and DINOv2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TEACHER = "vit_small_patch14_dinov2"
 
 
 def counterparts(analysis: Analysis) -> list[tuple[str, str]]:
-    """Return what follows the run in ``tokenlens compare RUN …``, and what that is; nothing for other models.
+    """Return the arguments behind the run in ``tokenlens compare RUN …``, each with a name; none for other models.
 
     Images, their number and size are those of the run.
     """

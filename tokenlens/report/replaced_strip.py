@@ -13,35 +13,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokenlens.figures.base import group_title
+from tokenlens.images.files import base_name
 from tokenlens.interventions import CONTROL, Intervention
 from tokenlens.overlays.selection import evenly_spaced
-from tokenlens.report.map_pictures import data_uri
-
-
-class ReplacedMap(NamedTuple):
-    """The patches under one condition as a picture, the mean of their cosines to themselves, and a description."""
-
-    picture: str
-    cosine: str
-    title: str
-    first: int
-    columns: int
-    rows: int
+from tokenlens.report.map_pictures import MapPicture, cosine_rows, data_uri, photograph_pictures
 
 
 class ReplacedRow(NamedTuple):
-    """The maps of one replacement, one for each block."""
+    """The maps of one replacement, one for each block; under each the mean cosine of its patches to themselves."""
 
     label: str
     blocks: list[int]
-    maps: list[ReplacedMap]
+    maps: list[MapPicture]
 
 
 class ReplacedPhotograph(NamedTuple):
-    """A photograph, empty without pixels, the map of its untouched patches, and the rows of the replacements."""
+    """A photograph and its thumbnail, empty without pixels, the map of its untouched patches, and the replacements."""
 
     name: str
     picture: str
+    thumbnail: str
     untouched: str
     columns: int
     rows: int
@@ -63,13 +54,14 @@ def replaced_strip(intervention: Intervention) -> ReplacedStrip | None:
         return None
     replaced, _, site, _ = kept.conditions[0]
     targets = (replaced, CONTROL) if replaced == "high_norm" else (replaced,)
-    chosen = [(k, each) for k, each in enumerate(kept.conditions) if each[0] in targets and each[2] == site]
-    blocks = evenly_spaced(tuple(dict.fromkeys(block for _, (*_, block) in chosen)))
+    chosen = [(k, each) for k, each in enumerate(kept.conditions) if each.replace in targets and each.site == site]
+    blocks = evenly_spaced(tuple(dict.fromkeys(each.block for _, each in chosen)))
     photographs, frames, count = [], [], 0
     for index, path in enumerate(kept.names):
-        name = path.replace("\\", "/").rpartition("/")[2]
+        name = base_name(path)
         rows: dict[str, ReplacedRow] = {}
-        for k, (target, by, _, block) in chosen:
+        for k, condition in chosen:
+            target, by, _, block = condition
             if block not in blocks:
                 continue
             label = f"{by}, control" if target == CONTROL else by
@@ -78,19 +70,14 @@ def replaced_strip(intervention: Intervention) -> ReplacedStrip | None:
             picture = _picture(kept.components[index, k])
             row = rows.setdefault(label, ReplacedRow(label, [], []))
             row.blocks.append(block)
-            row.maps.append(ReplacedMap(picture, f"{cosines_hw.mean():.2f}", title, count, *cosines_hw.shape[::-1]))
-            frames.append(_frame(name, target, by, site, block, cosines_hw))
+            row.maps.append(MapPicture(picture, f"{cosines_hw.mean():.2f}", title, count, *cosines_hw.shape[::-1]))
+            keys = condition._asdict() | {"site": str(site)}
+            frames.append(cosine_rows(cosines_hw, image=name, **keys))
             count += cosines_hw.size
-        jpeg = data_uri("jpeg", kept.jpegs[index]) if kept.jpegs else ""
+        pictures = photograph_pictures(kept.jpegs[index]) if kept.jpegs else ("", "")
         h, w = kept.untouched.shape[1:3]
-        photographs.append(ReplacedPhotograph(name, jpeg, _picture(kept.untouched[index]), w, h, [*rows.values()]))
+        photographs.append(ReplacedPhotograph(name, *pictures, _picture(kept.untouched[index]), w, h, [*rows.values()]))
     return ReplacedStrip(photographs, f"{group_title(replaced)} at {site}", pd.concat(frames, ignore_index=True))
-
-
-def _frame(name: str, target: str, by: str, site: str, block: int, cosines_hw: NDArray[np.float64]) -> pd.DataFrame:
-    rows, columns = np.indices(cosines_hw.shape).reshape(2, -1)
-    keys = {"image": name, "replace": target, "by": by, "site": site, "block": block}
-    return pd.DataFrame({**keys, "row": rows, "column": columns, "cosine": cosines_hw.ravel().round(3)})
 
 
 def _picture(rgb_hw3: NDArray[np.uint8]) -> str:

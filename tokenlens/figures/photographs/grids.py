@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from tokenlens.figures.page import Canvas, characters, new_figure, paper, points, styled, wrapped
-from tokenlens.figures.style import DIVERGING, INK, SEQUENTIAL, plain_number
+from tokenlens.figures.style import DIVERGING, INK, MARKED_PATCH, SEQUENTIAL, plain_number
+from tokenlens.images.files import base_name
 from tokenlens.overlays.drawing import draw_map, draw_pixels, outline
 from tokenlens.overlays.map_grid import MapGrid, shared_limits
 
@@ -86,7 +87,7 @@ def _draw_panel(panel: Axes, grid: MapGrid, index: int, limits: tuple[float, flo
     if grid.outlined is not None:
         shape = (grid.maps.shape[1], grid.maps.shape[2])
         for row, column in np.argwhere(grid.outlined[index]):
-            outline(panel, (int(row), int(column)), shape, covered, colour="#D55E00", line_width=0.8)
+            outline(panel, (int(row), int(column)), shape, covered, colour=MARKED_PATCH, line_width=0.8)
     if not grid.rows or index < grid.columns:
         panel.set_title(_fitted(grid.titles[index], grid), fontweight="normal", loc="center")
     if grid.captions:
@@ -155,5 +156,5 @@ def _lines(texts: Sequence[str], grid: MapGrid) -> int:
 
 def _wrapped_name(grid: MapGrid) -> str:
     """Return an image's name without folders, wrapped to the width of the photograph."""
-    name = grid.image.replace("\\", "/").rpartition("/")[2]
+    name = base_name(grid.image)
     return wrapped(name, characters(_photograph(grid) * _map_width_mm(grid)))
