@@ -67,14 +67,12 @@ class Photographs:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return maps and JPEGs as arrays by name."""
-        jpegs = {f"jpeg_{index}": np.frombuffer(jpeg, dtype=np.uint8) for index, jpeg in enumerate(self.jpegs)}
         heads = {} if self.heads is None else {"heads": self.heads}
-        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **heads, **jpegs}
+        return {"cosines": self.cosines, "norms": self.norms, "pairs": self.pairs, **heads, **pack_jpegs(self.jpegs)}
 
     @classmethod
     def from_arrays(cls, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Photographs:
         """Return what ``to_arrays`` wrote, with names, hashes and blocks from ``described``."""
-        count = sum(name.startswith("jpeg_") for name in arrays)
         return cls(
             names=tuple(described["names"]),
             hashes=tuple(described["hashes"]),
@@ -82,7 +80,7 @@ class Photographs:
             cosines=arrays["cosines"],
             norms=arrays["norms"],
             pairs=arrays["pairs"],
-            jpegs=tuple(arrays[f"jpeg_{index}"].tobytes() for index in range(count)),
+            jpegs=unpack_jpegs(arrays),
             heads=arrays.get("heads"),
         )
 
@@ -186,6 +184,17 @@ def _maps(x_BTD: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
     cosines = (chosen_BMD @ chosen_BMD.transpose(1, 2))[:, rows, columns]
     maps_B2P = torch.stack([cosines_BP, norms_BP], 1)
     return maps_B2P.reshape(len(x_BTD), 2, *layout.grid), cosines
+
+
+def pack_jpegs(jpegs: Sequence[bytes]) -> dict[str, NDArray[np.uint8]]:
+    """Return JPEGs as arrays by name, for a file of arrays."""
+    return {f"jpeg_{index}": np.frombuffer(jpeg, dtype=np.uint8) for index, jpeg in enumerate(jpegs)}
+
+
+def unpack_jpegs(arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes, ...]:
+    """Return the JPEGs of ``pack_jpegs`` among other arrays."""
+    count = sum(name.startswith("jpeg_") for name in arrays)
+    return tuple(arrays[f"jpeg_{index}"].tobytes() for index in range(count))
 
 
 def jpeg_of(image_CHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:

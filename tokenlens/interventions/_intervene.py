@@ -181,7 +181,7 @@ def intervene(
         per_image=pd.DataFrame(values_NE[:, kept].astype(np.float32), index=names),
         provenance=provenance,
         not_applicable=dict(run.not_applicable),
-        photographs=join_photographs(run.photographs, [each.key() for each in run.conditions], mean, std, photos),
+        photographs=join_photographs(run.photographs, run.conditions, mean, std, photos),
     )
 
 

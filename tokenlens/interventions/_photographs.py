@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenlens.analysis.photographs import MOST_PHOTOGRAPHS, jpeg_of
+from tokenlens.analysis.photographs import MOST_PHOTOGRAPHS, jpeg_of, pack_jpegs, unpack_jpegs
 from tokenlens.interventions._effects import token_cosines
+from tokenlens.interventions.base import Condition
+from tokenlens.statistics.components import principal_axes
+from tokenlens.tokens import Site
 
 PERCENTILES = (1, 99)
 """Scores of the untouched patches that become the darkest and the brightest value of a colour."""
@@ -27,7 +29,7 @@ class ReplacedPhotographs:
     Attributes:
         names: of the images.
         hashes: their SHA-256.
-        conditions: ``replace``, ``by``, ``site`` and ``block`` of each condition.
+        conditions: in the order of the maps.
         untouched: the first three principal components of an image's untouched patches as colours, uint8,
             (N, h, w, 3).
         components: the patches under each condition in the same components and colours, (N, K, h, w, 3).
@@ -37,7 +39,7 @@ class ReplacedPhotographs:
 
     names: tuple[str, ...]
     hashes: tuple[str, ...]
-    conditions: tuple[tuple[str, str, str, int], ...]
+    conditions: tuple[Condition, ...]
     untouched: NDArray[np.uint8]
     components: NDArray[np.uint8]
     cosines: NDArray[np.float16]
@@ -45,29 +47,34 @@ class ReplacedPhotographs:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return maps and JPEGs as arrays by name."""
-        jpegs = {f"jpeg_{index}": np.frombuffer(jpeg, dtype=np.uint8) for index, jpeg in enumerate(self.jpegs)}
-        return {"untouched": self.untouched, "components": self.components, "cosines": self.cosines, **jpegs}
+        maps: dict[str, NDArray[Any]] = {
+            "untouched": self.untouched,
+            "components": self.components,
+            "cosines": self.cosines,
+        }
+        return maps | pack_jpegs(self.jpegs)
 
     def describe(self) -> dict[str, Any]:
         """Return what is not in ``to_arrays``; JSON-able."""
         return {
             "names": list(self.names),
             "hashes": list(self.hashes),
-            "conditions": [list(condition) for condition in self.conditions],
+            "conditions": [list(condition.key()) for condition in self.conditions],
         }
 
     @classmethod
     def from_arrays(cls, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> ReplacedPhotographs:
         """Return what ``describe`` and ``to_arrays`` wrote."""
-        count = sum(name.startswith("jpeg_") for name in arrays)
         return cls(
             names=tuple(described["names"]),
             hashes=tuple(described["hashes"]),
-            conditions=tuple((replace, by, site, int(block)) for replace, by, site, block in described["conditions"]),
+            conditions=tuple(
+                Condition(replace, by, Site(site), block) for replace, by, site, block in described["conditions"]
+            ),
             untouched=arrays["untouched"],
             components=arrays["components"],
             cosines=arrays["cosines"],
-            jpegs=tuple(arrays[f"jpeg_{index}"].tobytes() for index in range(count)),
+            jpegs=unpack_jpegs(arrays),
         )
 
 
@@ -94,26 +101,21 @@ class PhotographMaps:
     def __post_init__(self) -> None:
         self.components: list[NDArray[np.uint8]] = []
         self.cosines: list[NDArray[np.float16]] = []
-        x_PD = self.patch_PD.float().cpu()
-        self._mean_D = x_PD.mean(0)
-        _, _, loadings_CD = torch.linalg.svd(x_PD - self._mean_D, full_matrices=False)
-        loadings_CD = loadings_CD[:3]
-        # The sign of a component is arbitrary; the channel with the largest weight gets a positive one.
-        self._loadings_CD = loadings_CD * loadings_CD.gather(1, loadings_CD.abs().argmax(1, keepdim=True)).sign()
-        scores_PC = ((x_PD - self._mean_D) @ self._loadings_CD.T).numpy()
-        self._low, self._high = np.percentile(scores_PC, PERCENTILES, axis=0)
+        x_PD = self.patch_PD.cpu().double().numpy()
+        self._axes = principal_axes(x_PD)
+        self._low, self._high = np.percentile(self._axes.scores(x_PD), PERCENTILES, axis=0)
         self.untouched = self._colours(x_PD)
         self.patch_PD = self.patch_PD.clone()
 
     def add(self, patch_PD: Tensor) -> None:
         """Add the final patches under the next condition."""
-        self.components.append(self._colours(patch_PD.float().cpu()))
+        self.components.append(self._colours(patch_PD.cpu().double().numpy()))
         cosines_P = token_cosines(self.patch_PD[None], patch_PD[None])[0]
         self.cosines.append(cosines_P.cpu().numpy().astype(np.float16).reshape(self.grid))
 
-    def _colours(self, x_PD: Tensor) -> NDArray[np.uint8]:
-        scores_PC = ((x_PD - self._mean_D) @ self._loadings_CD.T).numpy()
-        rgb = np.full((len(x_PD), 3), 0.5)  # a colour for components beyond the rank
+    def _colours(self, x_PD: NDArray[np.float64]) -> NDArray[np.uint8]:
+        scores_PC = self._axes.scores(x_PD)
+        rgb = np.full((len(x_PD), 3), 0.5)  # a colour for components beyond the number of patches
         spread = np.where(self._high > self._low, self._high - self._low, 1)
         rgb[:, : scores_PC.shape[1]] = np.clip((scores_PC - self._low) / spread, 0, 1)
         colours: NDArray[np.uint8] = (255 * rgb).round().astype(np.uint8).reshape(*self.grid, 3)
@@ -127,7 +129,7 @@ def choose_photographs(indices: Sequence[int]) -> list[int]:
 
 def join_photographs(
     maps: Sequence[PhotographMaps],
-    conditions: Sequence[tuple[str, str, str, int]],
+    conditions: Sequence[Condition],
     mean: Sequence[float],
     std: Sequence[float],
     pixels: bool,

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,10 @@ import pandas as pd
 
 from tokenlens.interventions._effects import UNITS, EffectKey, bounds_of
 from tokenlens.interventions._intervention import EFFECT_COLUMNS
+from tokenlens.interventions.base import Condition
 from tokenlens.probes import Probe
 from tokenlens.statistics.bootstrap import bootstrap_interval
 from tokenlens.statistics.moments import Moments, cut_interval
-from tokenlens.tokens import Site
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One replacement at one site of one block."""
-
-    replace: str
-    by: str
-    site: Site
-    block: int
-
-    def key(self) -> tuple[str, str, str, int]:
-        """Return the values of the columns that name it."""
-        return self.replace, self.by, str(self.site), self.block
 
 
 def effect_rows(

@@ -20,10 +20,10 @@ from tokenlens.interventions._effects import EffectKey, PassEnd, class_logits, m
 from tokenlens.interventions._hooks import Sites
 from tokenlens.interventions._neurons import NeuronSums
 from tokenlens.interventions._photographs import PhotographMaps, choose_photographs
-from tokenlens.interventions._rows import Condition, effect_rows, score_rows
+from tokenlens.interventions._rows import effect_rows, score_rows
 from tokenlens.interventions._statistics import TokenStatistics
 from tokenlens.interventions._targets import check_target, chosen_tokens, generator
-from tokenlens.interventions.base import Given, Replacement
+from tokenlens.interventions.base import Condition, Given, Replacement
 from tokenlens.models.loading import LoadedModel
 from tokenlens.probes import FittedProbe
 from tokenlens.recording.recorder import resolve_blocks
@@ -89,7 +89,7 @@ class InterventionRun:
 
     @property
     def observes(self) -> bool:
-        """Whether a pass over the images comes before those that are measured."""
+        """Return whether a pass over the images precedes the measured ones."""
         return bool(self.needs & {"statistics", "donors", "neurons"})
 
     def observe(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The contract of a replacement: what takes the place of a group's tokens."""
+"""The contract of a replacement: what takes the place of a group's tokens, and where."""
 
 # Shapes: B images, T tokens, D channels.
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,22 @@ replacements = Catalog("tokenlens.interventions", "replacement", base="Replaceme
 NEEDS = frozenset({"statistics", "noise", "donors", "neurons"})
 
 
+class Condition(NamedTuple):
+    """One replacement of one group at one site of one block."""
+
+    replace: str
+    by: str
+    site: Site
+    block: int
+
+    def key(self) -> tuple[str, str, str, int]:
+        """Return the values of the columns that name it."""
+        return self.replace, self.by, str(self.site), self.block
+
+
 @dataclass(frozen=True)
 class Given:
-    """What a replacement can be computed from; a field is None unless it is in ``needs``.
+    """Inputs of a replacement; a field is None unless it is in ``needs``.
 
     Attributes:
         mean_TD: the mean over images at this site and block, position by position for special tokens, over all patches

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from tokenlens.metrics.token_norm import HIGH_NORM_RATIO, median
 from tokenlens.overlays.selection import Token, check_image, position_of, positions_of, prefix_tokens
 from tokenlens.recording.recording import Recording
+from tokenlens.statistics.components import principal_axes
 from tokenlens.tokens import TokenLayout
 
 
@@ -87,24 +88,16 @@ class Components:
 
 
 def principal_components(patch_NPD: Tensor, count: int = 3) -> Components:
-    """Compute principal components over the patches of all images together, in float64.
+    """Compute principal components over the patches of all images together; see ``principal_axes``.
 
-    The sign of a component, which is arbitrary, is chosen so that the channel with the largest weight has a positive
-    one. Components beyond the rank are 0.
+    Components beyond the number of patches or channels are 0.
     """
     images, patches, channels = patch_NPD.shape
-    x_MD = patch_NPD.reshape(-1, channels).double()
-    x_MD = x_MD - x_MD.mean(0)
-    _, singular, loadings_CD = torch.linalg.svd(x_MD, full_matrices=False)
-    kept = min(count, len(singular))
-    loadings_CD = loadings_CD[:kept]
-    largest = loadings_CD.gather(1, loadings_CD.abs().argmax(1, keepdim=True))
-    scores = torch.zeros(len(x_MD), count, dtype=torch.float64)
-    scores[:, :kept] = x_MD @ (loadings_CD * largest.sign()).T
-    variance = singular.square()
-    explained = torch.zeros(count, dtype=torch.float64)
-    explained[:kept] = variance[:kept] / variance.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    return Components(scores.reshape(images, patches, count).numpy(), explained.numpy())
+    x_MD = patch_NPD.reshape(-1, channels).double().numpy()
+    found = principal_axes(x_MD, count)
+    missing = count - len(found.axes_CD)
+    scores_MC = np.pad(found.scores(x_MD), ((0, 0), (0, missing)))
+    return Components(scores_MC.reshape(images, patches, count), np.pad(found.explained_C, (0, missing)))
 
 
 def as_rgb(scores_NPC: NDArray[np.float64]) -> NDArray[np.float64]:

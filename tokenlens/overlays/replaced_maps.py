@@ -42,15 +42,19 @@ def replaced_maps(
     count = 0 if kept is None else len(kept.jpegs)
     if kept is None or not 0 <= image < count:
         raise LookupError(f"the intervention keeps {count} photographs, got image {image}; pixels may be left out")
-    replace = kept.conditions[0][0] if replace is None else replace
-    site = kept.conditions[0][2]
-    places = {(each[1], each[3]): k for k, each in enumerate(kept.conditions) if each[0] == replace and each[2] == site}
+    replace = kept.conditions[0].replace if replace is None else replace
+    site = kept.conditions[0].site
+    places = {
+        (each.by, each.block): k
+        for k, each in enumerate(kept.conditions)
+        if (each.replace, each.site) == (replace, site)
+    }
     names = list(dict.fromkeys(name for name, _ in places)) if by is None else list(by)
     every = sorted({block for _, block in places})
     chosen = evenly_spaced(every, 5) if blocks is None and every else list(blocks or ())
     wanted = [(name, block) for name in names for block in chosen]
     if not wanted or (missing := [each for each in wanted if each not in places]):
-        have: list[Any] = sorted(places) or [each[0] for each in kept.conditions]
+        have: list[Any] = sorted(places) or [each.replace for each in kept.conditions]
         raise LookupError(f"no replacement of {replace} by {missing if wanted else names}; there are {have}")
     maps, captions = [], []
     for name in names:
