@@ -54,9 +54,20 @@ def numbers(metric: Metric) -> dict[tuple[str, str], float]:
     return found
 
 
+def feed_tokens(name: str, layout: TokenLayout, x_BTD: Tensor, site: Site = Site.RESID_POST) -> Metric:
+    """Return a metric after one batch of tokens at a site."""
+    return feed(name, layout, len(x_BTD), lambda reducer: reducer.tokens(0, site, x_BTD))
+
+
+def noise(images: int, layout: TokenLayout = ALL_GROUPS, channels: int = 96) -> Tensor:
+    """Return standard normal tokens, (B, T, D)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, layout.tokens, channels, dtype=torch.float64, generator=generator)
+
+
 def measure_tokens(name: str, layout: TokenLayout, x_BTD: Tensor, site: Site = Site.RESID_POST) -> dict[Any, float]:
     """Return the values of a metric of tokens."""
-    return numbers(feed(name, layout, len(x_BTD), lambda reducer: reducer.tokens(0, site, x_BTD)))
+    return numbers(feed_tokens(name, layout, x_BTD, site))
 
 
 def measure_norm(name: str, layout: TokenLayout, x_BTD: Tensor, module: nn.Module) -> dict[Any, float]:

@@ -1,23 +1,13 @@
 """A planted massive channel is found, at its place and in its group; noise has none."""
 
 import pytest
-import torch
 
 from tests.metrics._single_metric import ALL_GROUPS as LAYOUT
-from tests.metrics._single_metric import feed, numbers
-from tokenlens.tokens import Site
-
-
-def _measure(x):
-    return feed("massive_channels", LAYOUT, len(x), lambda reducer: reducer.tokens(0, Site.RESID_POST, x))
-
-
-def _noise():
-    return torch.randn(8, LAYOUT.tokens, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+from tests.metrics._single_metric import feed_tokens, noise, numbers
 
 
 def test_noise_has_no_massive_channel():
-    found = numbers(_measure(_noise()))
+    found = numbers(feed_tokens("massive_channels", LAYOUT, noise(8)))
     for group in LAYOUT.groups:
         assert 1 <= found["max_over_median", group] < 4
         assert 3 / 96 <= found["top3_energy", group] < 0.25
@@ -25,10 +15,10 @@ def test_noise_has_no_massive_channel():
 
 @pytest.mark.parametrize("group", LAYOUT.groups)
 def test_a_planted_channel_is_found_in_its_group_only(group):
-    x = _noise()
+    x = noise(8)
     x[:, list(LAYOUT.positions(group)), 17] += 100
     x[:, list(LAYOUT.positions(group)), 5] -= 50
-    metric = _measure(x)
+    metric = feed_tokens("massive_channels", LAYOUT, x)
     found, arrays = numbers(metric), metric.arrays()
     assert found["max_over_median", group] > 100
     assert found["top3_energy", group] == pytest.approx(12500 / 12594, abs=0.01)

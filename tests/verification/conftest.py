@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.support.tiny_training import train
@@ -13,6 +15,12 @@ from tests.support.tiny_verification import tiny_data, tiny_scale
 from tokenlens.verification import verify
 
 SEEDS = 3
+
+
+def knn_hits(folder, variant):
+    """Return whether k-NN was right for each test image, the mean over the seeds of a variant, from the files."""
+    probes = [folder / "probes" / f"{variant}_seed{seed}_knn_cls_32" for seed in range(SEEDS)]
+    return np.mean([pd.read_csv(probe / "per_image.csv")["correct"] for probe in probes], axis=0)
 
 
 @pytest.fixture(scope="session")

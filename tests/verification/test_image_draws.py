@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from tests.verification.conftest import SEEDS
+from tests.verification.conftest import knn_hits
 from tokenlens.statistics.seed_effects import estimate_effect
 from tokenlens.verification.image_draws import image_variance
 from tokenlens.verification.numbers import compare_scores, contrast_scores
@@ -16,17 +15,7 @@ from tokenlens.verification.runs import read_runs
 def test_the_variance_of_accuracy_over_images_is_that_of_the_mean(found):
     """For an accuracy it is the variance of the differences per image, divided by their number."""
     runs = read_runs([found.path])
-    hits = {
-        variant: np.mean(
-            [
-                pd.read_csv(found.path / "probes" / f"{variant}_seed{seed}_knn_cls_32" / "per_image.csv")["correct"]
-                for seed in range(SEEDS)
-            ],
-            axis=0,
-        )
-        for variant in ("standard", "paper")
-    }
-    each = 100 * (hits["paper"] - hits["standard"])
+    each = 100 * (knn_hits(found.path, "paper") - knn_hits(found.path, "standard"))
     setting = runs.numbers["setting"].iloc[0]
     rows = runs.numbers[runs.numbers["measure"] == "accuracy"]
     drawn = image_variance(runs.drawn, rows, {"paper": 1, "standard": -1})

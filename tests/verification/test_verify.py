@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from tests.support.tiny_verification import tiny_data, tiny_scale
-from tests.verification.conftest import SEEDS
+from tests.verification.conftest import SEEDS, knn_hits
 from tokenlens.analysis import Analysis, judge
 from tokenlens.storage.run_folder import check_manifest
 from tokenlens.verification import ScaleProbe, Verification, verify
@@ -118,17 +118,7 @@ def test_all_numbers_follow_from_the_run_folders(found):
     accuracy, losses = differences("knn", "cls", 32), differences("training", "loss", 32)
     assert whole.loc[("paper", "standard", "accuracy"), "difference"] == pytest.approx(np.mean(accuracy))
     assert whole.loc[("paper", "standard", "loss"), "difference"] == pytest.approx(np.mean(losses), rel=1e-4)
-    hits = {
-        variant: np.mean(
-            [
-                pd.read_csv(found.path / "probes" / f"{variant}_seed{seed}_knn_cls_32" / "per_image.csv")["correct"]
-                for seed in range(SEEDS)
-            ],
-            axis=0,
-        )
-        for variant in ("standard", "paper")
-    }
-    changes = 100 * (hits["paper"] - hits["standard"])
+    changes = 100 * (knn_hits(found.path, "paper") - knn_hits(found.path, "standard"))
     correlation = np.corrcoef(dense, accuracy)[0, 1] if dense.std() > 0 and accuracy.std() > 0 else 0.0
     deviations = (np.std(dense, ddof=1), np.std(accuracy, ddof=1))
     spread = Spread(SEEDS, deviations, correlation, (over_images, np.var(changes, ddof=1) / len(changes)))

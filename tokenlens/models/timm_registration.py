@@ -56,8 +56,7 @@ def specialized_vit(
     Raises:
         ValueError: without an architecture.
     """
-    config = dict(pretrained_cfg) if isinstance(pretrained_cfg, Mapping) else pretrained_cfg
-    saved = config.pop("specialized", None) if isinstance(config, dict) else None
+    config, saved = _take(pretrained_cfg, "specialized")
     if saved is not None:
         architecture, specialization = saved["architecture"], saved["specialization"]
     if architecture is None:
@@ -96,8 +95,7 @@ def attention_bias_vit(
     Raises:
         ValueError: without an architecture, and for published weights.
     """
-    config = dict(pretrained_cfg) if isinstance(pretrained_cfg, Mapping) else pretrained_cfg
-    saved = config.pop("attention_bias", None) if isinstance(config, dict) else None
+    config, saved = _take(pretrained_cfg, "attention_bias")
     architecture = architecture if saved is None else saved
     if architecture is None or (pretrained and saved is None):
         raise ValueError(
@@ -110,6 +108,13 @@ def attention_bias_vit(
     if pretrained:
         _load_weights(model)
     return model
+
+
+def _take(pretrained_cfg: Any, key: str) -> tuple[Any, Any]:
+    """Return timm's configuration without an entry of ours, and the entry; None if it has none."""
+    if not isinstance(pretrained_cfg, Mapping):
+        return pretrained_cfg, None
+    return {name: value for name, value in pretrained_cfg.items() if name != key}, pretrained_cfg.get(key)
 
 
 def _load_weights(model: Any) -> None:
