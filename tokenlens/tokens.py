@@ -157,7 +157,7 @@ class TokenLayout:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What a token can attend to: the groups, and ``bias`` if there is an attention bias."""
+        """Names of the sources of attention: the token groups, and ``bias`` if there is an attention bias."""
         return self.groups + ("bias",) * self.attention_bias
 
     @property

@@ -1,4 +1,4 @@
-"""What the patches lose without CLS
+"""Patches with CLS replaced
 
 CLS is replaced after one block, and the model runs on. Cosine of the final tokens to those of the untouched pass,
 against the block of the replacement; 1 means that nothing changed. Zeros, which the model has never seen, wreck the

@@ -1,4 +1,4 @@
-"""How long the tokens are
+"""Norms of CLS and patches
 
 Mean norm of CLS and of the patches over the blocks, the largest patch of an image over its median, and the share of
 high-norm patches by two rules.

@@ -1,4 +1,4 @@
-"""Which heads look at what
+"""Attention and entropy of every head
 
 Share of attention between CLS and patches, and entropy of the attention of CLS, for each head of each block.
 """

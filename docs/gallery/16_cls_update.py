@@ -1,4 +1,4 @@
-"""What attention writes to CLS
+"""Sources of the CLS update
 
 Share of CLS itself, of the patches and of the output projection's bias in what attention adds to CLS, and the norm
 of each part, block by block. In the last blocks the bias carries the update, and the patches' part, nearly as long,

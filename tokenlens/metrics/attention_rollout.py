@@ -19,7 +19,7 @@ from tokenlens.statistics.moments import Moments
 from tokenlens.tokens import Key, TokenLayout, take
 
 MAP = ("map", "cls-patch")
-"""Where ``look`` puts the CLS row over the patches (B, P), of which only mean and spread are kept."""
+"""Key of the CLS row over the patches, (B, P), among the values of ``look``; only its mean and spread are kept."""
 
 
 def rollout_rows(pattern_BHRT: Tensor, rows: slice, before_BTT: Tensor | None) -> Tensor:

@@ -1,5 +1,5 @@
 """Attention sinks: tokens that most of the queries of a head attend to, and what they write there."""
-# Shapes: B images, H heads, R some queries, T tokens, N chosen (image, head) pairs, D channels, d channels of one head.
+# Shapes: B images, H heads, R some queries, T tokens, D channels, d channels of one head.
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ ONE_RANK = 1.5
 """Largest stable rank of a broadcast."""
 
 KINDS = ("none", "nop", "broadcast", "other")
-
 
 SQUARINGS = 10
 """The largest eigenvalue is that of the 1024th power; exact to 1 % if the next one is not within 0.5 % of it."""
@@ -83,7 +82,7 @@ def _trace(x: Tensor) -> Tensor:
 
 
 class AttentionSink(AttentionCallMetric):
-    """Tokens that most queries of a head attend to, by what their values write: nothing (NOP) or one vector for all.
+    """Tokens that most queries of a head attend to, and whether they write nothing (NOP) or one vector (broadcast).
 
     Formula: s = argmax_j ⟨A_ij⟩ over all queries i, per image and head. A sink event is at least 90 % of the queries
         with A_is ≥ 0.5. With r = ‖W_O v_s‖ / ⟨‖W_O v_j‖⟩ over all tokens j it is a NOP where r ≤ 0.2, and a broadcast

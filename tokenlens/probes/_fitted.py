@@ -26,7 +26,7 @@ from tokenlens.probes._result import LARGEST_HEAD, ProbeResult
 from tokenlens.probes.base import FittedHead, ImageFeatures, PatchFeatures, probes
 
 MAY_DIFFER = ("model", "device", "torch", "timm")
-"""What may differ between the backbone of the run and that of now: names and versions, but not what is computed."""
+"""Entries of a backbone's identity that may differ from the run's: names and versions, which change no feature."""
 
 
 class FittedProbe:

@@ -126,7 +126,7 @@ class ReductionKernels:
         before: Collection[str],
         after_BT: Tensor,
     ) -> tuple[Reduced, Reduced] | None:
-        """Do the same without a tensor x − μ, or return None where that loses digits; ``after_BT`` is ‖y‖.
+        """Reduce the same without a tensor x − μ, or return None where that loses digits; ``after_BT`` is ‖y‖.
 
         With v = 1/rstd² − ε: ‖x‖² = D·(v + μ²), ‖x − μ‖² = D·v and ‖γ⊙(x − μ)‖ = ‖y − β‖/rstd. Only on the CPU, where
         looking at numbers does not wait for a device.
