@@ -62,6 +62,7 @@ def test_real_weights_give_the_same_features(preset):
         ("owner/model", LookupError, "write hf-hub:owner/model"),
         ("foo:bar", LookupError, "no model is called 'foo:bar'; expected"),
         ("/nowhere/weights.pt", LookupError, "there is no file or folder /nowhere/weights.pt; expected one, or"),
+        ("weights.pt", LookupError, "there is no file or folder weights.pt; expected one, or"),
         ("hf-hub:no such/repo", ValueError, "not available"),
         ("local-dir:/nowhere", ValueError, r"holds no config\.json"),
         (3, ValueError, "a model is a name or an nn.Module, got int"),
@@ -78,3 +79,10 @@ def test_a_folder_is_no_model_but_may_have_the_name_of_one(tmp_path: Path, monke
     (tmp_path / NAME).mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_model(NAME, pretrained=False).name == NAME
+
+
+def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.touch()
+    with pytest.raises(ValueError, match=f"is a file; name its model and pass --checkpoint {file}"):
+        load_model(str(file))

@@ -17,7 +17,7 @@ from tokenlens.catalog import did_you_mean
 from tokenlens.models import shipped, timm_registration
 from tokenlens.models.file_formats import read_json
 from tokenlens.models.transformers_format import PREPROCESSING
-from tokenlens.models.weight_files import CHOOSE_WEIGHTS, INDEX_NAMES, WEIGHT_NAMES, find_weight_files
+from tokenlens.models.weight_files import CHOOSE_WEIGHTS, INDEX_NAMES, WEIGHT_NAMES, WEIGHT_SUFFIXES, find_weight_files
 from tokenlens.storage.downloads import UnreachableError, download_hub_file
 from tokenlens.storage.result import SETTINGS
 
@@ -112,7 +112,10 @@ def find_model_source(name: str) -> ModelSource:
                 f"--checkpoint {name}"
             )
         return _find_folder(name, folder)
-    if name.startswith(("/", "./", "../", "~")):
+    is_path = name.startswith(("/", "./", "../", "~")) or folder.suffix in WEIGHT_SUFFIXES
+    if is_path and folder.is_file():
+        raise ValueError(f"{name!r} is a file; name its model and pass --checkpoint {name}")
+    if is_path:
         raise LookupError(f"there is no file or folder {name}; expected one, or {FORMS}")
     if colon or "/" in name:
         hint = "" if colon else f" For a model of the Hugging Face Hub, write hf-hub:{name}."
